@@ -1,0 +1,457 @@
+"""What embedders import: a cache directory with its threads, and its entries.
+
+Wires the parts together and decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from .conductor import Conductor, Flusher
+from .content import Claim
+from .demands import Fill
+from .dirlock import DirectoryLock, Holder
+from .downloader import Downloader
+from .entry import EntryPolicy, LiveEntry, Transition
+from .errors import CacheClosed, CacheError, StorageError, UsageError
+from .events import EventHub
+from .lifecycle import PERSON
+from .models import EntryRecord, Store
+from .origin import OriginClient, OriginOptions
+from .ranges import END, ByteRange
+from .reader import CacheFile, Reader, ReaderOptions
+from .registry import Registry
+from .retries import RetryPolicy
+from .scheduler import Limits, Priority
+from .states import DownloadState
+from .units import parse_duration, parse_size
+from .urls import parse_url, redact
+
+if TYPE_CHECKING:
+    from .proxy import Server
+
+__all__ = ["Cache", "Entry"]
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S: Final = 1.5
+"""How long :meth:`Cache.close` waits for its threads; with the last flush it stays
+within the two seconds that a service manager's users expect."""
+
+_PRIORITIES: Final = {
+    "person": (PERSON, Priority.PERSON),
+    "prefetch": ("prefetch", Priority.PREFETCH),
+}
+
+
+class Entry:
+    """One URL of a cache: a light handle, good for as long as the entry exists.
+
+    Thread-safe. Offsets and sizes are bytes, half-open; timeouts are seconds,
+    None for no limit. Every method raises EntryNotFound once the entry has been
+    removed, and CacheClosed once the cache is closed.
+    """
+
+    __slots__ = ("_cache", "id", "url")
+
+    def __init__(self, cache: Cache, entry_id: int, url: str) -> None:
+        self._cache = cache
+        self.id: Final = entry_id
+        self.url: Final = url
+        """The URL as it may be shown: without credentials and query."""
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.id} {self.url}>"
+
+    # -- looking ---------------------------------------------------------------
+
+    @property
+    def state(self) -> DownloadState:
+        """Where the download stands."""
+        with self._leased() as entry:
+            return entry.state
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is in that state, where there is something to say."""
+        with self._leased() as entry:
+            return entry.record.state_reason
+
+    @property
+    def downloaded_bytes(self) -> int:
+        """How many bytes are here."""
+        with self._leased() as entry:
+            return sum(run.size for run in entry.ranges())
+
+    @property
+    def total_bytes(self) -> int | None:
+        """The complete length, or None while it is unknown."""
+        with self._leased() as entry:
+            return entry.content.complete_length
+
+    @property
+    def ranges(self) -> list[ByteRange]:
+        """The byte ranges that are here, in order and coalesced."""
+        with self._leased() as entry:
+            return entry.ranges()
+
+    def has(self, start: int, stop: int) -> bool:
+        """Say whether ``[start, stop)``, clipped to the file, is here."""
+        with self._leased() as entry:
+            return entry.has(start, stop)
+
+    def is_playable(self) -> bool:
+        """Say whether a head and a tail are here, enough for a player to start."""
+        with self._leased() as entry:
+            return entry.is_playable()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what may be shown of the entry as JSON values."""
+        with self._leased() as entry:
+            return entry.describe()
+
+    # -- waiting ---------------------------------------------------------------
+
+    def wait_for(self, start: int, stop: int, timeout: float | None = None) -> bool:
+        """Wait until ``[start, stop)`` is here, fetching it if need be; False on timeout.
+
+        Raises:
+            CacheError: why the bytes will not come, as soon as that is known.
+        """
+        with self._leased() as entry:
+            return entry.wait_for(start, stop, timeout)
+
+    def wait_playable(self, timeout: float | None = None) -> bool:
+        """Wait until enough is here to start playing; as :meth:`wait_for`."""
+        with self._leased() as entry:
+            return entry.wait_playable(timeout)
+
+    def wait_complete(self, timeout: float | None = None) -> bool:
+        """Wait until every byte is here and durable; as :meth:`wait_for`."""
+        with self._leased() as entry:
+            return entry.wait_complete(timeout)
+
+    def open(self) -> io.BufferedReader:
+        """Return a seekable binary file; a read blocks until its bytes are here.
+
+        Raises:
+            CacheError: from reads, why the bytes will not come.
+        """
+        return io.BufferedReader(CacheFile(self._cache.open_reader(self.id)), 256 << 10)
+
+    # -- orders ----------------------------------------------------------------
+
+    def start(self, priority: str = "person", start: int = 0, stop: int | None = None) -> None:
+        """Put the download in the queue: ``"person"`` goes before ``"prefetch"``.
+
+        Ends a pause, and retries a failure; does nothing to a complete entry.
+        """
+        try:
+            asked_by, level = _PRIORITIES[priority]
+        except KeyError:
+            raise UsageError(
+                f"{priority!r} is no priority; use {' or '.join(map(repr, _PRIORITIES))}"
+            ) from None
+        with self._leased() as entry:
+            entry.start(asked_by, level, start, END if stop is None else stop)
+
+    def pause(self) -> None:
+        """Hold the download until somebody resumes it.
+
+        Raises:
+            IllegalMove: it is not under way.
+        """
+        with self._leased() as entry:
+            entry.pause()
+
+    def resume(self) -> None:
+        """Go on with a paused download; raises IllegalMove if it is not paused."""
+        with self._leased() as entry:
+            entry.resume()
+
+    def cancel(self) -> None:
+        """Give the download up, keeping what is stored; raises IllegalMove if it is over."""
+        with self._leased() as entry:
+            entry.cancel()
+
+    def retry(self) -> None:
+        """Try a failed download again; raises IllegalMove if it has not failed."""
+        with self._leased() as entry:
+            entry.retry()
+
+    def pin(self, pinned: bool = True) -> None:
+        """Keep the entry from eviction, or let it go again."""
+        with self._leased() as entry:
+            entry.update(pinned=pinned)
+
+    def unpin(self) -> None:
+        """Let the entry be evicted again."""
+        self.pin(False)
+
+    def remove(self) -> None:
+        """Forget the entry and delete its bytes; readers are cut off."""
+        self._cache.registry.remove(self.id)
+
+    @contextmanager
+    def _leased(self) -> Iterator[LiveEntry]:
+        with self._cache.registry.lease(self.id) as entry:
+            yield entry
+
+
+class Cache:
+    """A cache directory, held by this process, and the threads that fill it.
+
+    Sizes and durations are numbers (bytes, seconds) or text such as ``"20G"`` and
+    ``"500ms"``. A context manager; see :meth:`close`.
+
+    Args:
+        directory: where content and database live; made if it is not there.
+        max_size: evict the least recently used beyond this; None for no limit.
+        fill: what is fetched beyond what readers ask for; see :class:`Fill`.
+        grace: how long a download goes on after its last reader has left.
+        read_ahead: how far past a reader's position bytes are fetched for it.
+        playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
+        first_byte_timeout, stall_timeout: how long a reader waits, for its first
+            byte and for every further one.
+        limits, retries, origin: see the classes.
+        start: False leaves all downloads at rest, as for a look at the entries.
+
+    Raises:
+        CacheBusy: another process holds the directory.
+        StorageError: the directory or its database cannot be used.
+        UsageError: an argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        max_size: str | int | None = None,
+        fill: Fill | str = Fill.REST,
+        grace: str | float = 10.0,
+        read_ahead: str | int = 8 << 20,
+        playable_head: str | int = 1 << 20,
+        playable_tail: str | int = 256 << 10,
+        first_byte_timeout: str | float = 30.0,
+        stall_timeout: str | float = 30.0,
+        limits: Limits | None = None,
+        retries: RetryPolicy | None = None,
+        origin: OriginOptions | None = None,
+        start: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory: Final = Path(directory).expanduser().absolute()
+        self.max_size: Final = None if max_size is None else parse_size(max_size)
+        self._reader_options = ReaderOptions(
+            first_byte_timeout_s=parse_duration(first_byte_timeout),
+            stall_timeout_s=parse_duration(stall_timeout),
+            read_ahead_bytes=parse_size(read_ahead),
+        )
+        self._policy = EntryPolicy(
+            fill=_fill(fill),
+            grace_s=parse_duration(grace),
+            playable_head_bytes=parse_size(playable_head),
+            playable_tail_bytes=parse_size(playable_tail),
+            retries=retries or RetryPolicy(),
+            limits=limits or Limits(),
+        )
+        self._clock = clock
+        self._started = start
+        self._closing = threading.Lock()
+        self._closed = False
+        self._downloads: set[threading.Thread] = set()
+        self._downloads_lock = threading.Lock()
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageError(f"cannot make {self.directory}: {error.strerror}") from error
+        self._dirlock = DirectoryLock(self.directory)
+        try:
+            self._store = Store.open(self.directory / "cache.sqlite3")
+        except BaseException:
+            self._dirlock.release()
+            raise
+        self._origin = OriginClient(origin, clock)
+        self._events = EventHub()
+        self._flusher = Flusher()
+        self.registry: Final = Registry(self._store, self._make_entry, clock)
+        self._conductor = Conductor(
+            self.registry.live, lambda: self._policy.limits, self._start_download
+        )
+        self._restore()
+        if start:
+            self._conductor.start()
+            self._flusher.start()
+            self._conductor.poke()
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        with self._downloads_lock:
+            count = len(self._downloads)
+        return f"<Cache {self.directory} {'closed' if self._closed else f'{count} downloads'}>"
+
+    # -- entries ---------------------------------------------------------------
+
+    def entry(self, url: str, *, key: str | None = None) -> Entry:
+        """Find or register the entry of *url*; nothing is fetched yet.
+
+        *key* tells apart what one URL serves to different credentials; the URL
+        itself by default.
+
+        Raises:
+            UsageError: it is no http(s) URL.
+        """
+        parsed = parse_url(url)
+        entry_id = self.registry.find_or_create(parsed, key or str(parsed))
+        return Entry(self, entry_id, redact(url))
+
+    def entries(self) -> list[Entry]:
+        """Return every entry, oldest first."""
+        return [Entry(self, record.id, redact(record.url)) for record in self._records()]
+
+    def find(self, entry_id: int) -> Entry:
+        """Return the entry with that id, or raise EntryNotFound."""
+        return Entry(self, entry_id, redact(self._store.entry(entry_id).url))
+
+    def open_reader(self, entry_id: int) -> Reader:
+        """Return a reader of that entry, which holds a lease until it is closed.
+
+        Raises:
+            CacheError: the entry has failed and must rest; or there is none.
+        """
+        entry = self.registry.acquire(entry_id)
+        try:
+            return Reader(
+                entry, self._reader_options, on_close=lambda: self.registry.release(entry)
+            )
+        except BaseException:
+            self.registry.release(entry)
+            raise
+
+    def subscribe(self, callback: Callable[[Transition], None]) -> Callable[[], None]:
+        """Call *callback* with every transition, in a thread of its own; returns the way out."""
+        return self._events.subscribe(callback)
+
+    # -- the proxy -------------------------------------------------------------
+
+    def serve(self, **options: Any) -> Server:
+        """Return the proxy in a thread; see :class:`cachefsm.proxy.Server`."""
+        # The proxy is built on the cache; only this convenience looks the other way.
+        from .proxy import Server
+
+        return Server(self, **options)
+
+    def announce(self, address: str | None, token: str | None) -> None:
+        """Tell those who find the directory locked where its control routes are."""
+        self._dirlock.announce(Holder(os.getpid(), address, token))
+
+    # -- the end ---------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop every download, fail every wait, record everything; within two seconds.
+
+        Downloads under way are paused and go on when the directory is opened
+        again. Safe to call twice and from any thread.
+        """
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
+            self._conductor.stop(CLOSE_TIMEOUT_S)
+            entries = self.registry.close()
+            self._origin.close()
+            with self._downloads_lock:
+                threads = list(self._downloads)
+            for thread in threads:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
+                if thread.is_alive():
+                    _log.warning("%s is still in a call that cannot be interrupted", thread.name)
+            self._flusher.stop(max(0.1, deadline_s - time.monotonic()))
+            self._flusher.flush_all(entries)
+            for entry in entries:
+                try:
+                    entry.rest("shutdown")
+                except CacheError as error:
+                    # It stays active in the database: the next start recovers it.
+                    _log.warning("entry %s: %s", entry.id, error)
+            self._events.close()
+            for entry in entries:
+                entry.release_file()
+            self._store.close()
+            self._dirlock.release()
+
+    # -- wiring ----------------------------------------------------------------
+
+    def _records(self) -> list[EntryRecord]:
+        if self._closed:
+            raise CacheClosed("the cache is closed")
+        return self._store.entries()
+
+    def _make_entry(self, record: EntryRecord, chunks: list[ByteRange]) -> LiveEntry:
+        return LiveEntry(
+            record,
+            chunks,
+            store=self._store,
+            directory=self.directory / "content",
+            policy=self._policy,
+            clock=self._clock,
+            on_change=lambda entry: self._conductor.poke(),
+            on_dirty=self._flusher.note,
+            on_transition=self._events.publish,
+        )
+
+    def _restore(self) -> None:
+        """Bring what a stopped process left to its defined state, and take up its queue."""
+        for record in self._store.active_entries():
+            with self.registry.lease(record.id) as entry:
+                entry.recover()
+        if not self._started:
+            return
+        for queued in self._store.queue():
+            with self.registry.lease(queued.entry_id) as entry:
+                entry.restore(queued)
+
+    def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
+        download = Downloader(entry, claim, self._origin)
+
+        def run() -> None:
+            try:
+                download.run()
+            finally:
+                with self._downloads_lock:
+                    self._downloads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name=f"cachefsm-download-{claim.id}", daemon=True)
+        with self._downloads_lock:
+            self._downloads.add(thread)
+        thread.start()
+
+
+def _fill(value: Fill | str) -> Fill:
+    try:
+        return Fill(value)
+    except ValueError:
+        choices = ", ".join(repr(choice.value) for choice in Fill)
+        raise UsageError(f"{value!r} is no fill policy; use one of {choices}") from None
+
+

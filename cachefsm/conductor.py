@@ -1,0 +1,180 @@
+"""Two threads that everything else is spared: one decides, one makes durable.
+
+The :class:`Conductor` asks the pure scheduler what to do whenever an entry says
+that something has changed, and starts and stops downloader threads accordingly.
+The :class:`Flusher` syncs content files and records progress, so that no stream
+waits for a disk and a stalled one's bytes are recorded all the same.
+
+Both have a ``step`` that does one round and no waiting, which is what tests
+drive. Both sleep on a Condition until told or until the next moment that
+something is due; neither polls.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from .content import Claim
+from .entry import LiveEntry
+from .errors import CacheError, StorageError
+from .scheduler import Limits, Open, SetStop, plan
+
+__all__ = ["Conductor", "Flusher"]
+
+_log = logging.getLogger(__name__)
+
+FLUSH_INTERVAL_S: Final = 1.0
+"""Received bytes are recorded within this time: it bounds what a kill can cost."""
+
+
+class _Loop(ABC):
+    """A thread that runs :meth:`step` when poked or when the time that it gave has come."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._condition = threading.Condition()
+        self._poked = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    @abstractmethod
+    def step(self) -> float | None:
+        """Do one round; return the monotonic time of the next one, or None for when poked."""
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._thread.start()
+
+    def poke(self) -> None:
+        """Ask for a round now."""
+        with self._condition:
+            self._poked = True
+            self._condition.notify()
+
+    def stop(self, timeout_s: float) -> bool:
+        """End the thread; return whether it ended in time."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                if self._stopping:
+                    return
+                self._poked = False
+            try:
+                due_s = self.step()
+            except Exception:
+                # One bad round must not end all downloads: say so and go on.
+                _log.exception("%s: a round failed", self._name)
+                due_s = time.monotonic() + 1.0
+            with self._condition:
+                while not (self._poked or self._stopping):
+                    left_s = None if due_s is None else due_s - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        break
+                    self._condition.wait(left_s)
+
+
+class Conductor(_Loop):
+    """Applies the scheduler's plan to the live entries."""
+
+    def __init__(
+        self,
+        entries: Callable[[], Iterable[LiveEntry]],
+        limits: Callable[[], Limits],
+        download: Callable[[LiveEntry, Claim], None],
+    ) -> None:
+        super().__init__("cachefsm-conductor")
+        self._entries = entries
+        self._limits = limits
+        self._download = download
+
+    def step(self) -> float | None:
+        """Look at every live entry, apply the plan, return when to look again."""
+        entries = {entry.id: entry for entry in self._entries()}
+        views = []
+        for entry in entries.values():
+            try:
+                view = entry.view()
+            except CacheError as error:
+                _log.warning("entry %s: %s", entry.id, error)
+                continue
+            if view is not None:
+                views.append(view)
+        for action in plan(views, self._limits()):
+            entry = entries[action.entry_id]
+            if isinstance(action, SetStop):
+                entry.set_stop(action.stream_id, action.stop)
+            else:
+                self._open(entry, action)
+        moments = [due for entry in entries.values() if (due := entry.due_s()) is not None]
+        return min(moments, default=None)
+
+    def _open(self, entry: LiveEntry, action: Open) -> None:
+        try:
+            claim = entry.grant(action)
+        except CacheError as error:
+            # Nobody would fetch for those who wait, so they are told why.
+            _log.warning("entry %s: %s", entry.id, error)
+            entry.refuse(error)
+            return
+        if claim is not None:
+            self._download(entry, claim)
+
+
+class Flusher(_Loop):
+    """Flushes entries that have unsynced bytes: the urgent ones now, the others soon."""
+
+    def __init__(self, ticks: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("cachefsm-flusher")
+        self._ticks = ticks
+        self._dirty: dict[LiveEntry, float] = {}
+
+    def note(self, entry: LiveEntry, urgent: bool) -> None:
+        """Remember that *entry* has something to flush."""
+        with self._condition:
+            due_s = self._ticks() + (0.0 if urgent else FLUSH_INTERVAL_S)
+            known_s = self._dirty.get(entry)
+            if known_s is not None and known_s <= due_s:
+                return
+            self._dirty[entry] = due_s
+        self.poke()
+
+    def step(self) -> float | None:
+        """Flush what is due; return when the next flush is."""
+        with self._condition:
+            now_s = self._ticks()
+            due = [entry for entry, due_s in self._dirty.items() if due_s <= now_s]
+            for entry in due:
+                del self._dirty[entry]
+        for entry in due:
+            self._flush(entry)
+        with self._condition:
+            return min(self._dirty.values(), default=None)
+
+    def flush_all(self, entries: Iterable[LiveEntry]) -> None:
+        """Flush *entries* in the caller's thread, as at shutdown."""
+        for entry in entries:
+            self._flush(entry, again=False)
+
+    def _flush(self, entry: LiveEntry, *, again: bool = True) -> None:
+        try:
+            entry.flush()
+        except StorageError as error:
+            _log.warning("%s: not recorded yet: %s", entry.shown_url, error)
+            if again:
+                self.note(entry, False)
+        except CacheError as error:
+            _log.warning("%s: %s", entry.shown_url, error)

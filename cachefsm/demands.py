@@ -1,0 +1,116 @@
+"""Who wants which bytes of one entry, and for how long. No locks, no I/O.
+
+The owner's lock guards it. Readers come and go; what they asked for lingers for
+a grace, so that a player that seeks, or closes and opens again, finds its stream
+still there. People and prefetches stay until they have what they asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+
+from .content import Content, Demand
+from .ranges import END
+from .scheduler import Priority, Want
+
+__all__ = ["READER", "Demands", "Fill"]
+
+READER = "reader"
+
+
+class Fill(str, Enum):
+    """What is fetched of a file beyond what its readers ask for."""
+
+    REST = "rest"
+    """Everything missing, while somebody reads it and for a grace after."""
+    FINISH = "finish"
+    """Everything missing, to the end, once somebody has begun to read."""
+    REQUESTED = "requested"
+    """Nothing but read-ahead."""
+
+
+class Demands:
+    """The demands on one entry and the wants that follow from them."""
+
+    def __init__(self, fill: Fill, grace_s: float) -> None:
+        self._fill = fill
+        self._grace_s = grace_s
+        self._readers: list[Demand] = []
+        self._others: dict[str, Demand] = {}
+        self._rest: Demand | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._readers or self._others or self._rest)
+
+    def __iter__(self) -> Iterator[Demand]:
+        yield from self._readers
+        yield from self._others.values()
+        if self._rest is not None:
+            yield self._rest
+
+    @property
+    def askers(self) -> frozenset[str]:
+        """Those on whose behalf something is wanted, as the queue names them."""
+        return frozenset(demand.asked_by for demand in self)
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """What the scheduler should know."""
+        return tuple(Want(d.start, d.stop, d.priority) for d in self if d.stop > d.start)
+
+    def add_reader(self, start: int, stop: int) -> Demand:
+        """Register a reader that is not blocked yet."""
+        demand = Demand(READER, Priority.READ_AHEAD, start, stop)
+        self._readers.append(demand)
+        if self._fill is not Fill.REQUESTED:
+            self.fill_the_rest()
+        return demand
+
+    def fill_the_rest(self) -> None:
+        """Want everything that is missing, behind everybody else."""
+        self._rest = self._rest or Demand(READER, Priority.FILL)
+        self._rest.expires_at_s = None
+
+    def drop_reader(self, demand: Demand, now_s: float, *, linger: bool = True) -> None:
+        """Let a reader go; what it wanted is still wanted for the grace."""
+        if demand not in self._readers:
+            return
+        demand.priority = Priority.READ_AHEAD
+        demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
+        live = any(reader.expires_at_s is None for reader in self._readers)
+        if self._rest is not None and self._fill is Fill.REST and not live:
+            self._rest.expires_at_s = now_s + self._grace_s
+
+    def add(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> Demand:
+        """Register a person's or a prefetch's demand, in place of its earlier one."""
+        demand = self._others[asked_by] = Demand(asked_by, priority, start, stop)
+        return demand
+
+    def drop_others(self) -> None:
+        """Forget everybody but the readers that are here now."""
+        self._readers = [d for d in self._readers if d.expires_at_s is None]
+        self._others.clear()
+        self._rest = None
+
+    def expire(self, now_s: float, content: Content) -> None:
+        """Forget those whose time is over, and those who have what they asked for."""
+        self._readers = [d for d in self._readers if not _over(d, now_s)]
+        self._others = {
+            who: d for who, d in self._others.items() if not (_has_it_all(d, content))
+        }
+        if self._rest is not None and _over(self._rest, now_s):
+            self._rest = None
+
+    def next_due_s(self) -> float | None:
+        """Return when the next demand expires, or None."""
+        return min((d.expires_at_s for d in self if d.expires_at_s is not None), default=None)
+
+
+def _over(demand: Demand, now_s: float) -> bool:
+    return demand.expires_at_s is not None and now_s >= demand.expires_at_s
+
+
+def _has_it_all(demand: Demand, content: Content) -> bool:
+    stop = min(demand.stop, content.length)
+    return stop != END and content.durable.contains(demand.start, max(demand.start, stop))

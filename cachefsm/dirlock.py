@@ -1,0 +1,98 @@
+"""One process per cache directory, and how to reach the one that has it.
+
+The lock is ``flock`` on a file, so the kernel takes it back from a process that
+died, however it died. The file tells who holds it: process id, the address of
+its control routes where it serves any, and the token that they want.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import CacheBusy, StorageError
+
+__all__ = ["DirectoryLock", "Holder"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a cache directory; ``address`` is the base URL of its control routes."""
+
+    pid: int
+    address: str | None = None
+    token: str | None = None
+
+
+class DirectoryLock:
+    """Holds a cache directory until :meth:`release`, or the end of the process."""
+
+    def __init__(self, directory: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            CacheBusy: another process has it; the message names it.
+            StorageError: the directory cannot be used.
+        """
+        path = directory / "lock"
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot use {directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = _read(self._fd)
+            os.close(self._fd)
+            raise CacheBusy(_in_use(directory, holder)) from error
+        except OSError as error:
+            os.close(self._fd)
+            raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
+        self.announce(Holder(os.getpid()))
+
+    def announce(self, holder: Holder) -> None:
+        """Write who holds the directory, for those who find it locked."""
+        data = json.dumps(asdict(holder)).encode()
+        # In place: replacing the file would replace the lock as well.
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, data, 0)
+
+    def release(self) -> None:
+        """Let the directory go; safe to call twice."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+    @staticmethod
+    def holder(directory: Path) -> Holder | None:
+        """Return who holds *directory* now, or None; does not take it."""
+        try:
+            fd = os.open(directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read(fd) or Holder(0)
+            return None
+        finally:
+            os.close(fd)
+
+
+def _read(fd: int) -> Holder | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Holder(**json.loads(os.pread(fd, 4096, 0)))
+    return None  # the holder is just writing it, or is another version
+
+
+def _in_use(directory: Path, holder: Holder | None) -> str:
+    if holder is None:
+        return f"{directory} is in use by another process"
+    where = f", serving at {holder.address}" if holder.address else ""
+    return f"{directory} is in use by process {holder.pid}{where}"

@@ -1,0 +1,89 @@
+"""A thread's work: fill one claimed gap of one entry, and always hand the claim back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from .acceptance import Answer, Representation
+from .content import Claim
+from .errors import CacheError
+from .origin import Fetch
+from .ranges import END, ByteRange
+from .transport import Canceller
+from .urls import OriginUrl
+
+__all__ = ["Downloader"]
+
+_log = logging.getLogger(__name__)
+
+
+class _Entry(Protocol):
+    url: OriginUrl
+
+    def answered(self, claim: Claim, answer: Answer) -> bool: ...
+    def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
+    def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
+    def ended(
+        self, claim: Claim, error: Exception | None, *, at_end: bool = False
+    ) -> None: ...
+
+
+class _Origin(Protocol):
+    def fetch(
+        self,
+        url: OriginUrl,
+        asked: ByteRange,
+        *,
+        held: Representation | None,
+        canceller: Canceller,
+    ) -> Fetch: ...
+
+
+class Downloader:
+    """Fills *claim* of *entry* from *origin*; :meth:`run` is the thread's body."""
+
+    def __init__(self, entry: _Entry, claim: Claim, origin: _Origin) -> None:
+        self._entry = entry
+        self._claim = claim
+        self._origin = origin
+        self._canceller = Canceller()
+        claim.cancel_io = self._canceller.cancel
+        if claim.cancelled:  # between the grant and here
+            self._canceller.cancel()
+
+    def run(self) -> None:
+        """Fetch until the claim is filled, cancelled or broken, and say which."""
+        error: Exception | None = None
+        at_end = False
+        try:
+            at_end = self._fill()
+        except CacheError as caught:
+            error = caught
+        except Exception as caught:
+            # Whatever it is, those who wait must hear of it and the process live.
+            _log.exception("a downloader failed unexpectedly")
+            error = caught
+        self._entry.ended(self._claim, error, at_end=at_end)
+
+    def _fill(self) -> bool:
+        """Return whether the body ended by itself, so that its end is the file's."""
+        claim = self._claim
+        asked = ByteRange(claim.position, claim.reach)
+        with self._origin.fetch(
+            self._entry.url, asked, held=claim.held, canceller=self._canceller
+        ) as fetch:
+            if not self._entry.answered(claim, fetch.answer):
+                return False
+            offset = fetch.answer.start
+            while data := fetch.read():
+                wanted = self._entry.accept(claim, offset, len(data))
+                if wanted is None:
+                    return False
+                view = memoryview(data)
+                for start, stop in wanted:
+                    claim.content.file.write_at(start, view[start - offset : stop - offset])
+                offset += len(data)
+                self._entry.wrote(claim, offset, wanted)
+            # A body whose end was announced says nothing about the file's.
+            return fetch.answer.stop == END

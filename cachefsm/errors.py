@@ -1,0 +1,184 @@
+"""The exceptions of cachefsm, split by whose fault they are.
+
+Foreign errors (``requests``, ``peewee``, the operating system's, the state
+machine's) are translated once, where they are met, with ``raise ... from``.
+Messages say what was asked and what came, in one line, and never hold
+credentials or query strings.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadAnswer",
+    "CacheBusy",
+    "CacheClosed",
+    "CacheError",
+    "DownloadCancelled",
+    "EntryNotFound",
+    "IllegalMove",
+    "OriginError",
+    "OriginRefused",
+    "OriginStatus",
+    "OriginTimeout",
+    "OriginUnreachable",
+    "RangeNotSatisfiable",
+    "RepresentationChanged",
+    "SchemaTooNew",
+    "StorageError",
+    "UnsatisfiedByOrigin",
+    "UsageError",
+    "WaitCancelled",
+    "WaitTimeout",
+]
+
+
+class CacheError(Exception):
+    """Anything cachefsm raises on purpose.
+
+    ``status_hint`` is the HTTP status that fits when a client has to be told.
+    """
+
+    status_hint: int = 500
+
+
+class UsageError(CacheError):
+    """An argument, option or address that cannot be used; the message says why."""
+
+    status_hint = 400
+
+
+class IllegalMove(CacheError):
+    """The lifecycle has no such event in this state; nothing has changed."""
+
+    status_hint = 409
+
+    def __init__(self, event: str, state: str) -> None:
+        super().__init__(f"cannot {event} an entry that is {state}")
+        self.event = event
+        self.state = state
+
+
+class EntryNotFound(CacheError):
+    """No entry has that id or URL."""
+
+    status_hint = 404
+
+
+class CacheClosed(CacheError):
+    """The cache is shutting down; ask again when it is back."""
+
+    status_hint = 503
+
+
+class CacheBusy(CacheError):
+    """Another process holds the cache directory; the message names it."""
+
+    status_hint = 503
+
+
+class WaitTimeout(CacheError):
+    """The bytes did not arrive in the time allowed; the download goes on."""
+
+    status_hint = 504
+
+
+class WaitCancelled(CacheError):
+    """Whoever waited has left, so the wait was given up."""
+
+    status_hint = 499
+
+
+class DownloadCancelled(CacheError):
+    """A person cancelled the download."""
+
+    status_hint = 503
+
+
+class RangeNotSatisfiable(CacheError):
+    """No byte of the representation lies in the range asked for.
+
+    ``complete_length`` is in bytes.
+    Source: RFC 9110 §15.5.17.
+    """
+
+    status_hint = 416
+
+    def __init__(self, complete_length: int) -> None:
+        super().__init__(f"the range asked for lies outside the {complete_length} bytes there are")
+        self.complete_length = complete_length
+
+
+class StorageError(CacheError):
+    """The disk or the database refused: full, read-only, gone, locked, changed."""
+
+
+class SchemaTooNew(StorageError):
+    """The database was written by a newer cachefsm than this one."""
+
+
+class OriginError(CacheError):
+    """The origin could not be reached, or its answer cannot be used.
+
+    ``permanent`` says that asking again soon will not help; ``retry_after_s``
+    is the origin's own wish, in seconds, where it gave one.
+    """
+
+    status_hint = 502
+    permanent: bool = False
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OriginUnreachable(OriginError):
+    """No connection, or the connection broke before or while it answered."""
+
+
+class OriginTimeout(OriginError):
+    """The origin accepted the connection and then said nothing for too long."""
+
+    status_hint = 504
+
+
+class OriginRefused(OriginError):
+    """An address, scheme or redirect that this cache may not follow."""
+
+    status_hint = 403
+    permanent = True
+
+
+class OriginStatus(OriginError):
+    """The origin answered with a status other than 200 and 206.
+
+    4xx means that the request is at fault and is permanent, but for 408, 421,
+    425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
+    Source: RFC 9110 §15.5, §15.6; RFC 6585; RFC 8470.
+    """
+
+    _PASSING = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509})
+
+    def __init__(self, status: int, *, retry_after_s: float | None = None) -> None:
+        super().__init__(f"the origin answered {status}", retry_after_s=retry_after_s)
+        self.status = status
+        self.permanent = status not in self._PASSING
+        # A client may act on 4xx (log in, look elsewhere); an origin's 5xx is
+        # ours to explain as a gateway.
+        self.status_hint = status if 400 <= status < 500 else 502
+
+
+class UnsatisfiedByOrigin(OriginStatus):
+    """The origin answered 416; ``complete_length`` in bytes where it said so."""
+
+    def __init__(self, complete_length: int | None) -> None:
+        super().__init__(416)
+        self.complete_length = complete_length
+        self.status_hint = 502
+
+
+class BadAnswer(OriginError):
+    """A 200 or 206 whose interval, length, framing or coding cannot be trusted."""
+
+
+class RepresentationChanged(OriginError):
+    """The origin now serves another version than the one that is stored."""

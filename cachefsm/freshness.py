@@ -1,0 +1,196 @@
+"""When a stored response may be used again: RFC 9111, as a private cache.
+
+Pure: times are arguments, Unix time in seconds. Being private, s-maxage, private,
+proxy-revalidate and Authorization need no attention here (RFC 9111 §3.5, §5.2.2);
+keeping users apart is the job of the key.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Final, TypeAlias
+
+from .fields import Fields, members_of, parse_http_date, parse_seconds, value_of, without
+
+__all__ = [
+    "VaryKey",
+    "current_age_s",
+    "freshness_lifetime_s",
+    "invalidates",
+    "may_serve_stale",
+    "may_store",
+    "needs_validation",
+    "parse_cache_control",
+    "vary_key",
+    "with_age",
+]
+
+#: Which request fields, with which values, a stored response answers to.
+VaryKey: TypeAlias = tuple[tuple[str, "str | None"], ...]
+
+#: RFC 9111 §4.2.2 calls 10 % of the time since Last-Modified typical, and names no
+#: bound. A file untouched for years would stay unasked for months; one day bounds
+#: the surprise, and asking is one 304.
+HEURISTIC_FRACTION: Final = 0.1
+HEURISTIC_LIMIT_S: Final = 86_400.0
+
+#: RFC 9110 §15.1.
+HEURISTICALLY_CACHEABLE: Final = frozenset(
+    {200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501}
+)
+
+_DIRECTIVE = re.compile(
+    r"[ \t,]*(?P<name>[^\s=,\"]+)(?:=(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<token>[^\s,\"]*)))?"
+    r"[^,]*"
+)
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+def parse_cache_control(fields: Fields) -> dict[str, str | None]:
+    """Return the directives: lower-case name to argument, unquoted, None without one.
+
+    Unknown directives are kept. Of a repeated one the first counts, as RFC 9111
+    §4.2.1 allows. Source: RFC 9111 §5.2.
+    """
+    directives: dict[str, str | None] = {}
+    for match in _DIRECTIVE.finditer(value_of(fields, "Cache-Control") or ""):
+        argument = match["token"]
+        if match["quoted"] is not None:
+            argument = _QUOTED_PAIR.sub(r"\1", match["quoted"])
+        directives.setdefault(match["name"].lower(), argument)
+    return directives
+
+
+def _request_directives(request_fields: Fields) -> dict[str, str | None]:
+    """Return the client's directives; Pragma is heard where Cache-Control is absent.
+
+    Source: RFC 9111 §5.4.
+    """
+    directives = parse_cache_control(request_fields)
+    if not directives and "no-cache" in members_of(request_fields, "Pragma"):
+        directives["no-cache"] = None
+    return directives
+
+
+def may_store(method: str, status: int, request_fields: Fields, response_fields: Fields) -> bool:
+    """Return whether RFC 9111 §3 lets a private cache keep the answer.
+
+    Only 200 and 206 to GET, whose lack of explicit freshness does no harm: both
+    are heuristically cacheable. ``Vary: *`` would never match again (§4.1).
+    """
+    if method != "GET" or status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        return False
+    if "*" in members_of(response_fields, "Vary"):
+        return False
+    response = parse_cache_control(response_fields)
+    # must-understand overrides no-store for caches that know the status: §5.2.2.3.
+    refused = "no-store" in response and "must-understand" not in response
+    return not refused and "no-store" not in parse_cache_control(request_fields)
+
+
+def freshness_lifetime_s(status: int, fields: Fields, *, received_s: float) -> float:
+    """Return for how many seconds after its Date the response is fresh.
+
+    max-age, else Expires, else the heuristic. What is there but malformed counts
+    as expired. *received_s* stands in for a missing Date.
+
+    Source: RFC 9111 §4.2.1, §4.2.2.
+    """
+    directives = parse_cache_control(fields)
+    if "max-age" in directives:
+        return float(parse_seconds(directives["max-age"]) or 0)
+    date_s = _date_s(fields, received_s)
+    expires = value_of(fields, "Expires")
+    if expires is not None:
+        expires_s = parse_http_date(expires)
+        return 0.0 if expires_s is None else max(0.0, expires_s - date_s)
+    modified_s = parse_http_date(value_of(fields, "Last-Modified"))
+    may_guess = status in HEURISTICALLY_CACHEABLE or "public" in directives
+    if modified_s is None or not may_guess:
+        return 0.0
+    return min(HEURISTIC_LIMIT_S, max(0.0, (date_s - modified_s) * HEURISTIC_FRACTION))
+
+
+def current_age_s(fields: Fields, *, requested_s: float, received_s: float, now_s: float) -> float:
+    """Return how old the response is, at the most, in seconds.
+
+    *requested_s* and *received_s* are when it was asked for and when it came.
+
+    Source: RFC 9111 §4.2.3.
+    """
+    apparent_s = max(0.0, received_s - _date_s(fields, received_s))
+    told_s = parse_seconds(members_of(fields, "Age")[0]) if members_of(fields, "Age") else None
+    corrected_s = (told_s or 0) + (received_s - requested_s)
+    return max(apparent_s, corrected_s) + (now_s - received_s)
+
+
+def _date_s(fields: Fields, received_s: float) -> float:
+    date_s = parse_http_date(value_of(fields, "Date"))
+    return received_s if date_s is None else date_s
+
+
+def needs_validation(
+    request_fields: Fields, response_fields: Fields, *, lifetime_s: float, age_s: float
+) -> bool:
+    """Return whether the origin must be asked before this response is served.
+
+    Source: RFC 9111 §4, §4.2.4, §5.2.1.
+    """
+    request, response = _request_directives(request_fields), parse_cache_control(response_fields)
+    # no-cache="field" is treated like plain no-cache, as §5.2.2.4 lets caches do.
+    if "no-cache" in request or "no-cache" in response:
+        return True
+    if "max-age" in request and age_s > (parse_seconds(request["max-age"]) or 0):
+        return True
+    if "min-fresh" in request:
+        age_s += parse_seconds(request["min-fresh"]) or 0
+    if lifetime_s > age_s:
+        return False
+    return not (may_serve_stale(response_fields) and _accepts_stale(request, age_s - lifetime_s))
+
+
+def _accepts_stale(request: dict[str, str | None], staleness_s: float) -> bool:
+    """Return whether the client's max-stale covers it; without a value it covers all."""
+    if "max-stale" not in request:
+        return False
+    limit = request["max-stale"]
+    return limit is None or staleness_s <= (parse_seconds(limit) or 0)
+
+
+def may_serve_stale(response_fields: Fields) -> bool:
+    """Return whether a stale response may be served when the origin cannot be asked.
+
+    Source: RFC 9111 §4.2.4, §5.2.2.2, §5.2.2.4.
+    """
+    forbidding = {"must-revalidate", "no-cache", "no-store"}
+    return forbidding.isdisjoint(parse_cache_control(response_fields))
+
+
+def invalidates(method: str, status: int) -> bool:
+    """Return whether this exchange makes what is stored under its URL doubtful.
+
+    Methods unknown here count as unsafe. Source: RFC 9111 §4.4.
+    """
+    is_error = status >= HTTPStatus.BAD_REQUEST
+    return method not in _SAFE and not is_error
+
+
+def vary_key(stored_fields: Fields, request_fields: Fields) -> VaryKey | None:
+    """Return what a request must equal to be answered with the stored response.
+
+    Two requests with equal keys select the same response. None matches nothing,
+    not even itself: the response said ``Vary: *``. Absent is not the same as empty.
+
+    Source: RFC 9111 §4.1.
+    """
+    names = sorted(set(members_of(stored_fields, "Vary")))
+    if "*" in names:
+        return None
+    return tuple((name, value_of(request_fields, name)) for name in names)
+
+
+def with_age(fields: Fields, age_s: float) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a stored response as served at that age. RFC 9111 §5.1."""
+    return (*without(fields, {"age"}), ("Age", str(max(0, int(age_s)))))

@@ -1,0 +1,211 @@
+"""The lifecycle of a download: states, events, guards and the hook that persists.
+
+Rule 1, borrowed from h11: whatever decides whether an entry may move lives in
+this file. A missing line in :class:`DownloadLifecycle` *is* the refusal.
+
+Theory of operation. The machine never owns the truth; the row does. A move is
+
+1. an outer ``BEGIN IMMEDIATE`` transaction, opened by :meth:`Lifecycle.send`;
+2. the machine's guards, then its one hook that may raise, ``on_transition``,
+   which updates the row *where it still is in the source state and generation*
+   and must touch exactly one row;
+3. ``COMMIT``; only then is :attr:`Lifecycle.record`, an immutable snapshot,
+   replaced, so that memory can't run ahead of the database.
+
+If anything raises on the way, the transaction is rolled back, the machine (whose
+state may have moved) is thrown away, and the snapshot is what it was, or what
+the row says if somebody else had changed it. A machine costs 80 KiB, so it is
+built at the first move and dropped when the entry comes to rest.
+
+python-statemachine queues a ``send`` made during another thread's ``send``, so
+:meth:`Lifecycle.send` is called with the entry's lock held, always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from statemachine import State, StateMachine
+from statemachine.exceptions import TransitionNotAllowed
+
+from .errors import IllegalMove
+from .models import EntryRecord, StaleRow, Store
+from .ranges import ByteRange
+from .states import ACTIVE, DownloadState
+
+__all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move"]
+
+PERSON = "person"
+"""Who asked, when a human did; also the reason of a pause that only a human ends."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """The facts that go with an event, and what the row learns from them.
+
+    ``columns`` are written with the new state; ``chunks`` are byte ranges that
+    have become durable since the last save. The rest is for the guards.
+    """
+
+    reason: str | None = None
+    asked_by: str | None = None
+    now_s: float = 0.0
+    durable_bytes: int = 0
+    complete_length: int | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+    chunks: tuple[ByteRange, ...] = ()
+
+
+class DownloadLifecycle(StateMachine):
+    """The life of one download.
+
+    {statechart:md}
+    """
+
+    not_started = State("NotStarted", value=DownloadState.NOT_STARTED.value, initial=True)
+    initializing = State("Initializing", value=DownloadState.INITIALIZING.value)
+    downloading = State("Downloading", value=DownloadState.DOWNLOADING.value)
+    paused = State("Paused", value=DownloadState.PAUSED.value)
+    # Not final: nothing leaves a final state, and eviction must.
+    complete = State("Complete", value=DownloadState.COMPLETE.value)
+    failed = State("Failed", value=DownloadState.FAILED.value)
+
+    initialize = not_started.to(initializing)
+    begin = initializing.to(downloading)
+    pause = initializing.to(paused) | downloading.to(paused)
+    resume = paused.to(initializing, cond="not_held_by_a_person")
+    finish = initializing.to(complete, cond="every_byte_is_durable") | downloading.to(
+        complete, cond="every_byte_is_durable"
+    )
+    fail = initializing.to(failed) | downloading.to(failed) | paused.to(failed)
+    cancel = (
+        not_started.to(failed)
+        | initializing.to(failed)
+        | downloading.to(failed)
+        | paused.to(failed)
+    )
+    retry = failed.to(initializing, cond="back_off_has_passed")
+    invalidate = (
+        initializing.to(not_started)
+        | downloading.to(not_started)
+        | paused.to(not_started)
+        | complete.to(not_started)
+        | failed.to(not_started)
+    )
+    recover = initializing.to(paused) | downloading.to(paused)
+
+    def not_held_by_a_person(self, move: Move) -> bool:
+        """A person's pause ends when a person says so; any other when bytes are wanted."""
+        return self._record.state_reason != PERSON or move.asked_by == PERSON
+
+    def every_byte_is_durable(self, move: Move) -> bool:
+        """The length is known and that many bytes are safe in the file."""
+        return move.complete_length is not None and move.durable_bytes == move.complete_length
+
+    def back_off_has_passed(self, move: Move) -> bool:
+        """A person may retry at once; a new reader, after the wait that the failure set."""
+        retry_at = self._record.retry_at
+        return move.asked_by == PERSON or retry_at is None or move.now_s >= retry_at
+
+    def on_transition(self, source: State, target: State, move: Move) -> None:
+        """Write the move to the row; whatever this raises, the move did not happen."""
+        subject: _Subject = self.model
+        subject.record = subject.store.write_move(
+            subject.record,
+            state=str(target.value),
+            reason=move.reason,
+            now_s=move.now_s,
+            columns=move.columns,
+            chunks=move.chunks,
+        )
+
+    @property
+    def _record(self) -> EntryRecord:
+        subject: _Subject = self.model
+        return subject.record
+
+
+class _Subject:
+    """What the machine moves: its state, and the row as this transaction sees it."""
+
+    def __init__(self, store: Store, record: EntryRecord) -> None:
+        self.store = store
+        self.record = record
+        self.state = record.state
+
+
+class Lifecycle:
+    """One entry's row and, while it is active, its machine.
+
+    Not thread-safe: call with the entry's lock held.
+    """
+
+    def __init__(self, store: Store, record: EntryRecord) -> None:
+        self._store = store
+        self._machine: DownloadLifecycle | None = None
+        self.record = record
+
+    @property
+    def state(self) -> DownloadState:
+        """The state that the database holds."""
+        return DownloadState(self.record.state)
+
+    def allows(self, event: str) -> bool:
+        """Say whether the table has *event* in this state, guards aside."""
+        return any(transition.match(event) for transition in _transitions_from(self.state))
+
+    def send(self, event: str, move: Move) -> EntryRecord:
+        """Move by *event* and return the new snapshot, which is committed.
+
+        Raises:
+            IllegalMove: the table has no such event in this state, or its guard
+                refuses; nothing has changed.
+            StorageError: the database refused; nothing has changed. If the row
+                had been changed by somebody else, :attr:`record` is now that row.
+        """
+        machine = self._machine or self._build()
+        subject: _Subject = machine.model
+        try:
+            with self._store.transaction():
+                machine.send(event, move=move)
+        except TransitionNotAllowed as error:
+            raise IllegalMove(event, self.record.state) from error
+        except StaleRow:
+            self._machine = None
+            self.reload()
+            raise
+        except BaseException:
+            self._machine = None
+            raise
+        self.record = subject.record
+        self._machine = machine if self.state in ACTIVE else None
+        return self.record
+
+    def reload(self) -> EntryRecord:
+        """Take the row as it is in the database.
+
+        Raises:
+            EntryNotFound: the row is gone.
+        """
+        self._machine = None
+        self.record = self._store.entry(self.record.id)
+        return self.record
+
+    def refresh(self, record: EntryRecord) -> None:
+        """Adopt a newer snapshot of the same row in the same state."""
+        self.record = record
+        if self._machine is not None:
+            subject: _Subject = self._machine.model
+            subject.record = record
+
+    def _build(self) -> DownloadLifecycle:
+        # The engine does not validate a restored state, so check it here.
+        DownloadState(self.record.state)
+        self._machine = DownloadLifecycle(_Subject(self._store, self.record))
+        return self._machine
+
+
+def _transitions_from(state: DownloadState) -> Iterable[Any]:
+    return DownloadLifecycle.states_map[state.value].transitions

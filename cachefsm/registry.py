@@ -1,0 +1,151 @@
+"""Key to live entry: one object per entry in use, and a lease for each user.
+
+An entry is a row until somebody leases it; then one :class:`LiveEntry` stands
+for it, whoever asks. Nothing busy is ever dropped from memory; the last few idle
+ones are kept, because a player's next range comes within milliseconds.
+
+Lock order: the registry's, then the entry's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from .entry import LiveEntry
+from .errors import CacheClosed, CacheError, EntryNotFound
+from .models import EntryRecord, Store
+from .ranges import ByteRange
+from .storage import content_name, remove_content
+from .urls import OriginUrl
+
+__all__ = ["Registry"]
+
+IDLE_ENTRIES: Final = 64
+"""Idle entries kept in memory, each with at most one open file."""
+
+
+class Registry:
+    """The live entries of one cache; thread-safe."""
+
+    def __init__(
+        self,
+        store: Store,
+        make: Callable[[EntryRecord, list[ByteRange]], LiveEntry],
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._make = make
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._live: dict[int, LiveEntry] = {}
+        self._idle: OrderedDict[int, LiveEntry] = OrderedDict()
+        self._leases: Counter[LiveEntry] = Counter()
+        self._closed: CacheError | None = None
+
+    def find_or_create(self, url: OriginUrl, key: str) -> int:
+        """Return the id of the entry with *key*, registering it if it is new."""
+        record = self._store.find(key)
+        if record is None:
+            record = self._store.create(
+                key=key, url=str(url), content_file=content_name(key), now_s=self._clock()
+            )
+        return record.id
+
+    @contextmanager
+    def lease(self, entry_id: int) -> Iterator[LiveEntry]:
+        """Hold the live entry with that id.
+
+        Raises:
+            EntryNotFound: there is none.
+            CacheClosed: the cache is shutting down.
+        """
+        entry = self.acquire(entry_id)
+        try:
+            yield entry
+        finally:
+            self.release(entry)
+
+    def acquire(self, entry_id: int) -> LiveEntry:
+        """Take a lease; give it back with :meth:`release`."""
+        with self._lock:
+            if self._closed is not None:
+                raise self._closed
+            entry = self._live.get(entry_id)
+            if entry is None:
+                record = self._store.entry(entry_id)
+                entry = self._make(record, self._store.chunks(entry_id))
+                self._live[entry_id] = entry
+            self._idle.pop(entry_id, None)
+            self._leases[entry] += 1
+            return entry
+
+    def release(self, entry: LiveEntry) -> None:
+        """Give a lease back."""
+        with self._lock:
+            self._leases[entry] -= 1
+            if self._leases[entry] > 0:
+                return
+            del self._leases[entry]
+            if self._live.get(entry.id) is not entry:
+                entry.release_file()  # removed while it was leased
+                return
+            self._idle[entry.id] = entry
+        self._drop_idle()
+
+    def live(self) -> list[LiveEntry]:
+        """Return the entries that are in memory now."""
+        with self._lock:
+            return list(self._live.values())
+
+    def remove(self, entry_id: int) -> None:
+        """Forget the entry: its streams end, its waiters are told, row and file go.
+
+        Raises:
+            EntryNotFound: there is none.
+        """
+        with self._lock:
+            entry = self.acquire(entry_id)
+            entry.close(EntryNotFound(f"entry {entry_id} was removed"))
+            self._store.delete(entry_id)
+            del self._live[entry_id]
+        remove_content(entry.content.file.path)
+        self.release(entry)
+
+    def evict(self, max_bytes: int) -> int:
+        """Drop the bytes of idle entries, least recently used first, until *max_bytes* hold.
+
+        Pinned entries and those in use stay, so the result may be above the
+        limit while a single file is larger than it. Returns the bytes freed.
+        """
+        excess = self._store.total_bytes() - max_bytes
+        freed = 0
+        for record in self._store.least_recently_used() if excess > 0 else ():
+            if freed >= excess:
+                break
+            with self.lease(record.id) as entry:
+                if entry.evict():
+                    freed += record.bytes_present
+        return freed
+
+    def close(self) -> list[LiveEntry]:
+        """Refuse new leases, stop all streams and waiters; return the live entries."""
+        closing = CacheClosed("the cache is shutting down")
+        with self._lock:
+            self._closed = closing
+            entries = list(self._live.values())
+        for entry in entries:
+            entry.close(closing)
+        return entries
+
+    def _drop_idle(self) -> None:
+        with self._lock:
+            for entry_id, entry in list(self._idle.items()):
+                if len(self._idle) <= IDLE_ENTRIES:
+                    return
+                if not entry.is_busy:
+                    del self._idle[entry_id], self._live[entry_id]
+                    entry.release_file()

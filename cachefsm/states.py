@@ -1,0 +1,25 @@
+"""The six states of a download, as they stand in the database."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["ACTIVE", "DownloadState"]
+
+
+class DownloadState(str, Enum):
+    """Where a download stands; equal to its lower-case name, as stored."""
+
+    NOT_STARTED = "not_started"
+    INITIALIZING = "initializing"
+    DOWNLOADING = "downloading"
+    PAUSED = "paused"
+    COMPLETE = "complete"
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+ACTIVE = frozenset({DownloadState.INITIALIZING, DownloadState.DOWNLOADING})
+"""The states in which somebody is, or is about to be, fetching bytes."""

@@ -1,0 +1,163 @@
+"""One sparse file per entry: positional reads and writes from many threads.
+
+Nothing here knows which bytes are present: a sparse file's size says nothing
+about that. Offsets and sizes are in bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import threading
+from pathlib import Path
+
+from .errors import StorageError
+
+__all__ = ["ContentFile", "content_name", "remove_content"]
+
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+
+
+def content_name(key: str) -> str:
+    """Return a relative path for a new content file of *key*, never given before.
+
+    A hash, so that no URL can name a path; and a random part, so that whoever
+    still reads or writes an invalidated or removed file never meets its successor.
+    """
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"{digest[:2]}/{digest[2:34]}-{secrets.token_hex(4)}"
+
+
+def remove_content(path: Path) -> None:
+    """Delete the file if it is there; who has it open keeps reading it.
+
+    Raises:
+        StorageError: the operating system refused.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _storage_error("remove", path, error) from error
+
+
+class ContentFile:
+    """A file that is opened at its first use and counts who needs it.
+
+    Reads and writes are positional (``pread``/``pwrite``) and so need no lock;
+    the lock guards only opening and closing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._fd = -1
+        self._users = 1
+
+    def retain(self) -> None:
+        """Keep the file open until one more :meth:`release`."""
+        with self._lock:
+            self._users += 1
+
+    def release(self) -> None:
+        """Give up one use; the last one closes the file."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+    def fileno(self, *, create: bool = False) -> int:
+        """Return the open descriptor; valid while the caller retains the file.
+
+        Raises:
+            StorageError: the file is not there, or may not be opened.
+        """
+        fd = self._fd
+        if fd >= 0:
+            return fd
+        with self._lock:
+            if self._fd < 0:
+                flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
+                try:
+                    if create:
+                        self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._fd = os.open(self.path, flags, 0o600)
+                except OSError as error:
+                    raise _storage_error("open", self.path, error) from error
+            return self._fd
+
+    def size(self) -> int | None:
+        """Return the file's length in bytes, or None where there is no file."""
+        try:
+            return (os.fstat(self._fd) if self._fd >= 0 else self.path.stat()).st_size
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error("look at", self.path, error) from error
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Return exactly *size* bytes.
+
+        Raises:
+            StorageError: the file is shorter than that, gone, or unreadable.
+        """
+        fd = self.fileno()
+        try:
+            data = os.pread(fd, size, offset)
+            while len(data) < size:
+                more = os.pread(fd, size - len(data), offset + len(data))
+                if not more:
+                    raise StorageError(
+                        f"{self.path.name} ends at {offset + len(data)}, wanted {offset + size}"
+                    )
+                data += more
+        except OSError as error:
+            raise _storage_error("read", self.path, error) from error
+        return data
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of *data* at *offset*, making the file if need be.
+
+        Raises:
+            StorageError: full disk, quota, read-only or failing device.
+        """
+        fd = self.fileno(create=True)
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view, offset = view[written:], offset + written
+        except OSError as error:
+            raise _storage_error("write", self.path, error) from error
+
+    def flush(self) -> None:
+        """Return once every byte written so far would survive a power loss.
+
+        Raises:
+            StorageError: the device refused; the bytes must not be claimed.
+        """
+        if self._fd < 0:
+            return
+        try:
+            _fdatasync(self._fd)
+        except OSError as error:
+            raise _storage_error("sync", self.path, error) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make new names in *path* survive a power loss, where the system can."""
+    with contextlib.suppress(OSError):  # not every file system syncs directories
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _storage_error(verb: str, path: Path, error: OSError) -> StorageError:
+    code = errno.errorcode.get(error.errno or 0, "")
+    reason = error.strerror or str(error)
+    return StorageError(f"cannot {verb} {path.name}: {reason}" + (f" ({code})" if code else ""))

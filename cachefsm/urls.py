@@ -1,0 +1,93 @@
+"""URLs of origins: one spelling per resource, and a form that may be shown.
+
+The path and query are kept byte for byte, because a signed URL is worth nothing
+after a rewrite and ``%2e%2e`` decoded would leave a mount. Only what RFC 3986
+§6.2 calls safe everywhere is normalised: the case of scheme and host, the
+default port, an empty path, and the fragment, which no origin ever sees.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+from .errors import UsageError
+
+__all__ = ["OriginUrl", "parse_url", "redact"]
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]+\Z")
+
+
+class OriginUrl(NamedTuple):
+    """An ``http`` or ``https`` URL, taken apart.
+
+    ``target`` is path and query exactly as they go on the wire; ``userinfo`` is
+    ``name:password`` or None; ``host`` is lower-case, IPv6 without brackets.
+    """
+
+    scheme: str
+    userinfo: str | None
+    host: str
+    port: int
+    target: str
+
+    @property
+    def authority(self) -> str:
+        """``host`` or ``host:port`` as in a ``Host`` field: no default port, no userinfo."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def origin(self) -> str:
+        """``scheme://authority``, by which connections and limits are counted."""
+        return f"{self.scheme}://{self.authority}"
+
+    def __str__(self) -> str:
+        """The URL in full, credentials included: not for logs."""
+        at = f"{self.userinfo}@" if self.userinfo is not None else ""
+        return f"{self.scheme}://{at}{self.authority}{self.target}"
+
+
+def parse_url(text: str) -> OriginUrl:
+    """Return *text* taken apart.
+
+    Raises:
+        UsageError: it is no http(s) URL, or holds spaces, control characters or
+            backslashes, which some parsers take for something else.
+    """
+    shown = redact(text)
+    if _FORBIDDEN.search(text) or not text.isascii():
+        raise UsageError(f"{shown!r} holds characters that a URL may not; percent-encode them")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise UsageError(f"{shown!r} is not a URL that can be read") from error
+    scheme = parts.scheme.lower()
+    if scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise UsageError(f"{shown!r} is not an http:// or https:// URL")
+    if not _HOST.match(parts.hostname):
+        raise UsageError(f"{shown!r} names no host that can be looked up")
+    userinfo = parts.netloc.rpartition("@")[0] if "@" in parts.netloc else None
+    # Not parts.path: urlsplit drops an empty query's "?", which the origin must see.
+    rest = text[len(parts.scheme) + 3 + len(parts.netloc) :].partition("#")[0]
+    target = rest if rest.startswith("/") else f"/{rest}"
+    return OriginUrl(
+        scheme, userinfo, parts.hostname.lower(), port or _DEFAULT_PORTS[scheme], target
+    )
+
+
+def redact(text: str) -> str:
+    """Return *text* fit for logs and pages: no userinfo, query or fragment.
+
+    A query is shown as ``?…``: there is no telling which of its values sign it.
+    """
+    head, mark, _ = text.partition("?")
+    head = head.partition("#")[0]
+    scheme, slashes, rest = head.partition("//")
+    authority, slash, path = rest.partition("/")
+    authority = authority.rpartition("@")[2]
+    return f"{scheme}{slashes}{authority}{slash}{path}" + ("?…" if mark else "")
