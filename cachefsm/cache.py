@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -332,8 +332,15 @@ class Cache:
         """Return the entry with that id, or raise EntryNotFound."""
         return Entry(self, entry_id, redact(self._store.entry(entry_id).url))
 
-    def open_reader(self, entry_id: int) -> Reader:
+    def open_reader(
+        self,
+        entry_id: int,
+        *,
+        watch: Callable[[Reader], AbstractContextManager[object]] = lambda reader: nullcontext(),
+    ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
+
+        *watch* gives what it holds while it waits; see :class:`Reader`.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
@@ -341,7 +348,10 @@ class Cache:
         entry = self.registry.acquire(entry_id)
         try:
             return Reader(
-                entry, self._reader_options, on_close=lambda: self.registry.release(entry)
+                entry,
+                self._reader_options,
+                watch=watch,
+                on_close=lambda: self.registry.release(entry),
             )
         except BaseException:
             self.registry.release(entry)

@@ -43,7 +43,7 @@ _RECEIVE_BYTES = 16384
 _PIECE_BYTES = 262144
 # One sendfile to a client that keeps pace can last for the whole file; this is
 # how much may still go out after the server was told to stop.
-_SENDFILE_BYTES = 16 << 20
+_SENDFILE_BYTES = 1 << 20
 # After the last answer the client may still be sending; closing on unread bytes
 # would reset the connection and could destroy the answer. RFC 9112 §9.6.
 _LINGER_BYTES = 1 << 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -34,7 +35,8 @@ class Reader:
 
     Everything it returns comes from the content that it was attached to. If the
     entry moves on to another generation, it serves what that content still holds
-    and then raises RepresentationChanged.
+    and then raises RepresentationChanged. While it waits it holds what *watch*
+    returns: the proxy's way to notice that its client has left.
     """
 
     def __init__(
@@ -42,10 +44,12 @@ class Reader:
         entry: LiveEntry,
         options: ReaderOptions,
         *,
+        watch: Callable[[Reader], AbstractContextManager[object]] = lambda reader: nullcontext(),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.entry = entry
         self._options = options
+        self._watch = watch
         self._on_close: Callable[[], None] | None = on_close
         self._content = entry.attach()
         self._demand: Demand | None = None
@@ -156,7 +160,9 @@ class Reader:
         content = self._content
         while True:
             before = content.present.total
-            if self.entry.wait(done, timeout_s=timeout_s, content=content):
+            with self._watch(self):
+                arrived = self.entry.wait(done, timeout_s=timeout_s, content=content)
+            if arrived:
                 break
             # Where only one stream from the front can bring it, arriving bytes
             # are progress towards it; elsewhere they are somebody else's.

@@ -1,0 +1,160 @@
+"""Which origins may be visited, and from where the proxy may be driven. Pure.
+
+Closed by default: an origin is reachable if a mount names it, if ``--allow``
+does, or if whoever holds the cache asked for it by name; and a request counts
+only if its ``Host`` is one that this proxy is known by, because a hostile page
+can make any name resolve to 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import UsageError
+from .urls import OriginUrl, parse_url
+
+__all__ = ["AllowList", "Mount", "check_path", "is_same_origin", "parse_mount", "split_host"]
+
+_MOUNT_NAME = re.compile(r"/[A-Za-z0-9._~-]+\Z")
+_RESERVED: Final = frozenset({"/-", "/http", "/https", "/.", "/.."})
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """``/name`` in front of an origin's path; *base* ends in a slash."""
+
+    name: str
+    base: OriginUrl
+
+    def url(self, rest: str) -> OriginUrl:
+        """Return the origin's URL for what follows ``/name/`` in a target, query included."""
+        return self.base._replace(target=self.base.target + rest)
+
+
+def parse_mount(text: str) -> Mount:
+    """Return the mount that ``/name=http://origin/base/`` describes.
+
+    Raises:
+        UsageError: it does not; the message says what to write.
+    """
+    name, equals, url = text.partition("=")
+    if not equals or not _MOUNT_NAME.match(name) or name in _RESERVED:
+        raise UsageError(
+            f"{name!r} is no mount; write /name=https://origin/base/ with a name of letters, "
+            "digits, and . _ ~ -, other than http and https"
+        )
+    base = parse_url(url)
+    if "?" in base.target:
+        raise UsageError(f"mount {name}: the origin's base URL cannot have a query")
+    if not base.target.endswith("/"):
+        base = base._replace(target=base.target + "/")
+    return Mount(name, base)
+
+
+class AllowList:
+    """The origins that may be visited; thread-safe, and may grow.
+
+    A pattern is ``host``, ``host:port``, ``host:*``, ``*.suffix`` (with the same
+    ports) or ``*``. Without a port it means the scheme's own.
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        self._patterns = [_parse_pattern(pattern) for pattern in patterns]
+        self._lock = threading.Lock()
+        self._named: set[str] = set()
+        self._visited: set[str] = set()
+
+    def add(self, url: OriginUrl, *, by_url: bool) -> None:
+        """Allow the origin of *url* from now on.
+
+        *by_url* also lets clients name it (``/https/host/…``); without, it is
+        reached only by what already leads there, a mount say.
+        """
+        with self._lock:
+            (self._named if by_url else self._visited).add(url.origin)
+
+    def names(self, url: OriginUrl) -> bool:
+        """Say whether a client may ask for it by URL."""
+        with self._lock:
+            if url.origin in self._named:
+                return True
+        default = 80 if url.scheme == "http" else 443
+        return any(
+            _host_matches(host, url.host) and port in ("*", str(url.port), *_own(url, default))
+            for host, port in self._patterns
+        )
+
+    def __contains__(self, url: OriginUrl) -> bool:
+        """Say whether it may be visited at all, by mount or redirect as well."""
+        with self._lock:
+            if url.origin in self._visited:
+                return True
+        return self.names(url)
+
+
+def _own(url: OriginUrl, default: int) -> tuple[str, ...]:
+    return ("",) if url.port == default else ()
+
+
+def _host_matches(pattern: str, host: str) -> bool:
+    if pattern == "*":
+        return True
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:])
+    return host == pattern
+
+
+def _parse_pattern(text: str) -> tuple[str, str]:
+    host, port = split_host(text.lower())
+    body = host[2:] if host.startswith("*.") else host
+    if not body or (body != "*" and re.search(r"[^a-z0-9.:_-]", body)):
+        raise UsageError(f"{text!r} is no host to allow; write host, host:port or *.suffix")
+    if port and port != "*" and not port.isdigit():
+        raise UsageError(f"{text!r}: {port!r} is no port")
+    return host, port
+
+
+def split_host(text: str) -> tuple[str, str]:
+    """Return host (no brackets) and port text (maybe empty) of ``host[:port]``."""
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        return host, rest.removeprefix(":")
+    host, colon, port = text.rpartition(":")
+    return (host, port) if colon and ":" not in host else (text, "")
+
+
+def check_path(target: str) -> None:
+    """Refuse a target whose path climbs, however it is spelled.
+
+    Origins differ in what they decode, so ``%2e``, ``%2f``, ``%5c`` and a second
+    layer of escapes count as what they stand for; but the target itself goes out
+    as it came.
+
+    Raises:
+        UsageError: a segment is ``.`` or ``..``, or it holds a backslash.
+    """
+    path = target.partition("?")[0]
+    if "\\" in path:
+        raise UsageError("a path cannot hold a backslash")
+    for _ in range(2):
+        path = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path)
+    if any(segment in (".", "..") for segment in re.split(r"[/\\]", path)):
+        raise UsageError("a path cannot hold . or .. segments")
+
+
+def is_same_origin(fields: Mapping[str, str], host: str) -> bool:
+    """Say whether a request that changes something may: no other site's page sent it.
+
+    *fields* have lower-case names. Browsers put ``Sec-Fetch-Site`` and, on
+    anything but GET and HEAD, ``Origin`` on what pages send; curl sends neither.
+    """
+    site = fields.get("sec-fetch-site")
+    if site is not None and site not in ("same-origin", "none"):
+        return False
+    origin = fields.get("origin")
+    return origin is None or origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")

@@ -1,0 +1,143 @@
+"""The control routes: what ``/-/`` answers, for people's tools and for the command line."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from .access import AllowList, is_same_origin
+from .cache import Cache, Entry
+from .errors import CacheError, IllegalMove, UsageError
+from .urls import parse_url
+from .web import Request, Response, json_response, plain
+
+__all__ = ["Control"]
+
+_ORDERS: Final[dict[str, Callable[[Entry], None]]] = {
+    "pause": Entry.pause,
+    "resume": Entry.resume,
+    "cancel": Entry.cancel,
+    "retry": Entry.retry,
+    "pin": Entry.pin,
+    "unpin": Entry.unpin,
+}
+
+
+class Control:
+    """Answers requests below ``/-/``; *serve* answers a GET from an entry's content.
+
+    Who holds the token is the person that runs the cache and may name any
+    origin. Without it, on loopback, entries may be looked at and ordered about,
+    but only origins that clients may name anyway can be added.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        serve: Callable[[Request, int], Response],
+        allowed: AllowList,
+        token: str | None,
+        *,
+        require_token: bool,
+    ) -> None:
+        self._cache = cache
+        self._serve = serve
+        self._allowed = allowed
+        self._token = token
+        self._require_token = require_token
+
+    def answer(self, request: Request) -> Response:
+        """Return the response to a request whose ``Host`` has been checked."""
+        if request.path == "/-/health":
+            return json_response({"status": "ok"})
+        if self._require_token and not self._has_token(request):
+            return plain(
+                HTTPStatus.UNAUTHORIZED,
+                "control needs the token that was printed at the start",
+                [("WWW-Authenticate", "Bearer")],
+            )
+        if request.method not in ("GET", "HEAD") and not is_same_origin(
+            dict(request.fields), request.field("Host") or ""
+        ):
+            return plain(HTTPStatus.FORBIDDEN, "another site's page may not do this")
+        try:
+            return self._route(request)
+        except IllegalMove as error:
+            return json_response(
+                {"error": str(error), "event": error.event, "state": error.state},
+                HTTPStatus.CONFLICT,
+            )
+        except CacheError as error:
+            return json_response({"error": str(error)}, error.status_hint)
+
+    def _route(self, request: Request) -> Response:
+        match request.method, request.path.strip("/").split("/")[1:]:
+            case "GET" | "HEAD", []:
+                return self._overview()
+            case "GET" | "HEAD", ["entries"]:
+                return json_response([entry.describe() for entry in self._cache.entries()])
+            case "POST", ["entries"]:
+                return self._add(request)
+            case "GET" | "HEAD", ["entries", number]:
+                return json_response(self._entry(number).describe())
+            case "DELETE", ["entries", number]:
+                self._entry(number).remove()
+                return Response(HTTPStatus.NO_CONTENT)
+            case "GET" | "HEAD", ["entries", number, "content"]:
+                return self._serve(request, self._entry(number).id)
+            case "POST", ["entries", number, order] if order in _ORDERS:
+                entry = self._entry(number)
+                _ORDERS[order](entry)
+                return json_response(entry.describe())
+        return json_response(
+            {"error": f"there is no {request.method} {request.path}"}, HTTPStatus.NOT_FOUND
+        )
+
+    def _overview(self) -> Response:
+        lines = ["cachefsm", ""]
+        for entry in self._cache.entries():
+            facts = entry.describe()
+            total = facts["total_size"]
+            size = "?" if total is None else f"{total}"
+            lines.append(
+                f"{facts['id']:>5}  {facts['state']:<12}  {facts['downloaded_bytes']}/{size}"
+                f"  {facts['url']}"
+            )
+        return plain(HTTPStatus.OK, "\n".join(lines))
+
+    def _add(self, request: Request) -> Response:
+        body = request.json()
+        url = _text(body, "url")
+        priority = _text(body, "priority") if "priority" in body else "person"
+        parsed = parse_url(url)
+        if not self._allowed.names(parsed):
+            if not self._has_token(request):
+                return json_response(
+                    {"error": f"{parsed.origin} is not allowed here; name it with --allow"},
+                    HTTPStatus.FORBIDDEN,
+                )
+            # The person who runs the cache asked for it: that names the origin.
+            self._allowed.add(parsed, by_url=False)
+        entry = self._cache.entry(url)
+        entry.start(priority)
+        return json_response(entry.describe(), HTTPStatus.CREATED)
+
+    def _entry(self, number: str) -> Entry:
+        if not (number.isascii() and number.isdigit() and len(number) < 19):
+            raise UsageError(f"{number!r} is not an entry's id")
+        return self._cache.find(int(number))
+
+    def _has_token(self, request: Request) -> bool:
+        given = request.field("Authorization") or ""
+        return self._token is not None and hmac.compare_digest(
+            given.encode(), f"Bearer {self._token}".encode()
+        )
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"the request body has no {name!r}")
+    return value

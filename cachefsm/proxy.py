@@ -1,0 +1,399 @@
+"""The proxy: a WSGI application that answers from the cache while it fills.
+
+A client gets the origin's exact bytes of one version, or an error status, or a
+connection that is visibly cut: once the head is out, whatever goes wrong is
+*raised* from the body, and the server under it cuts the connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from http import HTTPStatus
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from .access import AllowList, Mount, check_path, parse_mount, split_host
+from .acceptance import Representation
+from .cache import Cache
+from .clientsocket import FileSlice
+from .clientwatch import ClientWatch
+from .control import Control
+from .errors import (
+    CacheError,
+    OriginError,
+    RangeNotSatisfiable,
+    RepresentationChanged,
+    UsageError,
+    WaitCancelled,
+)
+from .fields import is_sendable
+from .preconditions import evaluate_preconditions, if_range_holds
+from .ranges import END, ByteRange
+from .reader import Reader
+from .semantics import ContentRange, RangeSpec, parse_range
+from .server import ProxyServer
+from .states import ACTIVE
+from .urls import OriginUrl, parse_url
+from .web import Request, Response, plain
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = ["Proxy", "Server", "create_app"]
+
+_log = logging.getLogger(__name__)
+
+SLICE_BYTES: Final = 4 << 20
+"""The most handed to sendfile at once, so that the reader's position keeps moving."""
+
+VERSION_TRIES: Final = 3
+"""How often a request begins again because the representation changed under it."""
+
+_LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+
+def create_app(
+    cache: Cache,
+    *,
+    mounts: Iterable[Mount | str] = (),
+    allow: AllowList | Iterable[str] = (),
+    hosts: Iterable[str] = (),
+    token: str | None = None,
+    require_token: bool = False,
+) -> Proxy:
+    """Return the WSGI application, for any WSGI server.
+
+    Args:
+        mounts: ``/name=https://origin/base/`` each.
+        allow: what ``/http/…`` and ``/https/…`` may reach; see :class:`AllowList`.
+        hosts: names the proxy is known by, besides this machine's loopback names.
+        token: what control routes accept as ``Authorization: Bearer …``.
+        require_token: refuse control routes without it, as off loopback.
+
+    Raises:
+        UsageError: a mount or pattern cannot be read.
+    """
+    parsed = [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
+    allowed = allow if isinstance(allow, AllowList) else AllowList(allow)
+    for mount in parsed:
+        allowed.add(mount.base, by_url=False)
+    return Proxy(cache, parsed, allowed, hosts, token, require_token=require_token)
+
+
+class Proxy:
+    """The application; see :func:`create_app`."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        mounts: Sequence[Mount],
+        allowed: AllowList,
+        hosts: Iterable[str],
+        token: str | None,
+        *,
+        require_token: bool,
+    ) -> None:
+        self._cache = cache
+        self._mounts = {mount.name: mount for mount in mounts}
+        self._allowed = allowed
+        self._hosts = frozenset(host.lower() for host in (*_LOOPBACK_NAMES, *hosts))
+        self._control = Control(
+            cache, self._serve_entry, allowed, token, require_token=require_token
+        )
+        self._watch = ClientWatch()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[Any]:
+        request = Request(environ)
+        try:
+            response = self._answer(request)
+        except CacheError as error:
+            response = _error_response(error)
+        except Exception:
+            _log.exception("%s %s failed", request.method, request.shown_target)
+            response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
+        _log.info(
+            "%s %s %s %s", request.method, request.shown_target, response.status, response.note
+        )
+        return response.start(request, start_response)
+
+    def close(self) -> None:
+        """End the thread that watches clients of servers which bring none of their own."""
+        self._watch.close()
+
+    def url_for(self, url: str, base: str) -> str:
+        """Return where the proxy at *base* serves *url*; clients may name its origin now."""
+        parsed = parse_url(url)
+        for mount in self._mounts.values():
+            if parsed.origin == mount.base.origin and parsed.target.startswith(mount.base.target):
+                rest = parsed.target[len(mount.base.target) :]
+                return f"{base.rstrip('/')}{mount.name}/{rest}"
+        self._allowed.add(parsed, by_url=True)
+        return f"{base.rstrip('/')}/{parsed.scheme}/{parsed.authority}{parsed.target}"
+
+    # -- routing ---------------------------------------------------------------
+
+    def _answer(self, request: Request) -> Response:
+        host, _ = split_host(request.environ.get("HTTP_HOST", ""))
+        if host.lower() not in self._hosts:
+            return plain(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "this proxy is not known by that Host; name it with --host-name",
+            )
+        if request.path == "/-" or request.path.startswith("/-/"):
+            return self._control.answer(request)
+        url = self._url(request)
+        if request.method not in ("GET", "HEAD"):
+            return plain(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{request.method} is not served here; only GET and HEAD are",
+                [("Allow", "GET, HEAD")],
+            )
+        return self._serve_entry(request, self._cache.entry(str(url)).id)
+
+    def _url(self, request: Request) -> OriginUrl:
+        check_path(request.target)
+        name, slash, rest = request.target[1:].partition("/")
+        if not slash:
+            name = name.partition("?")[0]
+        mount = self._mounts.get(f"/{name}")
+        if mount is not None and slash:
+            return parse_url(str(mount.url(rest)))
+        if name in ("http", "https") and slash:
+            url = parse_url(f"{name}://{rest}")
+            if url.userinfo is not None:
+                raise UsageError("a URL asked for here cannot hold credentials")
+            if self._allowed.names(url):
+                return url
+            raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
+        known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
+        raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
+
+    # -- content ---------------------------------------------------------------
+
+    def _serve_entry(self, request: Request, entry_id: int) -> Response:
+        """Answer GET or HEAD from an entry, beginning again if it changes meanwhile."""
+        for _ in range(VERSION_TRIES - 1):
+            try:
+                return self._serve_version(request, entry_id)
+            except RepresentationChanged as error:
+                _log.info("%s: %s; beginning again", request.shown_target, error)
+        return self._serve_version(request, entry_id)
+
+    def _serve_version(self, request: Request, entry_id: int) -> Response:
+        reader = self._cache.open_reader(entry_id, watch=self._watching(request))
+        try:
+            return self._respond(request, reader)
+        except BaseException:
+            reader.close()
+            raise
+
+    def _respond(self, request: Request, reader: Reader) -> Response:
+        """Return the response; it takes over the reader, which its close lets go."""
+        specs = parse_range(request.field("Range")) if request.method == "GET" else None
+        status_of_cache = _CacheStatus(reader)
+        representation = reader.representation(*_first_wish(specs))
+        validator, length = representation.validator, representation.complete_length
+        decided = evaluate_preconditions(
+            request.method,
+            request.fields,
+            etag=validator.etag,
+            last_modified=validator.last_modified,
+            date=validator.date,
+        )
+        fields = [*_served_fields(representation), ("Accept-Ranges", "bytes")]
+        if decided is not None:
+            reader.close()
+            return Response(decided, [*fields, status_of_cache.field(0, 0)], note=str(decided))
+        if_range = request.field("If-Range")
+        if if_range is not None and not if_range_holds(
+            if_range,
+            etag=validator.etag,
+            last_modified=validator.last_modified,
+            date=validator.date,
+        ):
+            specs = None
+        chosen = _choose(specs, length)
+        start, stop = chosen or (0, END if length is None else length)
+        cache_status = status_of_cache.field(start, stop)
+        if request.method == "GET" and start < stop:
+            # A refusal that can still be said is better than a cut connection.
+            reader.available(start, stop)
+            stop = min(stop, reader.content.length)
+        size = None if stop == END else stop - start
+        if chosen is not None:
+            fields.append(("Content-Range", str(ContentRange(chosen, length))))
+        return Response(
+            HTTPStatus.OK if chosen is None else HTTPStatus.PARTIAL_CONTENT,
+            [*fields, cache_status],
+            _body(reader, start, stop, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
+            length=size,
+            note=cache_status[1],
+            on_close=reader.close,
+        )
+
+    def _watching(self, request: Request) -> Callable[[Reader], AbstractContextManager[object]]:
+        """Return what a reader holds while it waits, so that a client's leaving ends that."""
+        environ = request.environ
+        sock = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
+        if sock is None:
+            return lambda reader: nullcontext()
+        watch: ClientWatch = environ.get("cachefsm.clientwatch") or self._watch
+        return lambda reader: watch.register(sock, reader.cancel)
+
+
+class NotFound(CacheError):
+    """There is nothing at that path."""
+
+    status_hint = 404
+
+
+class NotAllowed(CacheError):
+    """That origin may not be asked for here."""
+
+    status_hint = 403
+
+
+class _CacheStatus:
+    """How a request was answered, in the words of RFC 9211; taken before any waiting."""
+
+    def __init__(self, reader: Reader) -> None:
+        content = reader.content
+        self._entry = reader.entry
+        self._known = content.representation is not None
+        self._collapsed = reader.entry.state in ACTIVE
+        self._reader = reader
+
+    def field(self, start: int, stop: int) -> tuple[str, str]:
+        if self._known and self._entry.has(start, stop):
+            return ("Cache-Status", "cachefsm; hit")
+        forward = "partial" if self._known else "miss"
+        joined = "; collapsed" if self._collapsed else ""
+        return ("Cache-Status", f"cachefsm; fwd={forward}; stored{joined}")
+
+
+def _first_wish(specs: tuple[RangeSpec, ...] | None) -> tuple[int, int]:
+    """Return which bytes to ask the origin for first, before the length is known."""
+    if specs is None:
+        return 0, END
+    first = specs[0].first
+    if first is None:
+        return 0, END  # a suffix: the length comes with any answer
+    last = specs[0].last
+    return first, END if last is None else last + 1
+
+
+def _choose(specs: tuple[RangeSpec, ...] | None, length: int | None) -> ByteRange | None:
+    """Return the one range to answer with, or None for all of it.
+
+    Ranges of a representation whose length is unknown are ignored, as RFC 9110
+    §14.2 lets a server do: whether they can be satisfied isn't known either.
+    """
+    if specs is None or length is None:
+        return None
+    satisfiable = [found for spec in specs if (found := spec.resolve(length)) is not None]
+    if not satisfiable:
+        raise RangeNotSatisfiable(length)
+    return satisfiable[0] if len(satisfiable) == 1 else None
+
+
+def _served_fields(representation: Representation) -> list[tuple[str, str]]:
+    fields = [
+        (name, value)
+        for name, value in representation.fields
+        if is_sendable(name, value) and name.lower() not in ("accept-ranges", "date")
+    ]
+    if not any(name.lower() == "content-type" for name, _ in fields):
+        fields.append(("Content-Type", "application/octet-stream"))
+    return fields
+
+
+def _body(reader: Reader, start: int, stop: int, *, sendfile: bool) -> Iterator[Any]:
+    """Yield the bytes as they arrive; raise if they stop arriving."""
+    position = start
+    while position < stop:
+        here = reader.available(position, min(stop, position + SLICE_BYTES))
+        if here == position:
+            if stop != END:
+                raise RepresentationChanged(f"the file ended at {position}, not {stop}")
+            return
+        if sendfile:
+            yield FileSlice(reader.content.file.fileno(), position, here - position)
+        else:
+            yield from reader.pieces(position, here)
+        position = here
+
+
+def _error_response(error: CacheError) -> Response:
+    fields = []
+    if isinstance(error, RangeNotSatisfiable):
+        fields.append(("Content-Range", str(ContentRange(None, error.complete_length))))
+    if error.status_hint in (429, 502, 503, 504):
+        wished = error.retry_after_s if isinstance(error, OriginError) else None
+        fields.append(("Retry-After", str(max(1, math.ceil(wished or 2)))))
+    status = 503 if isinstance(error, WaitCancelled) else error.status_hint
+    return plain(status, str(error), fields)
+
+
+class Server:
+    """The proxy on Werkzeug's server; starts when made, ends with :meth:`close`.
+
+    Args:
+        host, port: where to listen; port 0 takes a free one.
+        app: the options of :func:`create_app`.
+        server: the options of :class:`cachefsm.server.ProxyServer`.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        mounts: Iterable[Mount | str] = (),
+        allow: AllowList | Iterable[str] = (),
+        hosts: Iterable[str] = (),
+        token: str | None = None,
+        require_token: bool = False,
+        **server: Any,
+    ) -> None:
+        self._cache = cache
+        self.app = create_app(
+            cache,
+            mounts=mounts,
+            allow=allow,
+            hosts=(host, *hosts),
+            token=token,
+            require_token=require_token,
+        )
+        self._server = ProxyServer(self.app, host, port, **server)
+        self._server.start()
+        cache.announce(self._server.url, token)
+
+    @property
+    def url(self) -> str:
+        """The proxy's own address, ending in a slash."""
+        return self._server.url
+
+    def url_for(self, url: str) -> str:
+        """Return the address at which a client of this proxy gets *url*."""
+        return self.app.url_for(url, self.url)
+
+    def close(self) -> None:
+        """Stop answering and cut what is being answered; within two seconds."""
+        self._cache.announce(None, None)
+        self._server.close()
+        self.app.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,162 @@
+"""What the proxy and its control routes need of WSGI, and no more.
+
+Werkzeug's request and response objects decode the target and compute ranges and
+preconditions in ways that do not fit a cache, so the environ is read here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from .errors import UsageError
+from .urls import redact
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+__all__ = ["Request", "Response", "json_response", "plain"]
+
+_LONGEST_BODY_BYTES: Final = 64 << 10
+
+
+class Request:
+    """A WSGI request: method, exact target, fields.
+
+    ``fields`` keeps names as WSGI gives them back, lower-case; ``target`` is the
+    request target as it came on the wire, where the server tells.
+    """
+
+    def __init__(self, environ: WSGIEnvironment) -> None:
+        self.environ = environ
+        self.method: str = environ["REQUEST_METHOD"]
+        self.target = _target(environ)
+        self.path, mark, self.query = self.target.partition("?")
+        self.fields: tuple[tuple[str, str], ...] = tuple(
+            (name[5:].replace("_", "-").lower(), value)
+            for name, value in environ.items()
+            if name.startswith("HTTP_")
+        )
+
+    @property
+    def shown_target(self) -> str:
+        """The target without its query, for logs."""
+        return redact(self.target)
+
+    def field(self, name: str) -> str | None:
+        """Return a field's value, or None."""
+        value = self.environ.get("HTTP_" + name.upper().replace("-", "_"))
+        return value if isinstance(value, str) else None
+
+    def json(self) -> dict[str, Any]:
+        """Return the body, which must be a JSON object; an absent one is empty.
+
+        Raises:
+            UsageError: it is not, or it is too long.
+        """
+        try:
+            length = int(self.environ.get("CONTENT_LENGTH") or 0)
+        except ValueError as error:
+            raise UsageError("the request's Content-Length is not a number") from error
+        if length > _LONGEST_BODY_BYTES:
+            raise UsageError(f"a request body may have {_LONGEST_BODY_BYTES} bytes")
+        if length == 0:
+            return {}
+        try:
+            value = json.loads(self.environ["wsgi.input"].read(length))
+        except ValueError as error:
+            raise UsageError("the request body is not JSON") from error
+        if not isinstance(value, dict):
+            raise UsageError("the request body is not a JSON object")
+        return value
+
+
+class Response:
+    """A status, fields, and a body that is closed whatever happens.
+
+    *note* goes into the log line. *length* is announced where it is known, also
+    for a HEAD, whose *body* is left out.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        fields: Iterable[tuple[str, str]] = (),
+        body: Iterable[Any] = (),
+        *,
+        length: int | None = None,
+        note: str = "",
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.status = int(status)
+        self.note = note
+        self._fields = list(fields)
+        self._body = body
+        self._length = length
+        self._on_close: Callable[[], None] | None = on_close
+
+    def start(self, request: Request, start_response: StartResponse) -> Iterable[Any]:
+        """Give the head to the server and return the body."""
+        if self._length is not None and self.status not in (204, 304):
+            self._fields.append(("Content-Length", str(self._length)))
+        try:
+            phrase = HTTPStatus(self.status).phrase
+        except ValueError:
+            phrase = "Unknown"
+        start_response(f"{self.status} {phrase}", self._fields)
+        if request.method == "HEAD" or self.status in (204, 304):
+            self.close()
+            return ()
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._body
+
+    def close(self) -> None:
+        """Let go of what the body holds; called by the server when it is done."""
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
+def plain(status: int, line: str, fields: Iterable[tuple[str, str]] = ()) -> Response:
+    """Return one line of text."""
+    data = f"{line}\n".encode()
+    return Response(
+        status,
+        [
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+            *fields,
+        ],
+        [data],
+        length=len(data),
+        note=line,
+    )
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Return *value* as JSON that is never cached."""
+    data = json.dumps(value, indent=2).encode() + b"\n"
+    fields = [
+        ("Content-Type", "application/json"),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Cache-Control", "no-store"),
+    ]
+    return Response(status, fields, [data], length=len(data))
+
+
+def _target(environ: WSGIEnvironment) -> str:
+    for name in ("REQUEST_URI", "RAW_URI"):
+        target = environ.get(name)
+        if isinstance(target, str) and target.startswith("/"):
+            return target
+    # PEP 3333 keeps only the decoded path, as Latin-1 text of its bytes; the
+    # server gave nothing better, so this is the closest there is.
+    path = (environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")).encode("latin-1")
+    query = environ.get("QUERY_STRING", "")
+    return quote(path, safe="/~!$&'()*+,;=:@") + (f"?{query}" if query else "")
