@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .cache import Cache, Entry
 from .demands import Fill
-from .entry import Transition
 from .errors import CacheError
 from .ranges import ByteRange
 from .states import DownloadState
+from .stored import Transition
 
 __all__ = [
     "ByteRange",

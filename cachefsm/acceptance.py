@@ -47,7 +47,7 @@ class Answer:
     close_delimited: bool
 
 
-def read_answer(  # noqa: PLR0913 - the facts of one exchange, all keyword-only
+def read_answer(
     status: int,
     fields: Fields,
     *,

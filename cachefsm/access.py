@@ -111,7 +111,7 @@ def _host_matches(pattern: str, host: str) -> bool:
 
 def _parse_pattern(text: str) -> tuple[str, str]:
     host, port = split_host(text.lower())
-    body = host[2:] if host.startswith("*.") else host
+    body = host.removeprefix("*.")
     if not body or (body != "*" and re.search(r"[^a-z0-9.:_-]", body)):
         raise UsageError(f"{text!r} is no host to allow; write host, host:port or *.suffix")
     if port and port != "*" and not port.isdigit():

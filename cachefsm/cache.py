@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
+from .claims import Claim
 from .conductor import Conductor, Flusher
-from .content import Claim
 from .demands import Fill
 from .dirlock import DirectoryLock, Holder
 from .downloader import Downloader
-from .entry import EntryPolicy, LiveEntry, Transition
+from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, StorageError, UsageError
 from .events import EventHub
 from .lifecycle import PERSON
@@ -33,6 +33,7 @@ from .registry import Registry
 from .retries import RetryPolicy
 from .scheduler import Limits, Priority
 from .states import DownloadState
+from .stored import EntryPolicy, Surroundings, Transition
 from .units import parse_duration, parse_size
 from .urls import parse_url, redact
 
@@ -283,6 +284,15 @@ class Cache:
         self._origin = OriginClient(origin, clock)
         self._events = EventHub()
         self._flusher = Flusher()
+        self._surroundings = Surroundings(
+            store=self._store,
+            directory=self.directory / "content",
+            policy=self._policy,
+            clock=clock,
+            on_change=lambda _entry: self._conductor.poke(),
+            on_dirty=self._flusher.note,
+            on_transition=self._events.publish,
+        )
         self.registry: Final = Registry(self._store, self._make_entry, clock)
         self._conductor = Conductor(
             self.registry.live, lambda: self._policy.limits, self._start_download
@@ -336,7 +346,7 @@ class Cache:
         self,
         entry_id: int,
         *,
-        watch: Callable[[Reader], AbstractContextManager[object]] = lambda reader: nullcontext(),
+        watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
@@ -418,17 +428,7 @@ class Cache:
         return self._store.entries()
 
     def _make_entry(self, record: EntryRecord, chunks: list[ByteRange]) -> LiveEntry:
-        return LiveEntry(
-            record,
-            chunks,
-            store=self._store,
-            directory=self.directory / "content",
-            policy=self._policy,
-            clock=self._clock,
-            on_change=lambda entry: self._conductor.poke(),
-            on_dirty=self._flusher.note,
-            on_transition=self._events.publish,
-        )
+        return LiveEntry(record, chunks, self._surroundings)
 
     def _restore(self) -> None:
         """Bring what a stopped process left to its defined state, and take up its queue."""
@@ -463,5 +463,3 @@ def _fill(value: Fill | str) -> Fill:
     except ValueError:
         choices = ", ".join(repr(choice.value) for choice in Fill)
         raise UsageError(f"{value!r} is no fill policy; use one of {choices}") from None
-
-

@@ -133,14 +133,21 @@ class FileSlice:
     count: int
 
     def __iter__(self) -> Iterator[bytes]:
-        """Yield the bytes in pieces of 256 KiB; StorageError when the file is shorter."""
+        """Yield the bytes in pieces of 256 KiB; StorageError when they cannot be read."""
         position, stop = self.offset, self.offset + self.count
         while position < stop:
-            piece = os.pread(self.fd, min(_PIECE_BYTES, stop - position), position)
+            try:
+                piece = os.pread(self.fd, min(_PIECE_BYTES, stop - position), position)
+            except OSError as error:
+                raise _unreadable(error) from error
             if not piece:
                 raise _file_ended(position, stop)
             position += len(piece)
             yield piece
+
+
+def _unreadable(error: OSError) -> StorageError:
+    return StorageError(f"reading the stored file: {error.strerror}")
 
 
 def _file_ended(position: int, stop: int) -> StorageError:
@@ -315,7 +322,7 @@ class ClientSocket:
                 if isinstance(error, ConnectionError) or error.errno in _NET_DOWN:
                     raise ClientGone(f"sending: {error.strerror}") from error
                 if error.errno not in _NO_SENDFILE:
-                    raise StorageError(f"reading the stored file: {error.strerror}") from error
+                    raise _unreadable(error) from error
                 for data in FileSlice(piece.fd, position, stop - position):
                     self.send(data)
                 return

@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from .content import Claim
+from .claims import Claim
 from .entry import LiveEntry
 from .errors import CacheError, StorageError
 from .scheduler import Limits, Open, SetStop, plan
@@ -75,7 +75,7 @@ class _Loop(ABC):
                 self._poked = False
             try:
                 due_s = self.step()
-            except Exception:
+            except Exception:  # noqa: BLE001
                 # One bad round must not end all downloads: say so and go on.
                 _log.exception("%s: a round failed", self._name)
                 due_s = time.monotonic() + 1.0

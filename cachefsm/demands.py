@@ -8,13 +8,14 @@ still there. People and prefetches stay until they have what they asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import Enum
 
-from .content import Content, Demand
+from .content import Content
 from .ranges import END
 from .scheduler import Priority, Want
 
-__all__ = ["READER", "Demands", "Fill"]
+__all__ = ["READER", "Demand", "Demands", "Fill"]
 
 READER = "reader"
 
@@ -28,6 +29,17 @@ class Fill(str, Enum):
     """Everything missing, to the end, once somebody has begun to read."""
     REQUESTED = "requested"
     """Nothing but read-ahead."""
+
+
+@dataclass(eq=False)
+class Demand:
+    """Somebody's wish for bytes, alive until dropped or, where set, ``expires_at_s``."""
+
+    asked_by: str
+    priority: Priority
+    start: int = 0
+    stop: int = END
+    expires_at_s: float | None = None
 
 
 class Demands:
@@ -59,9 +71,9 @@ class Demands:
         """What the scheduler should know."""
         return tuple(Want(d.start, d.stop, d.priority) for d in self if d.stop > d.start)
 
-    def add_reader(self, start: int, stop: int) -> Demand:
-        """Register a reader that is not blocked yet."""
-        demand = Demand(READER, Priority.READ_AHEAD, start, stop)
+    def add_reader(self, start: int, stop: int, priority: Priority) -> Demand:
+        """Register a reader."""
+        demand = Demand(READER, priority, start, stop)
         self._readers.append(demand)
         if self._fill is not Fill.REQUESTED:
             self.fill_the_rest()
@@ -96,9 +108,7 @@ class Demands:
     def expire(self, now_s: float, content: Content) -> None:
         """Forget those whose time is over, and those who have what they asked for."""
         self._readers = [d for d in self._readers if not _over(d, now_s)]
-        self._others = {
-            who: d for who, d in self._others.items() if not (_has_it_all(d, content))
-        }
+        self._others = {who: d for who, d in self._others.items() if not (_has_it_all(d, content))}
         if self._rest is not None and _over(self._rest, now_s):
             self._rest = None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Protocol
 
-from .acceptance import Answer, Representation
-from .content import Claim
+from .acceptance import Answer
+from .claims import Claim
 from .errors import CacheError
 from .origin import Fetch
 from .ranges import END, ByteRange
+from .representation import Representation
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -24,9 +25,7 @@ class _Entry(Protocol):
     def answered(self, claim: Claim, answer: Answer) -> bool: ...
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
-    def ended(
-        self, claim: Claim, error: Exception | None, *, at_end: bool = False
-    ) -> None: ...
+    def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None: ...
 
 
 class _Origin(Protocol):
@@ -60,7 +59,7 @@ class Downloader:
             at_end = self._fill()
         except CacheError as caught:
             error = caught
-        except Exception as caught:
+        except Exception as caught:  # noqa: BLE001
             # Whatever it is, those who wait must hear of it and the process live.
             _log.exception("a downloader failed unexpectedly")
             error = caught

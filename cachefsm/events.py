@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from .entry import Transition
+from .stored import Transition
 
 __all__ = ["EventHub"]
 
@@ -50,7 +50,7 @@ class _Subscriber:
                 event = self._backlog.popleft()
             try:
                 self._callback(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - the subscriber's bug, not ours
                 _log.exception("a subscriber's callback failed")
 
 

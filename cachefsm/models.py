@@ -525,5 +525,3 @@ def _translated() -> Iterator[None]:
     except (peewee.PeeweeException, sqlite3.Error) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(f"the database refused: {text}") from error
-
-

@@ -7,13 +7,13 @@ The downloader calls :meth:`OriginClient.fetch` and reads pieces. What ``request
 from __future__ import annotations
 
 import base64
-import socket
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Final
 from urllib.parse import unquote, urljoin
@@ -21,10 +21,11 @@ from urllib.parse import unquote, urljoin
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from .acceptance import Answer, Representation, read_answer
+from .acceptance import Answer, read_answer
 from .errors import OriginError, OriginRefused, OriginTimeout, OriginUnreachable, UsageError
 from .fields import value_of
 from .ranges import END, ByteRange
+from .representation import Representation
 from .semantics import format_range
 from .transport import Canceller, exchange, make_session
 from .urls import OriginUrl, parse_url
@@ -50,14 +51,16 @@ class OriginOptions:
     read_timeout_s: float = 20.0
     redirects: int = 10
     user_agent: str = "cachefsm"
-    may_visit: Callable[[OriginUrl], bool] = lambda url: True
-    fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda url: {}
+    may_visit: Callable[[OriginUrl], bool] = lambda _url: True
+    fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda _url: {}
 
 
 class Fetch:
     """One answer whose body is being read; a context manager that always lets go."""
 
-    def __init__(self, response: requests.Response, answer: Answer, on_close: Callable[[bool], None]):
+    def __init__(
+        self, response: requests.Response, answer: Answer, on_close: Callable[[bool], None]
+    ):
         self.answer = answer
         self._response = response
         self._on_close: Callable[[bool], None] | None = on_close
@@ -164,17 +167,13 @@ class OriginClient:
                     held=held,
                     sent_if_range=validator is not None,
                     now_s=self._clock(),
+                    http_version=response.raw.version,
                 )
                 keep = True
             finally:
                 if not keep:
                     _discard(session, response)
-            origin = url.origin
-            return Fetch(
-                response,
-                answer,
-                lambda ended: self._finish(origin, session, response, reuse=ended),
-            )
+            return Fetch(response, answer, partial(self._finish, url.origin, session, response))
         raise OriginError(f"more than {self._options.redirects} redirects")
 
     def _send(
@@ -208,7 +207,7 @@ class OriginClient:
             return idle.pop() if idle else make_session()
 
     def _finish(
-        self, origin: str, session: requests.Session, response: requests.Response, *, reuse: bool
+        self, origin: str, session: requests.Session, response: requests.Response, reuse: bool
     ) -> None:
         # Only a connection whose answer was read cleanly to its end is in step.
         if reuse:
@@ -234,7 +233,7 @@ def _basic(userinfo: str) -> str:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (requests.Timeout, ReadTimeoutError, socket.timeout) as error:
+    except (TimeoutError, requests.Timeout, ReadTimeoutError) as error:
         raise OriginTimeout(f"the origin was silent for too long ({_kind(error)})") from error
     except (requests.RequestException, HTTPError, OSError, ValueError) as error:
         raise OriginUnreachable(f"the connection to the origin broke ({_kind(error)})") from error

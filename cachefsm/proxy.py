@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from .access import AllowList, Mount, check_path, parse_mount, split_host
-from .acceptance import Representation
 from .cache import Cache
 from .clientsocket import FileSlice
 from .clientwatch import ClientWatch
@@ -33,6 +32,7 @@ from .fields import is_sendable
 from .preconditions import evaluate_preconditions, if_range_holds
 from .ranges import END, ByteRange
 from .reader import Reader
+from .representation import Representation
 from .semantics import ContentRange, RangeSpec, parse_range
 from .server import ProxyServer
 from .states import ACTIVE
@@ -111,7 +111,7 @@ class Proxy:
             response = self._answer(request)
         except CacheError as error:
             response = _error_response(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
         _log.info(
@@ -239,7 +239,7 @@ class Proxy:
         environ = request.environ
         sock = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
         if sock is None:
-            return lambda reader: nullcontext()
+            return lambda _reader: nullcontext()
         watch: ClientWatch = environ.get("cachefsm.clientwatch") or self._watch
         return lambda reader: watch.register(sock, reader.cancel)
 

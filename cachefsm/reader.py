@@ -6,13 +6,14 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
-from .acceptance import Representation
-from .content import Content, Demand
+from .content import Content
+from .demands import Demand
 from .entry import LiveEntry
 from .errors import WaitCancelled, WaitTimeout
 from .ranges import END
+from .representation import Representation
 
 __all__ = ["CacheFile", "Reader", "ReaderOptions"]
 
@@ -44,7 +45,7 @@ class Reader:
         entry: LiveEntry,
         options: ReaderOptions,
         *,
-        watch: Callable[[Reader], AbstractContextManager[object]] = lambda reader: nullcontext(),
+        watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.entry = entry
@@ -94,9 +95,7 @@ class Reader:
                 self._options.first_byte_timeout_s,
                 "the origin has not answered",
             )
-        representation = content.representation
-        assert representation is not None
-        return representation
+        return cast(Representation, content.representation)
 
     def available(self, position: int, stop: int) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
@@ -223,5 +222,3 @@ class CacheFile(io.RawIOBase):
         if length is None:
             raise io.UnsupportedOperation("the origin has not said how long the file is")
         return length
-
-

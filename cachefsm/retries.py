@@ -1,14 +1,53 @@
-"""When to ask an origin again, and when to stop asking. Pure but for the dice."""
+"""What an attempt's error means, when to ask again, and when to stop. Pure but for the dice."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
-from .errors import OriginError
+from .content import Content
+from .errors import OriginError, RepresentationChanged, UnsatisfiedByOrigin
 
-__all__ = ["RetryPolicy"]
+__all__ = ["Attempts", "RetryPolicy", "Verdict", "judge"]
+
+
+class Verdict(Enum):
+    """What is to be done about an attempt that did not end well."""
+
+    TRY_AGAIN = auto()
+    """It may pass: ask again for the first missing byte, until patience ends."""
+    INVALIDATE = auto()
+    """The origin has another version: what is stored is worth nothing."""
+    END_FOUND = auto()
+    """There is no byte where the attempt began, and every one before it is stored."""
+    ASK_FROM_FRONT = auto()
+    """The first question of all went past the end; the length is to be learnt."""
+    FAIL = auto()
+    """Asking again will not help."""
+
+
+def judge(error: Exception, content: Content, position: int) -> Verdict:
+    """Return what *error* means for *content*, an attempt having come to *position*."""
+    if isinstance(error, UnsatisfiedByOrigin):
+        return _judge_416(error, content, position)
+    if isinstance(error, RepresentationChanged):
+        return Verdict.INVALIDATE
+    if isinstance(error, OriginError) and not error.permanent:
+        return Verdict.TRY_AGAIN
+    return Verdict.FAIL
+
+
+def _judge_416(error: UnsatisfiedByOrigin, content: Content, position: int) -> Verdict:
+    known, told = content.complete_length, error.complete_length
+    if known is None and told in (None, position) and content.has(0, position):
+        return Verdict.END_FOUND
+    if known is not None and told not in (None, known):
+        return Verdict.INVALIDATE
+    if content.representation is None and told is not None and position > 0:
+        return Verdict.ASK_FROM_FRONT
+    return Verdict.FAIL
 
 
 @dataclass(frozen=True)
@@ -41,23 +80,53 @@ class RetryPolicy:
         The origin's ``Retry-After`` is honoured up to ``longest_retry_after_s``.
         Source: RFC 9110 §10.2.3.
         """
-        asked = error.retry_after_s if isinstance(error, OriginError) else None
+        asked = self._asked_s(error)
         if asked is not None:
-            return min(max(asked, 0.0), self.longest_retry_after_s)
+            return asked
         ceiling = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, 32))
         return self.dice() * ceiling
 
-    def gives_up(self, attempt: int, error: Exception, *, begun: bool) -> bool:
-        """Say whether *error* on attempt number *attempt* is the last one."""
-        if not isinstance(error, OriginError) or error.permanent:
-            return True
-        return attempt >= (self.attempts if begun else self.first_attempts)
-
     def rest_s(self, error: Exception) -> float:
         """Return how long a failed entry is left alone by new readers."""
-        if isinstance(error, OriginError):
-            if error.retry_after_s is not None:
-                return min(max(error.retry_after_s, 0.0), self.longest_retry_after_s)
-            if error.permanent:
-                return self.permanent_s
-        return self.exhausted_s
+        asked = self._asked_s(error)
+        if asked is not None:
+            return asked
+        permanent = isinstance(error, OriginError) and error.permanent
+        return self.permanent_s if permanent else self.exhausted_s
+
+    def _asked_s(self, error: Exception) -> float | None:
+        asked = error.retry_after_s if isinstance(error, OriginError) else None
+        return None if asked is None else min(max(asked, 0.0), self.longest_retry_after_s)
+
+
+class Attempts:
+    """One entry's attempts since its last received byte; times are monotonic."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self.count = 0
+        self.not_before_s = 0.0
+
+    def reset(self) -> None:
+        """Begin anew: somebody asked for another try, or it is over."""
+        self.count, self.not_before_s = 0, 0.0
+
+    def rest(self, now_s: float) -> None:
+        """Hold the next attempt back for a while, whatever the reason."""
+        self.not_before_s = now_s + self._policy.exhausted_s
+
+    def failed(
+        self, error: Exception, now_s: float, *, begun: bool, progressed: bool
+    ) -> float | None:
+        """Count a failure; return the delay before the next attempt, None to give up.
+
+        *begun* says that the origin has answered before, *progressed* that this
+        attempt brought at least one byte.
+        """
+        self.count = 1 if progressed else self.count + 1
+        limit = self._policy.attempts if begun else self._policy.first_attempts
+        if self.count >= limit:
+            return None
+        delay_s = self._policy.delay_s(self.count, error)
+        self.not_before_s = now_s + delay_s
+        return delay_s

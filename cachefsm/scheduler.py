@@ -28,8 +28,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 
-from .ranges import END, ByteRange, RangeSet
+from .ranges import END, RangeSet
 
 __all__ = [
     "Action",
@@ -232,7 +233,7 @@ def _plan_single(entry_plan: _EntryPlan, missing: RangeSet) -> None:
 def _untangle(claims: list[_Claim]) -> None:
     """Keep claims apart: each ends where the next one begins."""
     claims.sort(key=lambda claim: claim.position)
-    for claim, following in zip(claims, claims[1:], strict=False):
+    for claim, following in pairwise(claims):
         if following.stop > following.position:
             claim.stop = max(claim.position, min(claim.stop, following.position))
 
@@ -322,8 +323,3 @@ def _give_up(entry_plan: _EntryPlan, claim: _Claim) -> None:
     for other in entry_plan.claims:
         if other.stream is not None and other.stop == start and start < other.stream.stop:
             other.stop = min(stop, other.stream.stop)
-
-
-def wanted_bytes(view: EntryView) -> Iterator[ByteRange]:
-    """Yield what is wanted and missing, in order: what the plan works on."""
-    return iter(_missing(view))

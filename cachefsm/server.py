@@ -145,7 +145,7 @@ class _Handler(WSGIRequestHandler):
         environ["PATH_INFO"] = unquote_to_bytes(path).decode("latin-1") if "%" in path else path
         environ["QUERY_STRING"] = query
         environ["REQUEST_URI"] = environ["RAW_URI"] = request.target
-        environ["wsgi.input"] = io.BufferedReader(body, 65536) if body else io.BytesIO()
+        environ["wsgi.input"] = io.BytesIO() if body is None else io.BufferedReader(body)
         environ.update(request.fields)
         return environ
 

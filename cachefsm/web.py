@@ -34,7 +34,7 @@ class Request:
         self.environ = environ
         self.method: str = environ["REQUEST_METHOD"]
         self.target = _target(environ)
-        self.path, mark, self.query = self.target.partition("?")
+        self.path, _, self.query = self.target.partition("?")
         self.fields: tuple[tuple[str, str], ...] = tuple(
             (name[5:].replace("_", "-").lower(), value)
             for name, value in environ.items()

@@ -37,6 +37,8 @@ __all__ = [
 MAX_FIELDS = 100
 # "VERSION-CONTROL" and "UPDATEREDIRECTREF" are the longest registered methods.
 MAX_METHOD_BYTES = 32
+# Names are remembered between requests (see _environ_key), so they are bounded too.
+MAX_NAME_BYTES = 256
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FIELD_NAME = re.compile(_TOKEN)
@@ -177,6 +179,8 @@ def _parse_fields(rest: bytes) -> dict[str, str]:
         raise BadRequest(431, f"more than {MAX_FIELDS} header fields")
     for line in lines:
         name, colon, value = line.partition(b":")
+        if len(name) > MAX_NAME_BYTES:
+            raise BadRequest(431, "a header field's name is too long")
         # A folded line starts with a space and so has no valid name either.
         key = _environ_key(name) if colon else None
         if key is None:
@@ -289,6 +293,8 @@ def _response_key(name: str) -> str:
     """The lower-case name of a response field. Raises ValueError."""
     if not name.isascii() or not _FIELD_NAME.fullmatch(name.encode()):
         raise ValueError(f"not a header field name: {name!r}")
+    if len(name) > MAX_NAME_BYTES:
+        raise ValueError("a header field's name is too long")
     return name.lower()
 
 

@@ -87,17 +87,20 @@ def test_text_with_a_stray_control_does_not_pass(text: bytes) -> None:
 
 @given(HEADS)
 def test_random_heads_are_parsed_or_refused(head: bytes) -> None:
+    refusal = None
     try:
         request = parse_head(head, max_target_bytes=64, max_header_bytes=128)
-    except CacheError as refusal:
+    except CacheError as error:
+        refusal = error
+    if refusal is not None:
         assert isinstance(refusal, BadRequest)
         assert refusal.status_hint in {400, 414, 421, 431, 501, 505}
         assert plain_answer(refusal.status_hint, str(refusal)).count(b"HTTP/1.1 ") == 1
-    else:
-        assert request.target.startswith("/") or request.target == "*"
-        assert request.minor == 0 or "HTTP_HOST" in request.fields
-        text = request.target + "".join(request.fields.values())
-        assert not any(ord(c) < 32 and c != "\t" for c in text)
+        return
+    assert request.target.startswith("/") or request.target == "*"
+    assert request.minor == 0 or "HTTP_HOST" in request.fields
+    text = request.target + "".join(request.fields.values())
+    assert not any(ord(c) < 32 and c != "\t" for c in text)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_random_heads_are_parsed_or_refused(head: bytes) -> None:
 def test_a_response_head_that_is_not_http_is_refused(
     status: str, headers: list[tuple[str, str]]
 ) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"\S"):
         check_response(status, headers)
 
 

@@ -1,0 +1,166 @@
+"""Downloaders' promises: who fetches which bytes of one entry, and how fast.
+
+Collapsing requests: claims never overlap and never cover stored bytes, so
+whoever gets none waits for the one who has it. No locks here; the entry's guards it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from .content import Content
+from .ranges import END
+from .representation import Representation
+from .scheduler import Open, Priority, StreamView
+
+__all__ = ["Claim", "Claims", "RateMeter"]
+
+_ids: Final = count(1)
+
+
+class RateMeter:
+    """Bytes per second over the last few seconds, from amounts and times."""
+
+    _HALF_LIFE_S: Final = 2.0
+
+    def __init__(self, now_s: float) -> None:
+        self._since_s = now_s
+        self._bytes = 0.0
+        self._seconds = 0.0
+
+    def add(self, size_bytes: int, now_s: float) -> None:
+        """Count *size_bytes* that arrived up to *now_s*."""
+        elapsed = max(0.0, now_s - self._since_s)
+        self._since_s = now_s
+        fade = 0.5 ** (elapsed / self._HALF_LIFE_S)
+        self._bytes = self._bytes * fade + size_bytes
+        self._seconds = self._seconds * fade + elapsed
+
+    def rate_bytes_s(self, now_s: float) -> float:
+        """Return the rate as of *now_s*; silence lets it sink."""
+        silence = max(0.0, now_s - self._since_s)
+        fade = 0.5 ** (silence / self._HALF_LIFE_S)
+        seconds = self._seconds * fade + silence
+        return self._bytes * fade / seconds if seconds > 0 else 0.0
+
+
+@dataclass(eq=False)
+class Claim:
+    """A promise to fetch ``[position, stop)`` of a content.
+
+    ``reach`` is the stop that the origin was asked for, and ``held`` what the
+    answer is to be joined with. A claim that is *cancelled* may write and report
+    nothing more; ``cancel_io`` wakes its thread out of a blocking read, and is
+    set by that thread.
+    """
+
+    content: Content
+    position: int
+    stop: int
+    reach: int
+    priority: Priority
+    meter: RateMeter
+    held: Representation | None
+    id: int = field(default_factory=lambda: next(_ids))
+    cancelled: bool = False
+    received_bytes: int = 0
+    cancel_io: Callable[[], None] | None = None
+
+    def view(self, now_s: float) -> StreamView:
+        """Return what the scheduler sees of it."""
+        return StreamView(
+            self.id, self.position, self.stop, self.reach, self.meter.rate_bytes_s(now_s)
+        )
+
+
+class Claims:
+    """The claims on one entry."""
+
+    def __init__(self) -> None:
+        self._claims: dict[int, Claim] = {}
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(list(self._claims.values()))
+
+    def get(self, claim_id: int) -> Claim | None:
+        """Return the claim with that id, or None once it is over."""
+        return self._claims.get(claim_id)
+
+    def holds(self, offset: int) -> bool:
+        """Say whether somebody has promised the byte at *offset*."""
+        return any(claim.position <= offset < claim.stop for claim in self._claims.values())
+
+    def views(self, now_s: float) -> tuple[StreamView, ...]:
+        """Return what the scheduler sees."""
+        return tuple(claim.view(now_s) for claim in self._claims.values())
+
+    def grant(self, content: Content, wish: Open, now_s: float) -> Claim | None:
+        """Return a claim for *wish*, cut to what is neither stored nor claimed.
+
+        None if nothing is left of it: the plan was made before somebody else came.
+        """
+        start = content.present.run_stop(wish.start)
+        stop = min(wish.stop, content.present.next_start(start), content.length)
+        for other in self._claims.values():
+            if other.position <= start < other.stop:
+                return None
+            if other.position > start:
+                stop = min(stop, other.position)
+        if stop <= start:
+            return None
+        claim = Claim(
+            content=content,
+            position=start,
+            stop=stop,
+            reach=stop,
+            priority=wish.priority,
+            meter=RateMeter(now_s),
+            held=content.representation if content.joinable else None,
+        )
+        content.file.retain()
+        self._claims[claim.id] = claim
+        return claim
+
+    def set_stop(self, claim: Claim, stop: int) -> None:
+        """Let *claim* end at *stop*; at its position or before, it is cancelled."""
+        claim.stop = min(stop, claim.reach)
+        if claim.stop <= claim.position:
+            self.cancel(claim)
+
+    def take_all(self, claim: Claim, start: int, stop: int) -> None:
+        """Make *claim* the only one: its answer brings the file from *start* on."""
+        for other in self:
+            if other is not claim:
+                self.cancel(other)
+        claim.position, claim.stop = start, stop
+
+    def end(self, claim: Claim) -> None:
+        """Take *claim* back from its downloader, which has stopped writing."""
+        self._claims.pop(claim.id, None)
+        claim.cancelled = True
+        claim.content.file.release()
+
+    def cancel(self, claim: Claim) -> None:
+        """Break a promise: its downloader stops as soon as it looks or wakes."""
+        self._claims.pop(claim.id, None)
+        claim.cancelled = True
+        if claim.cancel_io is not None:
+            claim.cancel_io()
+
+    def cancel_all(self) -> None:
+        """Break every promise."""
+        for claim in self:
+            self.cancel(claim)
+
+    def describe(self) -> list[dict[str, int | None]]:
+        """Return where the streams are, as JSON values."""
+        return [
+            {"position": claim.position, "stop": None if claim.stop == END else claim.stop}
+            for claim in self._claims.values()
+        ]

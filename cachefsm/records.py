@@ -1,0 +1,65 @@
+"""Rows of ``cache_entries`` read and written in the terms of the layers above."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .errors import CacheError, DownloadCancelled, OriginError
+from .models import EntryRecord
+from .representation import Representation, fields_from_json, fields_to_json
+from .semantics import Validator
+
+__all__ = ["BLANK", "CANCELLED", "columns_of", "failure_of", "representation_of"]
+
+CANCELLED = "cancelled"
+"""The reason of a failure that a person brought about."""
+
+BLANK: dict[str, Any] = {
+    "complete_length": None,
+    "etag": None,
+    "last_modified": None,
+    "response_fields": "[]",
+    "accepts_ranges": False,
+    "validated_at": None,
+    "bytes_present": 0,
+    "error_status": None,
+    "retry_at": None,
+}
+"""What a row says of a representation of which nothing is known."""
+
+
+def columns_of(representation: Representation, now_s: float) -> dict[str, Any]:
+    """Return the columns that keep *representation*, as told by the origin at *now_s*."""
+    return {
+        "complete_length": representation.complete_length,
+        "etag": representation.validator.etag,
+        "last_modified": representation.validator.last_modified,
+        "response_fields": fields_to_json(representation.fields),
+        "accepts_ranges": representation.accepts_ranges,
+        "validated_at": now_s,
+    }
+
+
+def representation_of(record: EntryRecord) -> Representation | None:
+    """Return the representation that the row keeps, or None if no answer came yet."""
+    if record.validated_at is None:
+        return None
+    fields = fields_from_json(record.response_fields)
+    return Representation(
+        complete_length=record.complete_length,
+        validator=Validator.from_fields(fields),
+        fields=fields,
+        accepts_ranges=record.accepts_ranges,
+    )
+
+
+def failure_of(record: EntryRecord) -> CacheError:
+    """Return an error that says what the row remembers of a failure."""
+    error: CacheError
+    if record.state_reason == CANCELLED:
+        error = DownloadCancelled("a person cancelled the download")
+    else:
+        error = OriginError(record.state_reason or "the download failed")
+    if record.error_status is not None:
+        error.status_hint = record.error_status
+    return error

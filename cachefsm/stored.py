@@ -1,0 +1,388 @@
+"""What an entry is on disk, and in memory: row, machine and file in agreement.
+
+:class:`StoredEntry` is the ground that :class:`cachefsm.entry.LiveEntry` stands
+on. It moves the entry through its lifecycle, lets others wait for that, makes
+received bytes durable before a row claims them, and starts a new generation when
+the bytes are worth nothing any more. It knows nothing of who reads or fetches.
+
+Lock order: registry, then entry, then the store's; the flush lock comes before
+the entry's. File I/O happens under none but the flush lock. A method named
+``_name`` is called with the entry's lock held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .content import Content
+from .demands import Fill
+from .errors import CacheError, RepresentationChanged
+from .lifecycle import Lifecycle, Move
+from .models import EntryRecord, StaleRow, Store
+from .ranges import ByteRange, RangeSet
+from .records import BLANK, columns_of, failure_of, representation_of
+from .representation import Representation
+from .retries import RetryPolicy
+from .scheduler import Limits
+from .states import ACTIVE, DownloadState
+from .storage import ContentFile, content_name, remove_content
+from .urls import parse_url, redact
+from .waiting import Waiters
+
+__all__ = ["EntryPolicy", "StoredEntry", "Surroundings", "Transition"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EntryPolicy:
+    """What every entry of one cache goes by; sizes in bytes, times in seconds."""
+
+    fill: Fill = Fill.REST
+    grace_s: float = 10.0
+    playable_head_bytes: int = 1 << 20
+    playable_tail_bytes: int = 256 << 10
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One move of one entry, after it was committed."""
+
+    entry_id: int
+    url: str
+    event: str
+    source: DownloadState
+    target: DownloadState
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an entry is handed: its store, its directory, clocks, and whom to tell.
+
+    ``clock`` is Unix time, for what is written down; ``ticks`` is monotonic, for
+    what is waited for. The callbacks may be called with the entry's lock held,
+    and must neither block nor take it.
+    """
+
+    store: Store
+    directory: Path
+    policy: EntryPolicy = field(default_factory=EntryPolicy)
+    clock: Callable[[], float] = time.time
+    ticks: Callable[[], float] = time.monotonic
+    on_change: Callable[[Any], None] = lambda _entry: None
+    on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
+    on_transition: Callable[[Transition], None] = lambda _transition: None
+
+
+class StoredEntry:
+    """One entry's row, machine and content under one lock; see the module."""
+
+    def __init__(
+        self, record: EntryRecord, chunks: list[ByteRange], surroundings: Surroundings
+    ) -> None:
+        # Write once.
+        self.id = record.id
+        self.key = record.key
+        self.url = parse_url(record.url)
+        self.shown_url = redact(record.url)
+        self._around = surroundings
+        self._lock = threading.RLock()
+        self._flush_lock = threading.Lock()
+        # Read write, under the lock.
+        self._lifecycle = Lifecycle(surroundings.store, record)
+        self._content = Content(
+            ContentFile(surroundings.directory / record.content_file),
+            RangeSet(chunks),
+            RangeSet(chunks),
+            representation_of(record),
+        )
+        self._file_checked = not chunks
+        self._waiters = Waiters(self._lock)
+        self._accesses = 0
+        self._failure: CacheError | None = None
+        self._closed: CacheError | None = None
+
+    # -- looking ---------------------------------------------------------------
+
+    @property
+    def record(self) -> EntryRecord:
+        """The row as this process last read or wrote it."""
+        with self._lock:
+            return self._lifecycle.record
+
+    @property
+    def state(self) -> DownloadState:
+        """Where the download stands."""
+        with self._lock:
+            return self._lifecycle.state
+
+    @property
+    def content(self) -> Content:
+        """The present generation's content."""
+        with self._lock:
+            return self._content
+
+    def ranges(self) -> list[ByteRange]:
+        """Return the present byte ranges, in order."""
+        with self._lock:
+            return list(self._content.present)
+
+    def has(self, start: int, stop: int) -> bool:
+        """Say whether ``[start, stop)``, clipped to the file, is here."""
+        with self._lock:
+            return self._content.has(start, stop)
+
+    def stored_until(self, content: Content, position: int, stop: int) -> int:
+        """Return where the stored run at *position* ends, or *position*; at most *stop*."""
+        with self._lock:
+            return min(content.present.run_stop(position), max(position, stop))
+
+    def failure(self) -> CacheError | None:
+        """Return why the entry failed, or None if it has not."""
+        with self._lock:
+            if self._lifecycle.state is not DownloadState.FAILED:
+                return None
+            return self._failure or failure_of(self._lifecycle.record)
+
+    # -- waiting ---------------------------------------------------------------
+
+    def wait(
+        self,
+        ready: Callable[[], bool],
+        *,
+        timeout_s: float | None,
+        content: Content | None = None,
+    ) -> bool:
+        """Return True once *ready*, which runs under the lock, says so; False on timeout.
+
+        Raises:
+            CacheError: it can no longer become true: the entry failed, *content*
+                was superseded, or the cache closed. Raised at once, with the cause.
+        """
+        with self._lock:
+            return self._waiters.wait(ready, lambda: self._hopeless(content), timeout_s)
+
+    def wake(self) -> None:
+        """Let every waiter look again: something outside the entry has changed."""
+        with self._lock:
+            self._waiters.wake_all()
+
+    # -- changing --------------------------------------------------------------
+
+    def invalidate(self, reason: str) -> None:
+        """Drop the stored bytes: the representation changed, rotted or is evicted.
+
+        Readers keep what this generation holds; what is missing will not come.
+        """
+        with self._lock:
+            old = self._invalidate(reason)
+        remove_content(old)
+        self._around.on_change(self)
+
+    def update(self, **columns: Any) -> None:
+        """Write columns that are no part of the lifecycle, such as ``pinned``."""
+        with self._lock:
+            self._write(**columns)
+
+    def recover(self) -> None:
+        """Bring an entry that a stopped process left active to its defined state."""
+        with self._lock:
+            self._send("recover", reason="recovered")
+
+    def rest(self, reason: str) -> None:
+        """Pause an active entry because the cache closes."""
+        with self._lock:
+            if self._lifecycle.state in ACTIVE:
+                self._send("pause", reason=reason)
+
+    def close(self, cause: CacheError) -> None:
+        """Stop its streams and fail its waiters with *cause*; nothing more is accepted."""
+        with self._lock:
+            self._closed = cause
+            self._stop_filling()
+            self._waiters.wake_all()
+
+    def release_file(self) -> None:
+        """Close the content file once nobody else has it open."""
+        self.content.file.release()
+
+    def check_file(self) -> None:
+        """Compare the file with what the rows claim, once; invalidate if it cannot be true."""
+        if self._file_checked:
+            return
+        content = self.content
+        stored = max((stop for _, stop in self.ranges()), default=0)
+        size = content.file.size()
+        if size is None or size < stored:
+            found = "is gone" if size is None else f"ends at {size}, not {stored}"
+            self.invalidate(f"the content file {found}")
+        self._file_checked = True
+
+    # -- flushing --------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Make what was written durable, then record it; finish the entry if that is all.
+
+        Raises:
+            StorageError: the disk or the database refused; nothing is recorded.
+        """
+        with self._flush_lock:
+            with self._lock:
+                content = self._content
+                fresh = content.present.difference(content.durable)
+                content.file.retain()
+            try:
+                if fresh:
+                    content.file.flush()
+                self._record_progress(content, fresh)
+                self._record_accesses()
+            finally:
+                content.file.release()
+
+    def _record_progress(self, content: Content, fresh: RangeSet) -> None:
+        # Takes the lock itself: called with only the flush lock held.
+        with self._lock:
+            if content is not self._content:
+                return  # invalidated meanwhile: those bytes are gone
+            durable = content.durable.copy()
+            for start, stop in fresh:
+                durable.add(start, stop)
+            grown = tuple(run for run in durable if not content.durable.contains(*run))
+            if durable.total == content.complete_length and self._may_finish():
+                self._send(
+                    "finish",
+                    durable_bytes=durable.total,
+                    complete_length=content.complete_length,
+                    columns={"bytes_present": durable.total},
+                    chunks=grown,
+                )
+                content.durable = durable
+                self._finished()
+            elif grown:
+                self._save_chunks(grown, durable.total)
+                content.durable = durable
+
+    def _record_accesses(self) -> None:
+        # Takes the lock itself. Counted in memory first: a player's hundred ranges
+        # a second need not be a hundred transactions.
+        with self._lock:
+            if self._accesses:
+                count = self._lifecycle.record.access_count + self._accesses
+                self._write(access_count=count, last_accessed_at=self._around.clock())
+                self._accesses = 0
+
+    # -- with the lock held ----------------------------------------------------
+
+    def _send(self, event: str, *, reason: str | None = None, **facts: Any) -> None:
+        """Move by *event*; everybody who waits looks again, everybody who listens is told."""
+        source = self._lifecycle.state
+        move = Move(reason=reason, now_s=self._around.clock(), **facts)
+        try:
+            self._lifecycle.send(event, move)
+        finally:
+            self._waiters.wake_all()
+        target = self._lifecycle.state
+        if target is not DownloadState.FAILED:
+            self._failure = None
+        why = f" ({reason})" if reason else ""
+        _log.info("%s %s %s -> %s%s", self.shown_url, event, source, target, why)
+        self._around.on_transition(
+            Transition(self.id, self.shown_url, event, source, target, reason)
+        )
+
+    def _fail(
+        self, error: CacheError, *, event: str = "fail", reason: str | None = None, rest_s: float
+    ) -> None:
+        """Move to failed: streams end, waiters hear *error*, new readers wait *rest_s*."""
+        self._send(
+            event,
+            reason=reason or str(error),
+            columns={
+                "retry_at": self._around.clock() + rest_s,
+                "error_status": error.status_hint,
+            },
+        )
+        self._failure = error
+        self._stop_filling()
+        self._finished()
+        self._waiters.wake_all()
+
+    def _invalidate(self, reason: str) -> Path:
+        """Move to a new, empty generation; return the old file's path, to be removed."""
+        name = content_name(self.key)
+        generation = self._lifecycle.record.generation + 1
+        self._send(
+            "invalidate",
+            reason=reason,
+            columns={**BLANK, "generation": generation, "content_file": name},
+        )
+        self._stop_filling()
+        old, self._content = self._content, Content(ContentFile(self._around.directory / name))
+        old.superseded = self._superseded(reason)
+        old.file.release()
+        self._waiters.wake_all()
+        return old.file.path
+
+    def _learn(self, content: Content, new: Representation) -> None:
+        """Write what an answer told of the representation, with the move where there is one."""
+        old = content.representation
+        if old is not None and old.complete_length is not None and new.complete_length is None:
+            new = replace(new, complete_length=old.complete_length)
+        columns = columns_of(new, self._around.clock())
+        if self._lifecycle.state is DownloadState.INITIALIZING:
+            self._send("begin", columns=columns)
+        elif old is None or old.complete_length != new.complete_length:
+            self._write(**columns)
+        content.representation = new
+
+    def _write(self, **columns: Any) -> None:
+        record = self._lifecycle.record
+        try:
+            self._lifecycle.refresh(self._around.store.update(record, **columns))
+        except StaleRow:
+            self._lifecycle.reload()
+            raise
+
+    def _save_chunks(self, chunks: tuple[ByteRange, ...], bytes_present: int) -> None:
+        try:
+            record = self._around.store.save_chunks(
+                self._lifecycle.record,
+                chunks,
+                bytes_present=bytes_present,
+                now_s=self._around.clock(),
+            )
+        except StaleRow:
+            self._lifecycle.reload()
+            raise
+        self._lifecycle.refresh(record)
+
+    def _hopeless(self, content: Content | None) -> CacheError | None:
+        """Return why waiting for *content* is in vain, or None."""
+        if self._closed is not None:
+            return self._closed
+        if content is not None and content.superseded is not None:
+            return content.superseded
+        return self.failure()
+
+    # What the layer above does when the ground moves.
+
+    def _may_finish(self) -> bool:
+        return self._lifecycle.state in ACTIVE
+
+    def _finished(self) -> None:
+        """Nothing more is to be fetched: complete, failed or cancelled."""
+
+    def _stop_filling(self) -> None:
+        """No byte may be added to the present content any more."""
+
+    def _superseded(self, reason: str) -> CacheError:
+        return RepresentationChanged(reason)
