@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 from .errors import CacheBusy, StorageError
 
 __all__ = ["DirectoryLock", "Holder"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,16 @@ class DirectoryLock:
         except OSError as error:
             os.close(self._fd)
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
-        self.announce(Holder(os.getpid()))
+        try:
+            self.announce(Holder(os.getpid()))
+        except OSError:
+            # A full disk: the lock holds all the same, only nameless.
+            _log.warning("cannot write to %s who holds it", path)
 
     def announce(self, holder: Holder) -> None:
         """Write who holds the directory, for those who find it locked."""
+        if self._fd < 0:
+            return  # released: a server may be closed after its cache
         data = json.dumps(asdict(holder)).encode()
         # In place: replacing the file would replace the lock as well.
         os.ftruncate(self._fd, 0)

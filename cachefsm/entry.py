@@ -495,13 +495,13 @@ class LiveEntry(StoredEntry):
     def _revive(self) -> None:
         """Retry a failed entry on a reader's behalf, or raise why it cannot be read."""
         if self._closed is not None:
-            raise self._closed
+            raise self._closed.again()
         failure = self.failure()
         if failure is None:
             return
         retry_at = self._lifecycle.record.retry_at
         if retry_at is not None and self._around.clock() < retry_at:
-            raise failure
+            raise failure.again()
         self._send("retry")
 
     def _go_on(self, event: str) -> None:

@@ -40,6 +40,17 @@ class CacheError(Exception):
 
     status_hint: int = 500
 
+    def again(self) -> CacheError:
+        """Return the same error to be raised once more, in another thread or later.
+
+        Raising one instance twice would grow its traceback, and keep alive
+        whatever the frames in it hold.
+        """
+        error = type(self).__new__(type(self), *self.args)
+        error.args = self.args
+        error.__dict__.update(self.__dict__)
+        return error
+
 
 class UsageError(CacheError):
     """An argument, option or address that cannot be used; the message says why."""

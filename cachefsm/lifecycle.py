@@ -171,6 +171,7 @@ class Lifecycle:
             with self._store.transaction():
                 machine.send(event, move=move)
         except TransitionNotAllowed as error:
+            self._rest()
             raise IllegalMove(event, self.record.state) from error
         except StaleRow:
             self._machine = None
@@ -180,7 +181,7 @@ class Lifecycle:
             self._machine = None
             raise
         self.record = subject.record
-        self._machine = machine if self.state in ACTIVE else None
+        self._rest()
         return self.record
 
     def reload(self) -> EntryRecord:
@@ -199,6 +200,10 @@ class Lifecycle:
         if self._machine is not None:
             subject: _Subject = self._machine.model
             subject.record = record
+
+    def _rest(self) -> None:
+        if self.state not in ACTIVE:
+            self._machine = None
 
     def _build(self) -> DownloadLifecycle:
         # The engine does not validate a restored state, so check it here.

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import peewee
 from peewee import (
+    SQL,
     AutoField,
     BigIntegerField,
     BlobField,
@@ -34,6 +35,7 @@ from peewee import (
     ForeignKeyField,
     IntegerField,
     Model,
+    NodeList,
     SchemaManager,
     SqliteDatabase,
     TextField,
@@ -67,6 +69,20 @@ _STATES: Final = tuple(state.value for state in DownloadState)
 _ASKERS: Final = ("reader", "prefetch", "person")
 
 
+class _LastingId(AutoField):
+    """An id that is never given again, though SQLite would reuse the highest one.
+
+    Whoever still holds the id of a removed entry must find nothing, not its successor.
+    PostgreSQL's SERIAL never goes back.
+    """
+
+    def ddl(self, ctx: Any) -> NodeList:
+        nodes = super().ddl(ctx)
+        if ctx.state.field_types.get(self.field_type) != "INTEGER":
+            return nodes
+        return NodeList((nodes, SQL("AUTOINCREMENT")))
+
+
 class CacheSchema(Model):
     """One row: the version of the schema that this database has."""
 
@@ -79,7 +95,7 @@ class CacheSchema(Model):
 class CacheEntry(Model):
     """One URL: where its download stands and what is known of its representation."""
 
-    id = AutoField()
+    id = _LastingId()
     key = TextField(unique=True)
     url = TextField()
     content_file = TextField(unique=True)
@@ -358,7 +374,7 @@ class Store:
         Raises:
             StaleRow: the row is gone, or in another state or generation.
         """
-        changes = {"state": state, "state_reason": reason, "state_since": now_s, **columns}
+        changes = {**columns, "state": state, "state_reason": reason, "state_since": now_s}
         with self.transaction():
             self._guarded_update(record, changes, CacheEntry.state == record.state)
             if changes.get("generation", record.generation) != record.generation:
@@ -522,6 +538,6 @@ class Store:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (peewee.PeeweeException, sqlite3.Error) as error:
+    except (peewee.PeeweeException, sqlite3.Error, UnicodeError, OverflowError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StorageError(f"the database refused: {text}") from error

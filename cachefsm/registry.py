@@ -73,7 +73,7 @@ class Registry:
         """Take a lease; give it back with :meth:`release`."""
         with self._lock:
             if self._closed is not None:
-                raise self._closed
+                raise self._closed.again()
             entry = self._live.get(entry_id)
             if entry is None:
                 record = self._store.entry(entry_id)
@@ -107,13 +107,12 @@ class Registry:
         Raises:
             EntryNotFound: there is none.
         """
-        with self._lock:
-            entry = self.acquire(entry_id)
-            entry.close(EntryNotFound(f"entry {entry_id} was removed"))
+        with self._lock, self.lease(entry_id) as entry:
             self._store.delete(entry_id)
+            entry.close(EntryNotFound(f"entry {entry_id} was removed"))
             del self._live[entry_id]
-        remove_content(entry.content.file.path)
-        self.release(entry)
+            path = entry.content.file.path
+        remove_content(path)
 
     def evict(self, max_bytes: int) -> int:
         """Drop the bytes of idle entries, least recently used first, until *max_bytes* hold.
@@ -126,10 +125,20 @@ class Registry:
         for record in self._store.least_recently_used() if excess > 0 else ():
             if freed >= excess:
                 break
-            with self.lease(record.id) as entry:
-                if entry.evict():
-                    freed += record.bytes_present
+            if self._evict(record.id):
+                freed += record.bytes_present
         return freed
+
+    def _evict(self, entry_id: int) -> bool:
+        with self._lock:  # so that nobody takes a lease meanwhile
+            try:
+                entry = self.acquire(entry_id)
+            except EntryNotFound:
+                return False  # removed since the list was made
+            try:
+                return self._leases[entry] == 1 and entry.evict()
+            finally:
+                self.release(entry)
 
     def close(self) -> list[LiveEntry]:
         """Refuse new leases, stop all streams and waiters; return the live entries."""

@@ -18,6 +18,11 @@ __all__ = ["OriginUrl", "parse_url", "redact"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+_AUTHORITY = re.compile(r"(?:[^@]*@)?(?:\[[^\[\]]*\]|[^\[\]:@]*)(?::\d*)?\Z")
+_SHOWN = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#@]*@)?"
+    r"(?P<host>(?:\[[^\[\]/?#]*\]|[^\[\]:@/?#]*)(?::\d*)?)(?P<path>(?:/[^?#]*)?)(?=[?#]|\Z)"
+)
 _HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]+\Z")
 
 
@@ -69,7 +74,7 @@ def parse_url(text: str) -> OriginUrl:
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise UsageError(f"{shown!r} is not an http:// or https:// URL")
-    if not _HOST.match(parts.hostname):
+    if not _HOST.match(parts.hostname) or not _AUTHORITY.match(parts.netloc) or port == 0:
         raise UsageError(f"{shown!r} names no host that can be looked up")
     userinfo = parts.netloc.rpartition("@")[0] if "@" in parts.netloc else None
     # Not parts.path: urlsplit drops an empty query's "?", which the origin must see.
@@ -85,9 +90,11 @@ def redact(text: str) -> str:
 
     A query is shown as ``?…``: there is no telling which of its values sign it.
     """
-    head, mark, _ = text.partition("?")
-    head = head.partition("#")[0]
-    scheme, slashes, rest = head.partition("//")
-    authority, slash, path = rest.partition("/")
-    authority = authority.rpartition("@")[2]
-    return f"{scheme}{slashes}{authority}{slash}{path}" + ("?…" if mark else "")
+    shown = _SHOWN.match(text)
+    if shown is None:
+        # No URL: whatever stands before the last @ may be a password.
+        text = text.rpartition("@")[2]
+        head = re.split(r"[?#]", text, maxsplit=1)[0]
+    else:
+        head = f"{shown['scheme']}://{shown['host']}{shown['path']}"
+    return head + ("?…" if "?" in text else "")

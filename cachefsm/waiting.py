@@ -55,7 +55,7 @@ class Waiters:
             while not ready():
                 cause = waiter.refusal or hopeless()
                 if cause is not None:
-                    raise cause
+                    raise cause.again()
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if left_s is not None and left_s <= 0:
                     return False

@@ -45,6 +45,11 @@ def test_a_byte_range_is_a_half_open_pair() -> None:
     assert str(wanted) == "[0, 500)"
 
 
+def test_an_unknown_end_is_the_largest_offset_a_database_can_hold() -> None:
+    assert (END + 1).bit_length() == 64
+    assert END.bit_length() == 63
+
+
 def test_an_open_range_says_so() -> None:
     assert str(ByteRange(5, END)) == "[5, END)"
 

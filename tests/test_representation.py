@@ -43,10 +43,10 @@ def test_what_belongs_to_one_message_user_or_connection_is_not_stored(name: str)
 
 @pytest.mark.parametrize(
     "name",
-    (
+    [
         *("Age", "Cache-Control", "Content-Encoding", "Content-Type", "Date", "ETag", "Expires"),
         *("Last-Modified", "Vary", "X-Unknown"),
-    ),
+    ],
 )
 def test_what_describes_the_representation_is_stored(name: str) -> None:
     assert storable_fields([(name, "x"), (name, "y")]) == ((name, "x"), (name, "y"))
@@ -119,10 +119,10 @@ def test_fields_survive_the_database(fields: list[tuple[str, str]]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    (
+    [
         *("", "x", "null", "{}", '{"ab": 1}', '["ab"]', '[["a"]]', '[["a", 1]]'),
         *('[["a", "b", "c"]]', '[["a", "b"], null]', "[" * 100_000, "1" * 10_000),
-    ),
+    ],
 )
 def test_damaged_json_is_a_storage_error(text: str) -> None:
     with pytest.raises(StorageError, match="damaged"):

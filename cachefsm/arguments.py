@@ -1,0 +1,450 @@
+"""The command line's grammar: commands, options, and their twins in the environment.
+
+Imports nothing that takes time, so that ``--help`` and a mistyped option answer
+at once. Every *setting* can also be given in the environment: ``--cache-dir`` as
+``CACHEFSM_CACHE_DIR``, a repeatable one as a list separated by white space. What
+says what a single call should do (``-o``, ``--json``, …) has no twin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from . import __version__
+from .access import AllowList, parse_mount
+from .errors import UsageError
+from .units import parse_duration, parse_size
+from .urls import parse_url, redact
+
+__all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "hide_secrets", "parse_arguments"]
+
+ORDERS: Final = {
+    "pause": "hold downloads until somebody resumes them",
+    "resume": "go on with paused downloads",
+    "cancel": "give downloads up, keeping what is stored",
+    "retry": "try failed downloads again",
+    "pin": "keep entries from eviction",
+    "unpin": "let entries be evicted again",
+    "remove": "forget entries and delete their bytes",
+}
+"""The commands that do one thing to each entry named; and what."""
+
+COMMANDS: Final = {
+    "serve": "run the proxy",
+    "get": "download through the cache",
+    "prefetch": "have downloads made in the background",
+    "list": "show all entries",
+    "show": "show one entry and which of its bytes are here",
+    **ORDERS,
+    "stats": "show how much there is, and in which states",
+    "gc": "make room, and remove files that belong to nothing",
+    "diagram": "draw the lifecycle of a download",
+}
+
+_EPILOG: Final = """\
+`cachefsm COMMAND --help` tells more. To see it at work: cachefsm serve --demo
+
+Commands act on a running server's cache and on an idle one alike; the server is
+found through the cache directory. Sizes read 500M, 1.5GiB, 20G; durations 500ms,
+90s, 30d. Options in [BRACKETS] can be set in the environment under that name,
+lists separated by white space; the command line wins.
+
+Exit status: 0, 1 if something failed, 2 if it was called wrongly, 130 if Ctrl-C
+ended it. A failure is one line on stderr.
+"""
+
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO: Final = frozenset({"0", "false", "no", "off"})
+_URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
+
+
+def parse_arguments(
+    arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ
+) -> argparse.Namespace:
+    """Return what was asked for; ``command`` says which of :data:`COMMANDS`.
+
+    Exits with status 2 and one line on stderr if that makes no sense.
+    """
+    parser, subparsers = _grammar()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        parser.exit(2)
+    subparsers[options.command].settle(options, environ)
+    return options
+
+
+def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the cache lives unless somebody says otherwise.
+
+    Source: the XDG Base Directory specification, which ignores relative paths.
+    """
+    base = environ.get("XDG_CACHE_HOME", "")
+    # Unlike Path.home(), this leaves "~" where there is no home, and whoever opens
+    # the cache hears of it: not a reason for --help to fail.
+    return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "cachefsm")
+
+
+def hide_secrets(text: str) -> str:
+    """Return *text* with every URL in it fit to be shown."""
+    return _URL.sub(lambda match: redact(match[0]), text)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """An option with a twin in the environment; *read* parses one value of it."""
+
+    name: str
+    read: Callable[[str], Any] | None  # None: a switch
+    default: Any
+    many: bool
+
+    @property
+    def twin(self) -> str:
+        return f"CACHEFSM_{self.name.upper()}"
+
+    def from_text(self, text: str) -> Any:
+        if self.read is None:
+            if text.lower() not in _YES | _NO:
+                raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
+            return text.lower() in _YES
+        return [self.read(part) for part in text.split()] if self.many else self.read(text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose errors are one line, and whose options may have twins."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
+        )
+        self._settings: list[_Setting] = []
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, where argparse would print the usage as well."""
+        line = " ".join(hide_secrets(message).split())
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
+
+    def setting(
+        self,
+        flag: str,
+        *,
+        help: str,  # noqa: A002 - argparse's word for it
+        read: Callable[[str], Any] | None = str,
+        default: Any = None,
+        many: bool = False,
+        **more: Any,
+    ) -> None:
+        """Add an option that the environment can set as well; a switch if *read* is None."""
+        setting = _Setting(flag[2:].replace("-", "_"), read, default, many)
+        self._settings.append(setting)
+        if read is None:
+            more["action"] = "store_true"
+        else:
+            more["type"] = _typed(read)
+            if many:
+                more["action"] = "append"
+        # Absent unless given, so that settle() can tell.
+        more["default"] = argparse.SUPPRESS
+        self.add_argument(flag, help=f"{help} [{setting.twin}]", **more)
+
+    def settle(self, options: argparse.Namespace, environ: Mapping[str, str]) -> None:
+        """Fill in what the command line left open: from the environment, or the default."""
+        for setting in self._settings:
+            if hasattr(options, setting.name):
+                continue
+            text = environ.get(setting.twin, "").strip()
+            value = setting.default() if callable(setting.default) else setting.default
+            if text:
+                try:
+                    value = setting.from_text(text)
+                except (UsageError, argparse.ArgumentTypeError) as error:
+                    self.error(f"{setting.twin}: {error}")
+            setattr(options, setting.name, value)
+
+
+def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return *read* with errors as argparse wants them."""
+
+    def typed(text: str) -> Any:
+        try:
+            return read(text)
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return typed
+
+
+# -- what values look like ---------------------------------------------------------
+
+
+def _url(text: str) -> str:
+    return str(parse_url(text))
+
+
+def _entry(text: str) -> int | str:
+    """An entry's id, or its URL."""
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        return int(text)
+    if "//" not in text:
+        raise UsageError(f"{text!r} is neither an entry's id nor a URL")
+    return _url(text)
+
+
+def _port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536:
+        return int(text)
+    raise UsageError(f"{text!r} is no port; they go from 0 (any free one) to 65535")
+
+
+def _allowed(text: str) -> str:
+    AllowList([text])
+    return text
+
+
+def _fill(text: str) -> str:
+    if text in ("rest", "finish", "requested"):
+        return text
+    raise UsageError(f"{text!r} is no way to fill; write rest, finish or requested")
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        # Path("") would be the current directory: an unset variable in a script.
+        raise UsageError("a directory has a name")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{text!r} names a user that there isn't") from error
+
+
+# -- the grammar -------------------------------------------------------------------
+
+
+def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser(
+        prog="cachefsm",
+        description="A progressive-download cache for media, with an HTTP proxy in front.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
+    for flag, more in (("--cache-dir", {"type": _typed(_directory)}), ("--debug", {})):
+        # Taken here too, for fingers that put them first; shown where they belong.
+        action = "store" if more else "store_true"
+        parser.add_argument(
+            flag, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **more
+        )
+    adding = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    subparsers: dict[str, _Parser] = {}
+    for name, help_ in COMMANDS.items():
+        command = adding.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        _FILL_IN.get(name, _order)(command)
+        if name != "diagram":
+            command.setting(
+                "--cache-dir",
+                read=_directory,
+                default=default_cache_dir,
+                metavar="DIR",
+                help="where the cache lives (default: ~/.cache/cachefsm)",
+            )
+        command.setting("--debug", read=None, default=False, help="log everything, show tracebacks")
+        subparsers[name] = command
+    return parser, subparsers
+
+
+def _serve(command: _Parser) -> None:
+    command.description = (
+        "Run the proxy until SIGTERM or Ctrl-C. It fetches from the origins that are\n"
+        "mounted or allowed, and from no others. The first line on stdout is its address;\n"
+        "the log goes to stderr."
+    )
+    command.epilog = (
+        "examples:\n"
+        "  cachefsm serve --demo\n"
+        "  cachefsm serve --mount /films=https://media.example/films/ --max-size 20G\n"
+        "  cachefsm serve --allow '*.example.org' --cache-dir /var/cache/films --port 8090\n"
+    )
+    setting = command.setting
+    setting(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1); on any but loopback, "
+        "whoever can reach it can read what is mounted, and control needs the token",
+    )
+    setting(
+        "--port", read=_port, default=8080, metavar="N", help="default: 8080; 0 takes a free one"
+    )
+    setting(
+        "--mount",
+        read=parse_mount,
+        many=True,
+        default=(),
+        metavar="/NAME=URL",
+        help="serve what is below the origin's URL under /NAME/; repeatable",
+    )
+    setting(
+        "--allow",
+        read=_allowed,
+        many=True,
+        default=(),
+        metavar="HOST",
+        help="let clients name this host, as in /https/HOST/path, and redirects lead there; "
+        "HOST, HOST:PORT, '*.SUFFIX' or '*'; repeatable",
+    )
+    setting(
+        "--host-name",
+        many=True,
+        default=(),
+        metavar="NAME",
+        help="a further name that clients know this proxy by; repeatable",
+    )
+    setting("--token", help="what control asks for off loopback (default: a new one, printed)")
+    _max_size(command, "evict the least recently used beyond this (default: no limit)")
+    setting(
+        "--fill",
+        read=_fill,
+        default="rest",
+        metavar="HOW",
+        help="what to fetch of a file that somebody reads: the rest, while they do and for the "
+        "grace (rest, the default); all, once begun (finish); no more than is read (requested)",
+    )
+    setting(
+        "--grace",
+        read=parse_duration,
+        default=10.0,
+        metavar="TIME",
+        help="how long a download outlives its last reader (default: 10s)",
+    )
+    setting(
+        "--read-ahead",
+        read=parse_size,
+        default=8 << 20,
+        metavar="SIZE",
+        help="how far past a reader to fetch at once (default: 8M)",
+    )
+    setting(
+        "--first-byte-timeout",
+        read=parse_duration,
+        default=30.0,
+        metavar="TIME",
+        help="how long a client waits for its first byte (default: 30s)",
+    )
+    setting(
+        "--stall-timeout",
+        read=parse_duration,
+        default=30.0,
+        metavar="TIME",
+        help="and for every further one (default: 30s)",
+    )
+    setting("--verbose", read=None, default=False, help="log details, and looks at /-/ too")
+    setting("--quiet", read=None, default=False, help="log only warnings")
+    command.add_argument(
+        "--demo", action="store_true", help="mount a slow origin with five minutes of music"
+    )
+
+
+def _get(command: _Parser) -> None:
+    command.description = (
+        "Download into the cache, and from there into a file where one is named. What is\n"
+        "stored is not transferred again; after Ctrl-C the same command goes on."
+    )
+    command.add_argument("urls", nargs="+", type=_typed(_url), metavar="URL")
+    command.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="write it there too, once it is complete; into a directory under the URL's own "
+        "name; - is stdout, as the bytes arrive",
+    )
+    _downloads(command)
+
+
+def _prefetch(command: _Parser) -> None:
+    command.description = (
+        "Ask the running server to download, behind what people and players wait for, and\n"
+        "return at once. Without a server: download now, and return when all is there."
+    )
+    command.add_argument("urls", nargs="+", type=_typed(_url), metavar="URL")
+    _downloads(command)
+
+
+def _downloads(command: _Parser) -> None:
+    _json(command, "a list of the entries, as list prints them")
+    command.setting("--quiet", read=None, default=False, help="no progress, no result, only errors")
+    _max_size(command, "evict the least recently used beyond this, if no server runs")
+
+
+def _list(command: _Parser) -> None:
+    _json(
+        command,
+        "a list of objects with id, url, state, reason, since, total_size (null while unknown), "
+        "downloaded_bytes, ranges ([start, stop) pairs), rate_bytes_s, readers, pinned, …",
+    )
+
+
+def _show(command: _Parser) -> None:
+    command.add_argument("entry", type=_typed(_entry), metavar="ID|URL")
+    _json(command, "one object, as in list")
+
+
+def _order(command: _Parser) -> None:
+    command.add_argument("entries", nargs="+", type=_typed(_entry), metavar="ID|URL")
+    _json(command, "a list of the entries it was done to, as list prints them")
+
+
+def _stats(command: _Parser) -> None:
+    _json(
+        command,
+        "one object with directory, server (null if idle), entries, states (a number for each), "
+        "bytes_stored, bytes_pinned, max_size (null if unlimited), bytes_free on the disk",
+    )
+    _max_size(command, "the limit to show, if no server runs")
+
+
+def _gc(command: _Parser) -> None:
+    command.description = (
+        "Evict the least recently used entries until no more than --max-size is stored, and\n"
+        "remove content files that belong to no entry. Pinned entries, and those in use, stay."
+    )
+    _max_size(command, "default: the running server's; without either, nothing is evicted")
+    _json(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
+
+
+def _diagram(command: _Parser) -> None:
+    command.add_argument(
+        "--output",
+        type=_typed(_directory),
+        default=Path("diagrams"),
+        metavar="DIR",
+        help="default: diagrams",
+    )
+    command.add_argument(
+        "--check", action="store_true", help="write nothing; fail if DIR is out of date"
+    )
+
+
+def _json(command: _Parser, what: str) -> None:
+    command.add_argument("--json", action="store_true", help=f"for scripts: {what}")
+
+
+def _max_size(command: _Parser, help_: str) -> None:
+    command.setting("--max-size", read=parse_size, metavar="SIZE", help=help_)
+
+
+_FILL_IN: Final[dict[str, Callable[[_Parser], None]]] = {
+    "serve": _serve,
+    "get": _get,
+    "prefetch": _prefetch,
+    "list": _list,
+    "show": _show,
+    "stats": _stats,
+    "gc": _gc,
+    "diagram": _diagram,
+}
