@@ -8,8 +8,10 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .claims import Claim
 from .conductor import Conductor, Flusher
-from .demands import Fill
+from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
 from .downloader import Downloader
 from .entry import LiveEntry
-from .errors import CacheClosed, CacheError, StorageError, UsageError
+from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import EventHub
 from .lifecycle import PERSON
 from .models import EntryRecord, Store
@@ -33,9 +35,10 @@ from .registry import Registry
 from .retries import RetryPolicy
 from .scheduler import Limits, Priority
 from .states import DownloadState
+from .storage import list_content, remove_content
 from .stored import EntryPolicy, Surroundings, Transition
 from .units import parse_duration, parse_size
-from .urls import parse_url, redact
+from .urls import OriginUrl, parse_url, redact
 
 if TYPE_CHECKING:
     from .proxy import Server
@@ -225,6 +228,7 @@ class Cache:
             byte and for every further one.
         limits, retries, origin: see the classes.
         start: False leaves all downloads at rest, as for a look at the entries.
+        restore: False leaves what earlier processes queued until :meth:`restore_queue`.
 
     Raises:
         CacheBusy: another process holds the directory.
@@ -248,6 +252,7 @@ class Cache:
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         start: bool = True,
+        restore: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory: Final = Path(directory).expanduser().absolute()
@@ -266,7 +271,6 @@ class Cache:
             limits=limits or Limits(),
         )
         self._clock = clock
-        self._started = start
         self._closing = threading.Lock()
         self._closed = False
         self._downloads: set[threading.Thread] = set()
@@ -297,7 +301,9 @@ class Cache:
         self._conductor = Conductor(
             self.registry.live, lambda: self._policy.limits, self._start_download
         )
-        self._restore()
+        self._recover()
+        if start and restore:
+            self.restore_queue()
         if start:
             self._conductor.start()
             self._flusher.start()
@@ -338,9 +344,54 @@ class Cache:
         """Return every entry, oldest first."""
         return [Entry(self, record.id, redact(record.url)) for record in self._records()]
 
-    def find(self, entry_id: int) -> Entry:
-        """Return the entry with that id, or raise EntryNotFound."""
-        return Entry(self, entry_id, redact(self._store.entry(entry_id).url))
+    def find(self, which: int | str) -> Entry:
+        """Return the entry with that id or URL, or raise EntryNotFound."""
+        self._check_open()
+        if isinstance(which, int):
+            record: EntryRecord | None = self._store.entry(which)
+        else:
+            record = self._store.find(str(parse_url(which)))
+        if record is None:
+            raise EntryNotFound(f"there is no entry for {redact(str(which))}")
+        return Entry(self, record.id, redact(record.url))
+
+    def stats(self) -> dict[str, Any]:
+        """Return how much there is, as JSON values; sizes are in bytes."""
+        self._check_open()
+        kinds = self._store.count_by_state()
+        states: Counter[str] = Counter()
+        for state, _, count, _ in kinds:
+            states[state] += count
+        return {
+            "directory": str(self.directory),
+            "entries": sum(states.values()),
+            "states": {state.value: states[state] for state in DownloadState if states[state]},
+            "bytes_stored": sum(size for _, _, _, size in kinds),
+            "bytes_pinned": sum(size for _, pinned, _, size in kinds if pinned),
+            "max_size": self.max_size,
+            "bytes_free": shutil.disk_usage(self.directory).free,
+        }
+
+    def collect(self, max_size: str | int | None = None) -> dict[str, int]:
+        """Evict down to *max_size* or the cache's own, and delete files that no entry owns.
+
+        Returns what was freed, in bytes but for ``orphan_files``.
+        """
+        limit = self.max_size if max_size is None else parse_size(max_size)
+        evicted = 0 if limit is None else self.registry.evict(limit)
+        # Listed before the rows are read: a file that is made later has its row already.
+        content = self.directory / "content"
+        files = list_content(content)
+        owned = self._store.content_files()
+        orphans = {name: size for name, size in files.items() if name not in owned}
+        for name in orphans:
+            remove_content(content / name)
+        return {
+            "evicted_bytes": evicted,
+            "orphan_files": len(orphans),
+            "orphan_bytes": sum(orphans.values()),
+            "bytes_stored": self._store.total_bytes(),
+        }
 
     def open_reader(
         self,
@@ -367,6 +418,20 @@ class Cache:
             self.registry.release(entry)
             raise
 
+    def queued_urls(self) -> list[OriginUrl]:
+        """Return the URLs that people and prefetches wait for, the most urgent first."""
+        return [
+            parse_url(self._store.entry(queued.entry_id).url)
+            for queued in self._store.queue()
+            if queued.asked_by != READER
+        ]
+
+    def restore_queue(self) -> None:
+        """Take up what earlier processes left in the queue."""
+        for queued in self._store.queue():
+            with self.registry.lease(queued.entry_id) as entry:
+                entry.restore(queued)
+
     def subscribe(self, callback: Callable[[Transition], None]) -> Callable[[], None]:
         """Call *callback* with every transition, in a thread of its own; returns the way out."""
         return self._events.subscribe(callback)
@@ -380,9 +445,9 @@ class Cache:
 
         return Server(self, **options)
 
-    def announce(self, address: str | None, token: str | None) -> None:
+    def announce(self, address: str | None, token: str | None, *, stays: bool = True) -> None:
         """Tell those who find the directory locked where its control routes are."""
-        self._dirlock.announce(Holder(os.getpid(), address, token))
+        self._dirlock.announce(Holder(os.getpid(), address, token, stays))
 
     # -- the end ---------------------------------------------------------------
 
@@ -423,23 +488,21 @@ class Cache:
     # -- wiring ----------------------------------------------------------------
 
     def _records(self) -> list[EntryRecord]:
+        self._check_open()
+        return self._store.entries()
+
+    def _check_open(self) -> None:
         if self._closed:
             raise CacheClosed("the cache is closed")
-        return self._store.entries()
 
     def _make_entry(self, record: EntryRecord, chunks: list[ByteRange]) -> LiveEntry:
         return LiveEntry(record, chunks, self._surroundings)
 
-    def _restore(self) -> None:
-        """Bring what a stopped process left to its defined state, and take up its queue."""
+    def _recover(self) -> None:
+        """Bring what a stopped process left active to its defined state."""
         for record in self._store.active_entries():
             with self.registry.lease(record.id) as entry:
                 entry.recover()
-        if not self._started:
-            return
-        for queued in self._store.queue():
-            with self.registry.lease(queued.entry_id) as entry:
-                entry.restore(queued)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, self._origin)

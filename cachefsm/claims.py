@@ -44,7 +44,8 @@ class RateMeter:
         silence = max(0.0, now_s - self._since_s)
         fade = 0.5 ** (silence / self._HALF_LIFE_S)
         seconds = self._seconds * fade + silence
-        return self._bytes * fade / seconds if seconds > 0 else 0.0
+        # The first piece of a burst says little: count at least a tenth of a second.
+        return self._bytes * fade / max(seconds, 0.1)
 
 
 @dataclass(eq=False)

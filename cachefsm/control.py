@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from .access import AllowList, is_same_origin
 from .cache import Cache, Entry
-from .errors import CacheError, IllegalMove, UsageError
+from .errors import CacheError, EntryNotFound, IllegalMove, UsageError
 from .urls import parse_url
 from .web import Request, Response, json_response, plain
 
@@ -77,7 +79,7 @@ class Control:
             case "GET" | "HEAD", []:
                 return self._overview()
             case "GET" | "HEAD", ["entries"]:
-                return json_response([entry.describe() for entry in self._cache.entries()])
+                return json_response(self._list(parse_qs(request.query).get("url")))
             case "POST", ["entries"]:
                 return self._add(request)
             case "GET" | "HEAD", ["entries", number]:
@@ -89,16 +91,33 @@ class Control:
                 return self._serve(request, self._entry(number).id)
             case "POST", ["entries", number, order] if order in _ORDERS:
                 entry = self._entry(number)
+                if order in ("resume", "retry"):
+                    # It may have come here from a cache that allowed its origin.
+                    with self._cache.registry.lease(entry.id) as live:
+                        self._allowed.add(live.url, by_url=False)
                 _ORDERS[order](entry)
                 return json_response(entry.describe())
+            case "GET" | "HEAD", ["stats"]:
+                return json_response(self._cache.stats())
+            case "POST", ["gc"]:
+                return json_response(self._cache.collect(_size(request.json(), "max_size")))
         return json_response(
             {"error": f"there is no {request.method} {request.path}"}, HTTPStatus.NOT_FOUND
         )
 
+    def _list(self, urls: list[str] | None) -> list[dict[str, Any]]:
+        """Return every entry, or those of *urls*, in full: descriptions hold no query."""
+        if urls is not None:
+            return [self._cache.find(url).describe() for url in urls]
+        found = []
+        for entry in self._cache.entries():
+            with suppress(EntryNotFound):  # removed meanwhile
+                found.append(entry.describe())
+        return found
+
     def _overview(self) -> Response:
         lines = ["cachefsm", ""]
-        for entry in self._cache.entries():
-            facts = entry.describe()
+        for facts in self._list(None):
             total = facts["total_size"]
             size = "?" if total is None else f"{total}"
             lines.append(
@@ -134,6 +153,13 @@ class Control:
         return self._token is not None and hmac.compare_digest(
             given.encode(), f"Bearer {self._token}".encode()
         )
+
+
+def _size(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    raise UsageError(f"the request body's {name!r} is not a number of bytes")
 
 
 def _text(body: dict[str, Any], name: str) -> str:

@@ -33,13 +33,26 @@ class Fill(str, Enum):
 
 @dataclass(eq=False)
 class Demand:
-    """Somebody's wish for bytes, alive until dropped or, where set, ``expires_at_s``."""
+    """Somebody's wish for bytes, alive until dropped or, where set, ``expires_at_s``.
+
+    ``blocked_since_s`` is set while a reader waits for the byte at ``start``.
+    """
 
     asked_by: str
     priority: Priority
     start: int = 0
     stop: int = END
     expires_at_s: float | None = None
+    blocked_since_s: float | None = None
+
+    def move(self, start: int, stop: int, *, blocked: bool, now_s: float) -> None:
+        """Note where a reader is now, and whether it waits there."""
+        if not blocked:
+            self.blocked_since_s = None
+        elif self.blocked_since_s is None or start != self.start:
+            self.blocked_since_s = now_s
+        self.start, self.stop = start, stop
+        self.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
 
 
 class Demands:
@@ -66,10 +79,18 @@ class Demands:
         """Those on whose behalf something is wanted, as the queue names them."""
         return frozenset(demand.asked_by for demand in self)
 
-    @property
-    def wants(self) -> tuple[Want, ...]:
-        """What the scheduler should know."""
-        return tuple(Want(d.start, d.stop, d.priority) for d in self if d.stop > d.start)
+    def wants(self, now_s: float, patience_s: float) -> tuple[Want, ...]:
+        """Return what the scheduler should know."""
+        return tuple(
+            Want(
+                demand.start,
+                demand.stop,
+                demand.priority,
+                demand.blocked_since_s is not None and now_s >= demand.blocked_since_s + patience_s,
+            )
+            for demand in self
+            if demand.stop > demand.start
+        )
 
     def add_reader(self, start: int, stop: int, priority: Priority) -> Demand:
         """Register a reader."""
@@ -89,6 +110,7 @@ class Demands:
         if demand not in self._readers:
             return
         demand.priority = Priority.READ_AHEAD
+        demand.blocked_since_s = None
         demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
         live = any(reader.expires_at_s is None for reader in self._readers)
         if self._rest is not None and self._fill is Fill.REST and not live:
@@ -112,9 +134,15 @@ class Demands:
         if self._rest is not None and _over(self._rest, now_s):
             self._rest = None
 
-    def next_due_s(self) -> float | None:
-        """Return when the next demand expires, or None."""
-        return min((d.expires_at_s for d in self if d.expires_at_s is not None), default=None)
+    def next_due_s(self, now_s: float, patience_s: float) -> float | None:
+        """Return when the next demand expires or becomes impatient, or None."""
+        moments = [d.expires_at_s for d in self if d.expires_at_s is not None]
+        moments += [
+            due_s
+            for d in self
+            if d.blocked_since_s is not None and (due_s := d.blocked_since_s + patience_s) > now_s
+        ]
+        return min(moments, default=None)
 
 
 def _over(demand: Demand, now_s: float) -> bool:

@@ -24,11 +24,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a cache directory; ``address`` is the base URL of its control routes."""
+    """Who holds a cache directory; ``address`` is the base URL of its control routes.
+
+    One that does not *stay* is a command which serves others while it works, and
+    ends with that: what is left in its queue waits for the next one.
+    """
 
     pid: int
     address: str | None = None
     token: str | None = None
+    stays: bool = True
 
 
 class DirectoryLock:

@@ -32,7 +32,7 @@ from .ranges import END, ByteRange
 from .records import CANCELLED
 from .representation import Representation
 from .retries import Attempts, Verdict, judge
-from .scheduler import EntryView, Open, Priority, Want, served_soon
+from .scheduler import EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import remove_content
@@ -192,11 +192,11 @@ class LiveEntry(StoredEntry):
     def move_want(self, demand: Demand, start: int, stop: int, *, blocked: bool) -> None:
         """Tell where a reader is, how far it wants to be served, and whether it waits."""
         with self._lock:
-            was_blocked = demand.priority is Priority.BLOCKED
-            demand.start, demand.stop = start, stop
-            demand.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
+            demand.move(start, stop, blocked=blocked, now_s=self._around.ticks())
             if blocked:
-                changed = not was_blocked and not self._served_soon(start)
+                # A reader right at a stream's head needs no decision; any other
+                # does, if only for when its patience ends.
+                changed = not any(claim.position == start for claim in self._claims)
             else:
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
@@ -285,7 +285,7 @@ class LiveEntry(StoredEntry):
             if state in ACTIVE and not self._claims and content.is_whole:
                 self._around.on_dirty(self, True)  # the flush will finish it
                 return None
-            wants = self._demands.wants
+            wants = self._demands.wants(now_s, self._policy.limits.patience_s)
             if not wants and not self._claims:
                 if state in ACTIVE:
                     self._send("pause", reason="idle")
@@ -351,9 +351,10 @@ class LiveEntry(StoredEntry):
     def due_s(self) -> float | None:
         """Return the monotonic time at which the conductor should look again, or None."""
         with self._lock:
-            moments = [self._demands.next_due_s()]
+            now_s = self._around.ticks()
+            moments = [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
             not_before_s = self._attempts.not_before_s
-            if self._demands and not_before_s > self._around.ticks():
+            if self._demands and not_before_s > now_s:
                 moments.append(not_before_s)
             return min((moment for moment in moments if moment is not None), default=None)
 
@@ -509,9 +510,8 @@ class LiveEntry(StoredEntry):
         with self._lock:
             self._send(event, asked_by=PERSON)
             self._attempts.reset()
-            if not self._demands:
-                self._demands.add(PERSON, Priority.PERSON)
-                self._enqueue(PERSON, Priority.PERSON)
+            self._demands.add(PERSON, Priority.PERSON)
+            self._enqueue(PERSON, Priority.PERSON)
         self._around.on_change(self)
 
     def _is_held(self) -> bool:
@@ -523,10 +523,6 @@ class LiveEntry(StoredEntry):
         if length == END or not self._content.joinable:
             return [(0, head)]
         return [(0, head), (max(0, length - self._policy.playable_tail_bytes), length)]
-
-    def _served_soon(self, offset: int) -> bool:
-        streams = self._claims.views(self._around.ticks())
-        return served_soon(streams, offset, self._policy.limits)
 
     def _expire_demands(self, now_s: float) -> None:
         before = self._demands.askers

@@ -388,6 +388,23 @@ class Store:
         with self.transaction():
             return int(query.tuples().execute(self._database)[0][0])
 
+    def count_by_state(self) -> list[tuple[str, bool, int, int]]:
+        """Return state, pinned, number of entries and bytes present of each kind there is."""
+        kind = (CacheEntry.state, CacheEntry.pinned)
+        count, size = peewee.fn.COUNT(CacheEntry.id), peewee.fn.SUM(CacheEntry.bytes_present)
+        query = CacheEntry.select(*kind, count, size).group_by(*kind).tuples()
+        with self.transaction():
+            return [
+                (state, bool(pinned), int(number), int(total))
+                for state, pinned, number, total in query.execute(self._database)
+            ]
+
+    def content_files(self) -> set[str]:
+        """Return the relative paths of the content files that entries own."""
+        query = CacheEntry.select(CacheEntry.content_file).tuples()
+        with self.transaction():
+            return {path for (path,) in query.execute(self._database)}
+
     def least_recently_used(self) -> list[EntryRecord]:
         """Return what may be evicted: not pinned, holding bytes; longest unused first."""
         query = (

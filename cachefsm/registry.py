@@ -48,6 +48,7 @@ class Registry:
 
     def find_or_create(self, url: OriginUrl, key: str) -> int:
         """Return the id of the entry with *key*, registering it if it is new."""
+        self._check_open()
         record = self._store.find(key)
         if record is None:
             record = self._store.create(
@@ -72,8 +73,7 @@ class Registry:
     def acquire(self, entry_id: int) -> LiveEntry:
         """Take a lease; give it back with :meth:`release`."""
         with self._lock:
-            if self._closed is not None:
-                raise self._closed.again()
+            self._check_open()
             entry = self._live.get(entry_id)
             if entry is None:
                 record = self._store.entry(entry_id)
@@ -149,6 +149,10 @@ class Registry:
         for entry in entries:
             entry.close(closing)
         return entries
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise self._closed.again()
 
     def _drop_idle(self) -> None:
         with self._lock:

@@ -42,7 +42,6 @@ __all__ = [
     "StreamView",
     "Want",
     "plan",
-    "served_soon",
 ]
 
 
@@ -58,11 +57,15 @@ class Priority(IntEnum):
 
 @dataclass(frozen=True)
 class Want:
-    """Somebody would like ``[start, stop)``; *stop* is END for "to the end"."""
+    """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
+
+    ``impatient`` is a blocked reader that has waited longer than "soon" takes.
+    """
 
     start: int
     stop: int
     priority: Priority
+    impatient: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ class Limits:
     """The most connections at once, and what counts as near.
 
     A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
-    be there within ``near_s`` at its measured rate.
+    be there within ``near_s`` at its measured rate. A reader that has been blocked
+    for ``patience_s`` all the same believes only the rate: the stream has stalled.
     """
 
     per_entry: int = 4
@@ -111,6 +115,7 @@ class Limits:
     total: int = 16
     near_bytes: int = 1 << 20
     near_s: float = 0.25
+    patience_s: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -174,15 +179,9 @@ def plan(entries: Iterable[EntryView], limits: Limits) -> list[Action]:
     return [*endings, *openings]
 
 
-def served_soon(streams: Iterable[StreamView], offset: int, limits: Limits) -> bool:
-    """Say whether one of *streams* will bring the byte at *offset* before a new one could."""
-    return any(_near(stream, offset, limits) for stream in streams)
-
-
-def _near(stream: StreamView, offset: int, limits: Limits) -> bool:
-    if not stream.position <= offset < stream.stop:
-        return False
-    return offset - stream.position <= max(limits.near_bytes, limits.near_s * stream.rate_bytes_s)
+def _near(stream: StreamView, offset: int, limits: Limits, *, impatient: bool = False) -> bool:
+    reach = limits.near_s * stream.rate_bytes_s
+    return offset - stream.position <= (reach if impatient else max(limits.near_bytes, reach))
 
 
 def _plan_entry(view: EntryView, limits: Limits) -> _EntryPlan:
@@ -249,7 +248,7 @@ def _serve(entry_plan: _EntryPlan, want: Want, missing: RangeSet, limits: Limits
                 _open(claims, offset, missing.run_stop(offset), want.priority)
                 return
             if want.priority is Priority.BLOCKED:
-                if not _serves_soon(holder, offset, limits):
+                if not _serves_soon(holder, offset, want, limits):
                     stop, holder.stop = holder.stop, offset
                     _open(claims, offset, stop, want.priority)
                 return
@@ -262,10 +261,10 @@ def _holder(claims: Sequence[_Claim], offset: int) -> _Claim | None:
     return next((claim for claim in claims if claim.position <= offset < claim.stop), None)
 
 
-def _serves_soon(claim: _Claim, offset: int, limits: Limits) -> bool:
+def _serves_soon(claim: _Claim, offset: int, want: Want, limits: Limits) -> bool:
     if claim.stream is None:
         return offset - claim.position <= limits.near_bytes
-    return _near(claim.stream, offset, limits)
+    return _near(claim.stream, offset, limits, impatient=want.impatient)
 
 
 def _open(claims: list[_Claim], start: int, stop: int, priority: Priority) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["ContentFile", "content_name", "remove_content"]
+__all__ = ["ContentFile", "content_name", "list_content", "remove_content"]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
@@ -41,6 +41,18 @@ def remove_content(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _storage_error("remove", path, error) from error
+
+
+def list_content(directory: Path) -> dict[str, int]:
+    """Return what is in a directory of content files: names as from :func:`content_name`, sizes.
+
+    Sizes are what the files take on the disk, in bytes: they are sparse.
+    """
+    found = {}
+    for path in directory.glob("*/*"):
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            found[path.relative_to(directory).as_posix()] = path.lstat().st_blocks * 512
+    return found
 
 
 class ContentFile:

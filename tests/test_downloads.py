@@ -1,0 +1,584 @@
+"""Reading while downloading, waiting, and who gets a connection: seen from outside."""
+
+from __future__ import annotations
+
+import random
+import threading
+from contextlib import closing
+
+import pytest
+
+from cachefsm import ByteRange, Cache, DownloadState, Entry, Transition
+from cachefsm.errors import (
+    CacheError,
+    EntryNotFound,
+    OriginError,
+    RepresentationChanged,
+    WaitTimeout,
+)
+from cachefsm.origin import OriginOptions
+from cachefsm.scheduler import Limits
+from tests.support.caches import WAIT_S, OpenCache, fetch
+from tests.support.faults import (
+    cut_after,
+    hold_after,
+    hold_before_headers,
+    reset_after,
+    stall_after,
+)
+from tests.support.origin import Exchange, Gate, Origin, Resource, content
+from tests.support.threads import in_thread
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+SIZE = 10 * MIB
+
+
+def _asked(origin: Origin, path: str = "/film") -> list[str | None]:
+    return [request.range for request in origin.requests if request.path == path]
+
+
+def _serve(origin: Origin, size: int = SIZE, path: str = "/film") -> str:
+    origin.put(path, Resource(size))
+    return origin.url(path)
+
+
+class Moves:
+    """What happened to a cache's entries, and a way to wait for it."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._changed = threading.Condition()
+        self._moves: list[Transition] = []
+        cache.subscribe(self._note)
+
+    def _note(self, move: Transition) -> None:
+        with self._changed:
+            self._moves.append(move)
+            self._changed.notify_all()
+
+    def wait_for(self, entry: Entry, event: str, times: int = 1) -> None:
+        """Block until *entry* has made that move *times* times."""
+
+        def seen() -> bool:
+            made = [m for m in self._moves if (m.entry_id, m.event) == (entry.id, event)]
+            return len(made) >= times
+
+        with self._changed:
+            assert self._changed.wait_for(seen, WAIT_S), f"no {event} in {self._moves}"
+
+
+# -- what is fetched ---------------------------------------------------------------
+
+
+def test_an_interior_read_fetches_its_window_and_read_ahead_and_nothing_else(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", read_ahead=64 * KIB, grace=0)
+    film = cache.entry(_serve(origin))
+    with film.open() as stream:
+        stream.seek(5_000_000)
+        assert stream.read(1000) == content(5_000_000, 5_001_000)
+    most = 5_000_000 + stream_buffer_bytes() + 64 * KIB
+    assert all(5_000_000 <= start and stop <= most for start, stop in film.ranges)
+    assert origin.body_bytes_sent <= most - 5_000_000
+
+
+def stream_buffer_bytes() -> int:
+    """Return what an open entry's buffer asks for at once; twice, as it may look again."""
+    return 2 * 256 * KIB
+
+
+def test_bytes_that_are_here_are_not_asked_for_again(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested")
+    film = cache.entry(_serve(origin))
+    for start in (100_000, 200_000):
+        assert fetch(cache, film, start, start + 100_000) == content(start, start + 100_000)
+    assert film.ranges == [ByteRange(100_000, 300_000)]
+    asked = _asked(origin)
+    assert fetch(cache, film, 150_000, 250_000) == content(150_000, 250_000)
+    assert _asked(origin) == asked == ["bytes=100000-199999", "bytes=200000-299999"]
+
+
+def test_only_the_hole_between_stored_bytes_is_asked_for(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested")
+    film = cache.entry(_serve(origin))
+    fetch(cache, film, 0, 100_000)
+    fetch(cache, film, 200_000, 300_000)
+    assert fetch(cache, film, 0, 300_000) == content(0, 300_000)
+    assert _asked(origin)[2:] == ["bytes=100000-199999"]
+    assert origin.body_bytes_sent == 300_000
+
+
+def test_a_stream_that_meets_stored_bytes_goes_around_them(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(1_000_000, etag='"same"'))
+    cache = open_cache(fill="requested")
+    film = cache.entry(origin.url("/film"))
+    fetch(cache, film, 400_000, 500_000)
+    # Other bytes under the same ETag: no honest origin does so, but it shows who wrote what.
+    origin.put("/film", Resource(1_000_000, etag='"same"', version=1))
+    later = Resource(1_000_000, version=1).content or _content_of_version_1
+    data = fetch(cache, film)
+    assert data[400_000:500_000] == content(400_000, 500_000)
+    assert data[:400_000] == later(0, 400_000)
+    assert data[500_000:] == later(500_000, 1_000_000)
+    assert _asked(origin)[1:] == ["bytes=0-399999", "bytes=500000-999999"]
+
+
+def _content_of_version_1(start: int, stop: int) -> bytes:
+    return content(start + 1, stop + 1)
+
+
+def test_a_second_reader_does_not_ask_the_origin_again(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(1000))
+    readers = [in_thread(fetch, cache, film) for _ in range(4)]
+    assert hold.reached.wait(WAIT_S)
+    hold.release()
+    for reading in readers:
+        assert reading.result(WAIT_S) == content(0, SIZE)
+    assert _asked(origin) == ["bytes=0-"]
+
+
+def test_readers_at_random_get_the_right_bytes_and_few_of_them_twice(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+
+    def read(seed: int) -> None:
+        dice = random.Random(seed)
+        with film.open() as stream:
+            for _ in range(40):
+                start = dice.randrange(SIZE)
+                size = dice.randrange(1, 300 * KIB)
+                stream.seek(start)
+                assert stream.read(size) == content(start, min(SIZE, start + size))
+
+    readers = [in_thread(read, seed) for seed in range(8)]
+    for reading in readers:
+        reading.result(6 * WAIT_S)
+    assert film.wait_complete(WAIT_S)
+    # A stream that is called off leaves what the sockets had taken already.
+    assert origin.body_bytes_sent <= 2 * SIZE
+    assert origin.peak_connections <= Limits().per_entry
+
+
+def test_backward_reads_are_right_and_stay_within_the_connections_allowed(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+    with film.open() as stream:
+        for start in range(SIZE - MIB, -1, -MIB):
+            stream.seek(start)
+            assert stream.read(MIB) == content(start, start + MIB)
+    assert origin.peak_connections <= Limits().per_entry
+
+
+def test_offsets_beyond_four_gibibytes_are_right_everywhere(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    size = 5 * GIB
+    cache = open_cache(fill="requested", grace=0)
+    film = cache.entry(_serve(origin, size))
+    places = [0, 2 * GIB - 10, 4 * GIB - 10, 4 * GIB + MIB, size - 20]
+    for start in places:
+        assert fetch(cache, film, start, start + 20) == content(start, start + 20)
+    cache.close()
+    film = open_cache(fill="requested", grace=0).entry(origin.url("/film"))
+    assert film.ranges == [ByteRange(start, start + 20) for start in places]
+    assert (film.total_bytes, film.downloaded_bytes) == (size, 100)
+    with film.open() as stream:
+        stream.seek(-20, 2)
+        assert stream.read() == content(size - 20, size)
+    assert len(origin.requests) == len(places)
+
+
+@pytest.mark.parametrize("read_ahead", [1, 1000, 8 * MIB])
+def test_every_byte_that_is_waited_for_is_also_fetched(
+    open_cache: OpenCache, origin: Origin, read_ahead: int
+) -> None:
+    size = 3 * MIB + 1
+    cache = open_cache(fill="requested", read_ahead=read_ahead)
+    film = cache.entry(_serve(origin, size))
+    edges = [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, size - 2, size - 1]
+    for offset in random.Random(18).sample(edges, len(edges)):
+        assert fetch(cache, film, offset, offset + 1) == content(offset, offset + 1)
+    assert film.downloaded_bytes == origin.body_bytes_sent == len(edges)
+    assert fetch(cache, film, size - 5, size + 5) == content(size - 5, size)
+    assert fetch(cache, film) == content(0, size)
+    assert origin.body_bytes_sent == size
+
+
+# -- readers and their streams -----------------------------------------------------
+
+
+def test_the_first_byte_arrives_long_before_the_fill_ends(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(1))
+    assert fetch(cache, film, 0, 1) == content(0, 1)
+    hold.release()
+
+
+def test_a_far_seek_does_not_wait_for_what_lies_before_it(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(MIB))
+    with film.open() as stream:
+        assert stream.read(MIB) == content(0, MIB)
+        stream.seek(8 * MIB)
+        assert stream.read(MIB) == content(8 * MIB, 9 * MIB)
+    hold.release()
+    assert film.wait_complete(WAIT_S)
+    assert fetch(cache, film) == content(0, SIZE)
+    assert origin.body_bytes_sent <= SIZE + MIB
+
+
+def test_a_slow_readers_stream_is_neither_dropped_nor_restarted(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", read_ahead=256 * KIB)
+    film = cache.entry(_serve(origin, 2 * MIB))
+    position = 0
+    with closing(cache.open_reader(film.id)) as reader:
+        while data := reader.read(position, 50_000):
+            assert data == content(position, position + len(data))
+            position += len(data)
+            # All that was asked for is here, and the reader takes its time.
+            origin.wait_until(lambda: all(request.finished for request in origin.requests))
+    assert position == origin.body_bytes_sent == 2 * MIB
+    assert {request.connection for request in origin.requests} == {1}
+
+
+def test_a_reader_that_does_not_read_slows_nobody(open_cache: OpenCache, origin: Origin) -> None:
+    cache = open_cache(fill="requested", read_ahead=64 * KIB)
+    film, other = cache.entry(_serve(origin)), cache.entry(_serve(origin, path="/other"))
+    with film.open() as idle:
+        assert idle.read(1) == content(0, 1)
+        assert fetch(cache, film) == content(0, SIZE)
+        assert fetch(cache, other) == content(0, SIZE)
+        assert idle.read(1) == content(1, 2)
+
+
+def test_a_stalled_origin_slows_no_other_entry(cache: Cache, origin: Origin) -> None:
+    stuck = cache.entry(_serve(origin, path="/stuck"))
+    origin.script(stall_after(1000), path="/stuck", times=None)
+    stuck.start()
+    assert stuck.wait_for(0, 1000, WAIT_S)
+    film = cache.entry(_serve(origin))
+    assert film.wait_complete(WAIT_S)
+    assert stuck.state is DownloadState.DOWNLOADING
+
+
+def test_a_reader_that_comes_back_within_the_grace_finds_its_stream(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(grace=3600)
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(1000))
+    assert fetch(cache, film, 0, 1000) == content(0, 1000)
+    reading = in_thread(fetch, cache, film)
+    hold.release()
+    assert reading.result(WAIT_S) == content(0, SIZE)
+    assert _asked(origin) == ["bytes=0-"]
+
+
+def test_a_stream_that_nobody_reads_ends_after_the_grace(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(grace="50ms")
+    film = cache.entry(_serve(origin))
+    origin.script(stall_after(1000))
+    moves = Moves(cache)
+    with closing(cache.open_reader(film.id)) as reader:
+        assert reader.read(0, 1000) == content(0, 1000)
+        assert film.state is DownloadState.DOWNLOADING
+    moves.wait_for(film, "pause")
+    assert (film.state, film.reason) == (DownloadState.PAUSED, "idle")
+    origin.wait_until(lambda: origin.open_connections == 0)
+    assert film.describe()["streams"] == []
+    assert film.describe()["asked_by"] == []
+
+
+def test_reopening_while_the_grace_ends_always_succeeds(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", grace="1ms")
+    film = cache.entry(_serve(origin))
+    moves = Moves(cache)
+    for number in range(50):
+        start = number * 1000
+        assert fetch(cache, film, start, start + 1000) == content(start, start + 1000)
+        if number % 2:
+            # At the very moment that it comes to rest; else shortly before.
+            moves.wait_for(film, "pause", times=number // 2 + 1)
+    assert film.ranges == [ByteRange(0, 50_000)]
+    assert origin.body_bytes_sent == 50_000
+
+
+def test_readers_come_and_go_and_leave_nothing_behind(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", grace=0, first_byte_timeout="50ms")
+    film = cache.entry(_serve(origin))
+    moves = Moves(cache)
+    origin.script(stall_after(1000))
+    with pytest.raises(WaitTimeout):
+        fetch(cache, film, 0, SIZE)
+    moves.wait_for(film, "pause")
+    shown = film.describe()
+    assert (shown["readers"], shown["streams"], shown["asked_by"]) == (0, [], [])
+    origin.wait_until(lambda: origin.open_connections == 0)
+    assert repr(cache).endswith(" 0 downloads>")
+
+
+# -- failing -----------------------------------------------------------------------
+
+
+def test_an_origin_that_never_answers_properly_is_asked_a_few_times_only(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+    origin.script(reset_after(0), times=None)
+    with pytest.raises(OriginError):
+        film.wait_for(0, 1)
+    assert film.state is DownloadState.FAILED
+    assert len(origin.requests) == 3  # HASTY's first_attempts
+
+
+def test_errors_without_progress_fail_the_waiters_after_a_number_of_attempts(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+    origin.script(cut_after(1000))
+    origin.script(cut_after(0), nth=2, times=None)
+    waits = [in_thread(film.wait_complete), in_thread(fetch, cache, film)]
+    for waiting in waits:
+        with pytest.raises(OriginError):
+            waiting.result(WAIT_S)
+    assert film.ranges == [ByteRange(0, 1000)]
+    # The attempt that brought bytes counts as the first of HASTY's four.
+    assert len(origin.requests) == 4
+
+
+def test_one_received_byte_starts_the_count_of_errors_anew(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin, 30))
+    origin.script(cut_after(1), times=None)
+    assert film.wait_complete(WAIT_S)
+    assert fetch(cache, film) == content(0, 30)
+    assert len(origin.requests) == 30
+
+
+def test_a_break_is_mended_from_where_it_happened(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin))
+    origin.script(cut_after(3_000_000))
+    assert fetch(cache, film) == content(0, SIZE)
+    assert _asked(origin) == ["bytes=0-", f"bytes=3000000-{SIZE - 1}"]
+
+
+def test_an_outage_within_the_attempts_is_survived_by_the_reader(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(MIB))
+    refused = origin.script(hold_before_headers(), nth=2)
+    reading = in_thread(fetch, cache, film)
+    assert hold.reached.wait(WAIT_S)
+    assert film.wait_for(0, MIB, WAIT_S)
+    with origin.outage():
+        pass  # the connection is cut, and the next one may be refused
+    assert refused.reached.wait(WAIT_S)
+    refused.release()
+    assert reading.result(WAIT_S) == content(0, SIZE)
+    assert origin.body_bytes_sent == SIZE
+
+
+@pytest.mark.parametrize("etag", ['"v{version}"', '"same"'], ids=["new ETag", "same ETag"])
+def test_an_origin_that_shrinks_releases_whoever_waits_past_the_new_end(
+    cache: Cache, origin: Origin, etag: str
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=etag))
+    film = cache.entry(origin.url("/film"))
+    hold = origin.script(hold_after(1000))
+    reading = in_thread(fetch, cache, film)
+    assert hold.reached.wait(WAIT_S)
+    assert film.wait_for(0, 1000, WAIT_S)
+    origin.put("/film", Resource(500, etag=etag, version=1))
+    far = in_thread(fetch, cache, film, 9 * MIB)
+    for waiting in (far, reading):
+        with pytest.raises(RepresentationChanged):
+            waiting.result(WAIT_S)
+    assert fetch(cache, film) == _content_of_version_1(0, 500)
+    assert film.total_bytes == 500
+
+
+def test_a_downloader_that_breaks_tells_its_waiters_and_harms_nobody_else(
+    open_cache: OpenCache, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fields_for(url: object) -> dict[str, str]:
+        if "broken" in str(url):
+            raise RuntimeError("a bug in somebody's fields_for")
+        return {}
+
+    cache = open_cache(origin=OriginOptions(fields_for=fields_for))
+    broken = cache.entry(_serve(origin, path="/broken"))
+    waits = [in_thread(broken.wait_complete), in_thread(fetch, cache, broken)]
+    for waiting in waits:
+        with pytest.raises(CacheError, match="RuntimeError"):
+            waiting.result(WAIT_S)
+    assert broken.state is DownloadState.FAILED
+    assert "a bug in somebody's fields_for" in caplog.text
+    assert fetch(cache, cache.entry(_serve(origin))) == content(0, SIZE)
+
+
+# -- who gets a connection ---------------------------------------------------------
+
+
+def test_a_prefetch_yields_to_a_reader_and_then_goes_on(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(total=1), fill="requested", grace=0)
+    later = cache.entry(_serve(origin, path="/later"))
+    hold = origin.script(hold_after(MIB), path="/later")
+    later.start(priority="prefetch")
+    assert hold.reached.wait(WAIT_S)
+    origin.wait_until(lambda: later.has(0, MIB))
+    film = cache.entry(_serve(origin))
+    assert fetch(cache, film) == content(0, SIZE)
+    assert later.wait_complete(WAIT_S)
+    assert _asked(origin, "/later") == ["bytes=0-", f"bytes={MIB}-{SIZE - 1}"]
+
+
+def test_a_paused_players_stream_makes_room_for_a_reader_elsewhere_in_the_file(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(per_entry=1))
+    film = cache.entry(_serve(origin))
+    origin.script(stall_after(MIB))
+    with film.open() as paused_player:
+        assert paused_player.read(MIB) == content(0, MIB)
+        assert fetch(cache, film, 8 * MIB) == content(8 * MIB, SIZE)
+        assert paused_player.read(MIB) == content(MIB, 2 * MIB)
+
+
+def test_a_reader_that_waits_keeps_its_stream_from_other_readers(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(per_entry=1))
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(MIB))
+    first = in_thread(fetch, cache, film, 0, 2 * MIB)
+    assert hold.reached.wait(WAIT_S)
+    assert film.wait_for(0, MIB, WAIT_S)
+    second = in_thread(fetch, cache, film, 8 * MIB)
+    hold.release()
+    assert first.result(WAIT_S) == content(0, 2 * MIB)
+    assert second.result(WAIT_S) == content(8 * MIB, SIZE)
+
+
+class Concurrency:
+    """Counts the answers in progress: a script for answers that nobody breaks off."""
+
+    def __init__(self, first_of: int) -> None:
+        self._lock = threading.Lock()
+        self._now = 0
+        self._first_of = first_of
+        self._full = Gate()
+        self.peak = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        exchange.answer.before_head.append(self._begin)
+        exchange.answer.at(exchange.answer.length, self._end)
+
+    def _begin(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._now += 1
+            self.peak = max(self.peak, self._now)
+            if self._now == self._first_of:
+                self._full.set()
+        # Nobody is answered before as many have come as are allowed.
+        exchange.wait(self._full)
+
+    def _end(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._now -= 1
+
+
+def test_connections_per_host_are_limited_under_every_mix(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(per_entry=2, per_host=3, total=16), fill="finish")
+    at_once = origin.script(Concurrency(first_of=3), times=None)
+    entries = [cache.entry(_serve(origin, 300_000, f"/{n}")) for n in range(12)]
+    for number, entry in enumerate(entries):
+        entry.start(priority=("person", "prefetch")[number % 2])
+    readers = [in_thread(fetch, cache, entry, 100_000, 200_000) for entry in entries[::3]]
+    for reading in readers:
+        assert reading.result(WAIT_S) == content(100_000, 200_000)
+    for entry in entries:
+        assert entry.wait_complete(WAIT_S)
+    assert at_once.peak == 3
+    assert origin.peak_connections == 3
+
+
+def test_connections_in_all_are_limited_over_several_hosts(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(per_entry=2, per_host=3, total=4))
+    at_once = origin.script(Concurrency(first_of=4), times=None)
+    hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")  # all of them this machine
+    entries = []
+    for number in range(12):
+        url = _serve(origin, 300_000, f"/{number}")
+        entries.append(cache.entry(url.replace("127.0.0.1", hosts[number % 3])))
+    for entry in entries:
+        entry.start(priority="prefetch")
+    for entry in entries:
+        assert entry.wait_complete(WAIT_S)
+    assert at_once.peak == 4
+
+
+# -- removing ----------------------------------------------------------------------
+
+
+def test_removing_an_entry_ends_its_transfer_and_its_readers(
+    cache: Cache, origin: Origin
+) -> None:
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(1000))
+    reading = in_thread(fetch, cache, film)
+    waiting = in_thread(film.wait_complete)
+    assert hold.reached.wait(WAIT_S)
+    film.remove()
+    for held in (reading, waiting):
+        with pytest.raises(EntryNotFound):
+            held.result(WAIT_S)
+    origin.wait_until(lambda: origin.open_connections == 0)
+    assert [path for path in (cache.directory / "content").rglob("*") if path.is_file()] == []
+
+
+def test_an_entry_added_again_while_it_is_removed_starts_afresh(
+    cache: Cache, origin: Origin
+) -> None:
+    url = _serve(origin)
+    gate = Gate()
+    origin.script(hold_after(1000, gate), times=None)
+    for _ in range(20):
+        film = cache.entry(url)
+        film.start()
+        removing = in_thread(film.remove)
+        again = cache.entry(url)
+        removing.result(WAIT_S)
+        with pytest.raises(EntryNotFound):
+            film.describe()
+        assert again.id == film.id or again.state is not DownloadState.FAILED
+    gate.set()
+    film = cache.entry(url)
+    assert fetch(cache, film) == content(0, SIZE)
+    assert [entry.id for entry in cache.entries()] == [film.id]
+    files = [path for path in (cache.directory / "content").rglob("*") if path.is_file()]
+    assert len(files) == 1
