@@ -132,18 +132,21 @@ def check_path(target: str) -> None:
     """Refuse a target whose path climbs, however it is spelled.
 
     Origins differ in what they decode, so ``%2e``, ``%2f``, ``%5c`` and a second
-    layer of escapes count as what they stand for; but the target itself goes out
-    as it came.
+    layer of escapes count as what they stand for. Some drop a segment's parameters
+    before they resolve it (``..;x``), and some end a name at NUL. The target itself
+    goes out as it came.
 
     Raises:
-        UsageError: a segment is ``.`` or ``..``, or it holds a backslash.
+        UsageError: a segment is ``.`` or ``..``, or it holds a backslash or NUL.
     """
     path = target.partition("?")[0]
     if "\\" in path:
         raise UsageError("a path cannot hold a backslash")
     for _ in range(2):
         path = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path)
-    if any(segment in (".", "..") for segment in re.split(r"[/\\]", path)):
+    if "\0" in path:
+        raise UsageError("a path cannot hold NUL")
+    if any(segment.partition(";")[0] in (".", "..") for segment in re.split(r"[/\\]", path)):
         raise UsageError("a path cannot hold . or .. segments")
 
 

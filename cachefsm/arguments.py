@@ -61,6 +61,7 @@ ended it. A failure is one line on stderr.
 
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off"})
+_NO_COMMAND = re.compile(r"argument COMMAND: invalid choice: ('.*?')(?: |$)")
 _URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 
 
@@ -69,14 +70,16 @@ def parse_arguments(
 ) -> argparse.Namespace:
     """Return what was asked for; ``command`` says which of :data:`COMMANDS`.
 
-    Exits with status 2 and one line on stderr if that makes no sense.
+    Exits with status 2 and one line on stderr if that makes no sense; ``fail`` of
+    the result does so for what is found out later.
     """
     parser, subparsers = _grammar()
     options = parser.parse_args(arguments)
     if options.command is None:
-        parser.print_help()
-        parser.exit(2)
-    subparsers[options.command].settle(options, environ)
+        parser.exit(2, parser.format_help())
+    command = subparsers[options.command]
+    command.settle(options, environ)
+    options.fail = command.error
     return options
 
 
@@ -86,9 +89,12 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     Source: the XDG Base Directory specification, which ignores relative paths.
     """
     base = environ.get("XDG_CACHE_HOME", "")
-    # Unlike Path.home(), this leaves "~" where there is no home, and whoever opens
-    # the cache hears of it: not a reason for --help to fail.
-    return Path(base if base.startswith("/") else os.path.expanduser("~/.cache"), "cachefsm")
+    if base.startswith("/"):
+        return Path(base, "cachefsm")
+    try:
+        return Path.home() / ".cache" / "cachefsm"
+    except RuntimeError:
+        return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
 
 
 def hide_secrets(text: str) -> str:
@@ -117,17 +123,23 @@ class _Setting:
         return [self.read(part) for part in text.split()] if self.many else self.read(text)
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
 class _Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose errors are one line, and whose options may have twins."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-        )
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
         self._settings: list[_Setting] = []
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, where argparse would print the usage as well."""
+        unknown = _NO_COMMAND.match(message)
+        if unknown:
+            message = f"there is no command {unknown[1]}"
         line = " ".join(hide_secrets(message).split())
         self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
 
@@ -234,17 +246,14 @@ def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
-    for flag, more in (("--cache-dir", {"type": _typed(_directory)}), ("--debug", {})):
-        # Taken here too, for fingers that put them first; shown where they belong.
-        action = "store" if more else "store_true"
-        parser.add_argument(
-            flag, action=action, help=argparse.SUPPRESS, default=argparse.SUPPRESS, **more
-        )
+    # Taken here too, for fingers that put them first; shown where they belong.
+    hidden = argparse.SUPPRESS
+    parser.add_argument("--cache-dir", type=_typed(_directory), help=hidden, default=hidden)
+    parser.add_argument("--debug", action="store_true", help=hidden, default=hidden)
     adding = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     subparsers: dict[str, _Parser] = {}
     for name, help_ in COMMANDS.items():
         command = adding.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
-        _FILL_IN.get(name, _order)(command)
         if name != "diagram":
             command.setting(
                 "--cache-dir",
@@ -253,6 +262,7 @@ def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
                 metavar="DIR",
                 help="where the cache lives (default: ~/.cache/cachefsm)",
             )
+        _FILL_IN.get(name, _order)(command)
         command.setting("--debug", read=None, default=False, help="log everything, show tracebacks")
         subparsers[name] = command
     return parser, subparsers
@@ -378,6 +388,7 @@ def _prefetch(command: _Parser) -> None:
 def _downloads(command: _Parser) -> None:
     _json(command, "a list of the entries, as list prints them")
     command.setting("--quiet", read=None, default=False, help="no progress, no result, only errors")
+    command.setting("--verbose", read=None, default=False, help="say what happens, retries too")
     _max_size(command, "evict the least recently used beyond this, if no server runs")
 
 

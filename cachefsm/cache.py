@@ -495,8 +495,8 @@ class Cache:
         if self._closed:
             raise CacheClosed("the cache is closed")
 
-    def _make_entry(self, record: EntryRecord, chunks: list[ByteRange]) -> LiveEntry:
-        return LiveEntry(record, chunks, self._surroundings)
+    def _make_entry(self, record: EntryRecord) -> LiveEntry:
+        return LiveEntry(record, self._surroundings)
 
     def _recover(self) -> None:
         """Bring what a stopped process left active to its defined state."""

@@ -45,7 +45,7 @@ class RateMeter:
         fade = 0.5 ** (silence / self._HALF_LIFE_S)
         seconds = self._seconds * fade + silence
         # The first piece of a burst says little: count at least a tenth of a second.
-        return self._bytes * fade / max(seconds, 0.1)
+        return float(self._bytes * fade / max(seconds, 0.1))
 
 
 @dataclass(eq=False)

@@ -430,12 +430,11 @@ class RequestBody(io.RawIOBase):
     def drain(self, max_bytes: int) -> bool:
         """Read what the application did not; True when the next request can follow.
 
-        False without reading when the client still waits for 100 Continue, as
-        it may or may not send the body, and when more than *max_bytes* is left.
+        False without reading when it is plain that more than *max_bytes* are left.
         """
         if self._ended:
             return True
-        if self.interim or (not self._chunked and self._left > max_bytes):
+        if self._left > max_bytes:
             return False
         self._deadline = time.monotonic() + self._limits.header_timeout_s
         scratch = bytearray(min(max_bytes, _PIECE_BYTES))

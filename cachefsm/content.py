@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .errors import CacheError
+from .integrity import Digests
 from .ranges import END, RangeSet
 from .representation import Representation
 from .storage import ContentFile
@@ -21,7 +22,8 @@ class Content:
     """One generation's file, and which of its bytes are there.
 
     ``present`` bytes are in the file and may be served; ``durable`` ones are
-    synced and recorded in the database too. ``superseded`` is set once the entry
+    synced and recorded in the database too, and the whole blocks among them have
+    their checksum in ``digests``. ``superseded`` is set once the entry
     has moved on to another generation: what is present may still be read by
     whoever holds this, what is missing will never come.
     """
@@ -29,6 +31,7 @@ class Content:
     file: ContentFile
     present: RangeSet = field(default_factory=RangeSet)
     durable: RangeSet = field(default_factory=RangeSet)
+    digests: Digests = field(default_factory=Digests)
     representation: Representation | None = None
     superseded: CacheError | None = None
     asked_past_end: bool = False  # the first question was; the next comes from the front

@@ -13,7 +13,7 @@ from .access import AllowList, is_same_origin
 from .cache import Cache, Entry
 from .errors import CacheError, EntryNotFound, IllegalMove, UsageError
 from .urls import parse_url
-from .web import Request, Response, json_response, plain
+from .web import Request, Response, error_fields, json_response, plain
 
 __all__ = ["Control"]
 
@@ -72,7 +72,7 @@ class Control:
                 HTTPStatus.CONFLICT,
             )
         except CacheError as error:
-            return json_response({"error": str(error)}, error.status_hint)
+            return json_response({"error": str(error)}, error.status_hint, error_fields(error))
 
     def _route(self, request: Request) -> Response:
         match request.method, request.path.strip("/").split("/")[1:]:

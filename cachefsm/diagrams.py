@@ -61,12 +61,12 @@ _HAPPY_PATH = frozenset({"initialize", "begin", "finish"})
 _BENDS = {
     ("not_started", "failed"): (-1.1, -0.85),
     ("initializing", "complete"): (0.55, 0.95),
-    ("initializing", "failed"): (0.1, -0.4),
+    ("initializing", "failed"): (0.0, -0.4),
     ("failed", "initializing"): (-1.3, -0.6),
-    ("initializing", "paused"): (0.75, 0.4),
-    ("paused", "initializing"): (0.25, -0.25),
-    ("downloading", "paused"): (0.1, 0.1),
-    ("downloading", "failed"): (0.5, -0.3),
+    ("initializing", "paused"): (0.85, 0.4),
+    ("paused", "initializing"): (0.3, -0.22),
+    ("downloading", "paused"): (0.0, 0.15),
+    ("downloading", "failed"): (0.75, -0.3),
 }
 
 
@@ -183,20 +183,16 @@ def _dot_lines(machine: Machine) -> Iterator[str]:
         yield "  penwidth=1.8, fontsize=18, width=1.7, height=0.62,"
         yield f"  peripheries={1 + state.final}];"
         if state.initial:
-            yield (
-                f'start [label="", pos="{x - 1.15:g},{y:g}!", shape=circle, style=filled, fixedsize=true,'
-                ' width=0.17, fillcolor="#24292f"];'
-            )
+            yield f'start [label="", pos="{x - 1.15:g},{y:g}!", shape=circle, fixedsize=true,'
+            yield '  width=0.17, style=filled, fillcolor="#24292f"];'
             yield f"start -> {state.id};"
 
     moves = _moves(machine)
     everywhere = _from_every_other_state(machine, moves)
     for event, target in everywhere:
         x, y = places[target]
-        yield (
-            f'any_{event} [label="every other state", pos="{x:g},{y + 1.15:g}!",'
-            ' fontcolor="#57606a"];'
-        )
+        yield f'any_{event} [label="every other state", pos="{x:g},{y + 1.15:g}!",'
+        yield '  fontcolor="#57606a"];'
         yield from _arrow(f"any_{event}", target, [event], (), (x, y + 0.72), "style=dashed")
 
     joined: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
@@ -212,14 +208,14 @@ def _dot_lines(machine: Machine) -> Iterator[str]:
         yield from _arrow(source, target, events, guards, middle, style)
 
 
-def _from_every_other_state(machine: Machine, moves: list[_Move]) -> set[tuple[str, str]]:
+def _from_every_other_state(machine: Machine, moves: list[_Move]) -> list[tuple[str, str]]:
     """Return the events, with their target, that one arrow from anywhere can stand for."""
     sources: dict[tuple[str, str], set[str]] = {}
     for move in moves:
         if not move.guards:
             sources.setdefault((move.event, move.target), set()).add(move.source)
     states = {state.id for state in machine.states}
-    return {key for key, found in sources.items() if len(states) > 2 and found == states - {key[1]}}
+    return [key for key, found in sources.items() if len(found) > 2 and found == states - {key[1]}]
 
 
 def _arrow(

@@ -175,8 +175,7 @@ def show_entry(facts: dict[str, Any], width: int, marks: str) -> list[str]:
 def format_stats(stats: dict[str, Any]) -> list[str]:
     """Return a cache's numbers for people."""
     states = [f"{count} {name.replace('_', ' ')}" for name, count in stats["states"].items()]
-    limit = stats["max_size"]
-    pinned = stats["bytes_pinned"]
+    limit, free, pinned = stats["max_size"], stats["bytes_free"], stats["bytes_pinned"]
     used = f" of {format_size(limit)} allowed" if limit is not None else ", no limit"
     lines = [
         ("directory", stats["directory"]),
@@ -184,7 +183,7 @@ def format_stats(stats: dict[str, Any]) -> list[str]:
         ("entries", f"{stats['entries']}" + (f": {', '.join(states)}" if states else "")),
         ("stored", format_size(stats["bytes_stored"]) + used),
         ("pinned", format_size(pinned) if pinned else ""),
-        ("disk", f"{format_size(stats['bytes_free'])} free"),
+        ("disk", f"{format_size(free)} free" if free is not None else ""),
     ]
     return [f"{label:<10} {text}" for label, text in lines if text]
 

@@ -50,10 +50,8 @@ every 16 MiB costs about 4 ms/GiB; a row per 256 KiB would cost 305 ms/GiB."""
 class LiveEntry(StoredEntry):
     """One entry while anybody reads it, fetches it or gives it orders."""
 
-    def __init__(
-        self, record: EntryRecord, chunks: list[ByteRange], surroundings: Surroundings
-    ) -> None:
-        super().__init__(record, chunks, surroundings)
+    def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
+        super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
         self._claims = Claims()
@@ -153,15 +151,17 @@ class LiveEntry(StoredEntry):
     def attach(self) -> Content:
         """Count a reader in and return the content it reads; :meth:`detach` it later.
 
-        A failed entry is retried if its back-off has passed; one whose file is
-        gone or too short is invalidated first.
+        What its file does not hold, though it should, is dropped first. An entry
+        that failed before anything was known of it is retried if its back-off has
+        passed; of any other, what is stored may be read.
 
         Raises:
             CacheError: it has failed and must rest, or the cache is closing.
         """
         self.check_file()
         with self._lock:
-            self._revive()
+            if self._closed is not None or self._content.representation is None:
+                self._revive()
             self._readers += 1
             self._accesses += 1
             content = self._content
@@ -176,24 +176,19 @@ class LiveEntry(StoredEntry):
         content.file.release()
         self._around.on_change(self)
 
-    def want(self, start: int, stop: int, priority: Priority = Priority.READ_AHEAD) -> Demand:
-        """Register a reader's demand for ``[start, stop)``."""
-        with self._lock:
-            demand = self._demands.add_reader(start, stop, priority)
-        self._around.on_change(self)
-        return demand
+    def want(self, demand: Demand | None, start: int, stop: int, *, blocked: bool) -> Demand:
+        """Tell which bytes a reader wants next and whether it waits; return its demand.
 
-    def unwant(self, demand: Demand, *, linger: bool = True) -> None:
-        """Let a reader's demand go, after the grace if it may *linger*."""
+        Raises:
+            CacheError: it waits, and the entry has failed and must rest.
+        """
         with self._lock:
-            self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
-        self._around.on_change(self)
-
-    def move_want(self, demand: Demand, start: int, stop: int, *, blocked: bool) -> None:
-        """Tell where a reader is, how far it wants to be served, and whether it waits."""
-        with self._lock:
-            demand.move(start, stop, blocked=blocked, now_s=self._around.ticks())
             if blocked:
+                self._revive()
+            if demand is None:
+                demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
+                changed = True
+            elif blocked:
                 # A reader right at a stream's head needs no decision; any other
                 # does, if only for when its patience ends.
                 changed = not any(claim.position == start for claim in self._claims)
@@ -201,8 +196,16 @@ class LiveEntry(StoredEntry):
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
                 changed = not (self._content.has(start, middle) or self._claims.holds(middle))
+            demand.move(start, stop, blocked=blocked, now_s=self._around.ticks())
         if changed:
             self._around.on_change(self)
+        return demand
+
+    def unwant(self, demand: Demand, *, linger: bool = True) -> None:
+        """Let a reader's demand go, after the grace if it may *linger*."""
+        with self._lock:
+            self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
+        self._around.on_change(self)
 
     # -- orders ----------------------------------------------------------------
 
@@ -486,7 +489,11 @@ class LiveEntry(StoredEntry):
             if ready():
                 return True
             self._revive()
-        demands = [self.want(start, stop, priority) for start, stop in wanted]
+            now_s = self._around.ticks()
+            demands = [self._demands.add_reader(start, stop, priority) for start, stop in wanted]
+            for demand in demands:
+                demand.blocked_since_s = now_s if priority is Priority.BLOCKED else None
+        self._around.on_change(self)
         try:
             return self.wait(ready, timeout_s=timeout_s)
         finally:
@@ -546,6 +553,17 @@ class LiveEntry(StoredEntry):
         )
 
     # What the ground asks of this layer.
+
+    def _hopeless(self, content: Content | None, deadline_s: float | None) -> CacheError | None:
+        cause = self._attempts.cause
+        if (
+            isinstance(cause, CacheError)
+            and not self._claims
+            and deadline_s is not None
+            and self._attempts.not_before_s > deadline_s
+        ):
+            return cause  # the next attempt comes too late for this wait
+        return super()._hopeless(content, deadline_s)
 
     def _may_finish(self) -> bool:
         return super()._may_finish() and not self._claims

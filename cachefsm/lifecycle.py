@@ -23,14 +23,14 @@ python-statemachine queues a ``send`` made during another thread's ``send``, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from statemachine import State, StateMachine
 from statemachine.exceptions import TransitionNotAllowed
 
-from .errors import IllegalMove
+from .errors import IllegalMove, StorageError
 from .models import EntryRecord, StaleRow, Store
 from .ranges import ByteRange
 from .states import ACTIVE, DownloadState
@@ -46,7 +46,8 @@ class Move:
     """The facts that go with an event, and what the row learns from them.
 
     ``columns`` are written with the new state; ``chunks`` are byte ranges that
-    have become durable since the last save. The rest is for the guards.
+    have become durable since the last save, with their ``checksums`` by start. The
+    rest is for the guards.
     """
 
     reason: str | None = None
@@ -56,6 +57,7 @@ class Move:
     complete_length: int | None = None
     columns: dict[str, Any] = field(default_factory=dict)
     chunks: tuple[ByteRange, ...] = ()
+    checksums: Mapping[int, bytes] = field(default_factory=dict)
 
 
 class DownloadLifecycle(StateMachine):
@@ -109,16 +111,21 @@ class DownloadLifecycle(StateMachine):
         retry_at = self._record.retry_at
         return move.asked_by == PERSON or retry_at is None or move.now_s >= retry_at
 
-    def on_transition(self, source: State, target: State, move: Move) -> None:
+    def on_transition(self, event: str, target: State, move: Move) -> None:
         """Write the move to the row; whatever this raises, the move did not happen."""
         subject: _Subject = self.model
+        columns = move.columns
+        if event == "invalidate":
+            # Whoever still writes for the old generation finds no such row.
+            columns = {**columns, "generation": subject.record.generation + 1}
         subject.record = subject.store.write_move(
             subject.record,
             state=str(target.value),
             reason=move.reason,
             now_s=move.now_s,
-            columns=move.columns,
+            columns=columns,
             chunks=move.chunks,
+            checksums=move.checksums,
         )
 
     @property
@@ -130,10 +137,10 @@ class DownloadLifecycle(StateMachine):
 class _Subject:
     """What the machine moves: its state, and the row as this transaction sees it."""
 
-    def __init__(self, store: Store, record: EntryRecord) -> None:
+    def __init__(self, store: Store, record: EntryRecord, state: DownloadState) -> None:
         self.store = store
         self.record = record
-        self.state = record.state
+        self.state = state.value
 
 
 class Lifecycle:
@@ -149,8 +156,16 @@ class Lifecycle:
 
     @property
     def state(self) -> DownloadState:
-        """The state that the database holds."""
-        return DownloadState(self.record.state)
+        """The state that the database holds.
+
+        Raises:
+            StorageError: it is none of the six; the database is damaged.
+        """
+        try:
+            return DownloadState(self.record.state)
+        except ValueError as error:
+            state, number = self.record.state, self.record.id
+            raise StorageError(f"entry {number} is in a state unknown here: {state!r}") from error
 
     def allows(self, event: str) -> bool:
         """Say whether the table has *event* in this state, guards aside."""
@@ -206,9 +221,8 @@ class Lifecycle:
             self._machine = None
 
     def _build(self) -> DownloadLifecycle:
-        # The engine does not validate a restored state, so check it here.
-        DownloadState(self.record.state)
-        self._machine = DownloadLifecycle(_Subject(self._store, self.record))
+        # The engine does not validate a restored state; ours does.
+        self._machine = DownloadLifecycle(_Subject(self._store, self.record, self.state))
         return self._machine
 
 

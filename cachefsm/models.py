@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import peewee
@@ -225,6 +226,9 @@ _QUEUE_COLUMNS: Final = (
 )
 
 
+_NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
+
+
 def _create_tables(database: peewee.Database) -> None:
     for model in _TABLES:
         SchemaManager(model, database).create_all(safe=True)
@@ -366,10 +370,12 @@ class Store:
         now_s: float,
         columns: Mapping[str, Any],
         chunks: Iterable[ByteRange],
+        checksums: Mapping[int, bytes] = _NONE,
     ) -> EntryRecord:
         """Write one transition where the row still is as *record* says.
 
-        A change of generation drops the chunks, as the bytes are gone with it.
+        A change of generation drops the chunks but for those given, as the bytes
+        are gone with it. *checksums* are by a chunk's start.
 
         Raises:
             StaleRow: the row is gone, or in another state or generation.
@@ -379,7 +385,7 @@ class Store:
             self._guarded_update(record, changes, CacheEntry.state == record.state)
             if changes.get("generation", record.generation) != record.generation:
                 CacheChunk.delete().where(CacheChunk.entry == record.id).execute(self._database)
-            self._write_chunks(record.id, chunks, now_s)
+            self._write_chunks(record.id, chunks, checksums, now_s)
         return replace(record, **changes)
 
     def total_bytes(self) -> int:
@@ -428,20 +434,44 @@ class Store:
         with self.transaction():
             return [ByteRange(start, stop) for start, stop in query.execute(self._database)]
 
+    def checksums(self, entry_id: int) -> dict[int, bytes]:
+        """Return the checksums of the stored ranges that have some, by the range's start."""
+        query = (
+            CacheChunk.select(CacheChunk.start, CacheChunk.checksum)
+            .where((CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False))
+            .tuples()
+        )
+        with self.transaction():
+            return {start: bytes(blob) for start, blob in query.execute(self._database)}
+
     def save_chunks(
-        self, record: EntryRecord, chunks: Iterable[ByteRange], *, bytes_present: int, now_s: float
+        self,
+        record: EntryRecord,
+        chunks: Iterable[ByteRange],
+        *,
+        bytes_present: int,
+        now_s: float,
+        checksums: Mapping[int, bytes] = _NONE,
     ) -> EntryRecord:
         """Record ranges that have become durable, each already coalesced.
+
+        *checksums* are by a chunk's start, as :mod:`cachefsm.integrity` packs them.
 
         Raises:
             StaleRow: the entry is gone or in another generation; nothing is written.
         """
         with self.transaction():
             self._guarded_update(record, {"bytes_present": bytes_present})
-            self._write_chunks(record.id, chunks, now_s)
+            self._write_chunks(record.id, chunks, checksums, now_s)
         return replace(record, bytes_present=bytes_present)
 
-    def _write_chunks(self, entry_id: int, chunks: Iterable[ByteRange], now_s: float) -> None:
+    def _write_chunks(
+        self,
+        entry_id: int,
+        chunks: Iterable[ByteRange],
+        checksums: Mapping[int, bytes],
+        now_s: float,
+    ) -> None:
         for start, stop in chunks:
             # One row per coalesced range: it takes the place of what it has grown over.
             CacheChunk.delete().where(
@@ -449,9 +479,13 @@ class Store:
                 & (CacheChunk.start >= start)
                 & (CacheChunk.start < stop)
             ).execute(self._database)
-            CacheChunk.insert(entry=entry_id, start=start, stop=stop, written_at=now_s).execute(
-                self._database
-            )
+            CacheChunk.insert(
+                entry=entry_id,
+                start=start,
+                stop=stop,
+                checksum=checksums.get(start),
+                written_at=now_s,
+            ).execute(self._database)
 
     # -- the queue -------------------------------------------------------------
 
@@ -555,6 +589,14 @@ class Store:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (peewee.PeeweeException, sqlite3.Error, UnicodeError, OverflowError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (*_REFUSALS, UnicodeError, OverflowError) as error:
+        first: BaseException = error
+        # After a full disk SQLite has rolled back by itself and refuses peewee's
+        # ROLLBACK in turn: the first refusal is the one to tell.
+        while isinstance(first.__context__, _REFUSALS):
+            first = first.__context__
+        text = str(first).splitlines()[0] if str(first) else type(first).__name__
         raise StorageError(f"the database refused: {text}") from error
+
+
+_REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)

@@ -249,5 +249,10 @@ def _kind(error: BaseException) -> str:
         if not isinstance(reason, BaseException):
             break
         inner = reason
-    text = getattr(inner, "strerror", None)
-    return text if isinstance(text, str) else type(inner).__name__
+    # "Connection refused" and "Name or service not known" are only the cause of
+    # what urllib3 makes of them.
+    for found in (inner, inner.__cause__):
+        text = getattr(found, "strerror", None)
+        if isinstance(text, str):
+            return text
+    return type(inner).__name__

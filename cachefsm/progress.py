@@ -41,14 +41,17 @@ def progress_line(facts: dict[str, Any], width: int, marks: str) -> str:
     name = file_name(facts["url"].removesuffix("?…"))
     if len(name) > _NAME_AT_MOST:
         name = name[: _NAME_AT_MOST - 1] + "…"
-    pieces = [format_percent(facts).rjust(4), format_stored(facts).rjust(9)]
+    total = facts["total_size"]
+    # As wide as it gets, so that the bar does not dance: "1023.9 KiB of 50 MiB".
+    stored_width = 10 if total is None else 14 + len(format_size(total))
+    pieces = [format_percent(facts).rjust(4), format_stored(facts).rjust(stored_width)]
     if facts["state"] in ("downloading", "initializing"):
-        rate, total = facts["rate_bytes_s"], facts["total_size"]
+        rate = facts["rate_bytes_s"]
         if rate:
-            pieces.append(f"{format_size(rate)}/s".rjust(11))
+            pieces.append(f"{format_size(rate)}/s".rjust(12))
         if rate and total is not None:
             pieces.append(format_eta((total - facts["downloaded_bytes"]) / rate).rjust(5))
-        if facts["state"] == "initializing":
+        if not rate and facts["state"] == "initializing":
             pieces.append("waiting for the origin")
     elif facts["state"] != "complete":
         pieces.append(format_state(facts))
@@ -87,12 +90,16 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self.clear()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether :meth:`update` would show anything now."""
+        return not self._quiet and self._clock() >= self._next_s
+
     def update(self, facts: dict[str, Any]) -> None:
         """Show *facts*, unless others were shown just now."""
-        now_s = self._clock()
-        if self._quiet or now_s < self._next_s:
+        if not self.is_due:
             return
-        self._next_s = now_s + (REDRAW_S if self._bar else LINE_EVERY_S)
+        self._next_s = self._clock() + (REDRAW_S if self._bar else LINE_EVERY_S)
         width = shutil.get_terminal_size().columns - 1 if self._bar else 120
         line = progress_line(facts, width, shades(self._stream))
         if not self._bar:

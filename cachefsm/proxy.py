@@ -8,7 +8,6 @@ connection that is visibly cut: once the head is out, whatever goes wrong is
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
@@ -22,7 +21,6 @@ from .clientwatch import ClientWatch
 from .control import Control
 from .errors import (
     CacheError,
-    OriginError,
     RangeNotSatisfiable,
     RepresentationChanged,
     UsageError,
@@ -37,7 +35,7 @@ from .semantics import ContentRange, RangeSpec, parse_range
 from .server import ProxyServer
 from .states import ACTIVE
 from .urls import OriginUrl, parse_url
-from .web import Request, Response, plain
+from .web import Request, Response, error_fields, plain
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -114,8 +112,15 @@ class Proxy:
         except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
-        _log.info(
-            "%s %s %s %s", request.method, request.shown_target, response.status, response.note
+        # A progress bar asks five times a second: that is no news.
+        looks = request.path.startswith("/-/") and request.method in ("GET", "HEAD")
+        _log.log(
+            logging.DEBUG if looks and response.status < 400 else logging.INFO,
+            "%s %s %s %s",
+            request.method,
+            request.shown_target,
+            response.status,
+            response.note,
         )
         return response.start(request, start_response)
 
@@ -327,14 +332,8 @@ def _body(reader: Reader, start: int, stop: int, *, sendfile: bool) -> Iterator[
 
 
 def _error_response(error: CacheError) -> Response:
-    fields = []
-    if isinstance(error, RangeNotSatisfiable):
-        fields.append(("Content-Range", str(ContentRange(None, error.complete_length))))
-    if error.status_hint in (429, 502, 503, 504):
-        wished = error.retry_after_s if isinstance(error, OriginError) else None
-        fields.append(("Retry-After", str(max(1, math.ceil(wished or 2)))))
     status = 503 if isinstance(error, WaitCancelled) else error.status_hint
-    return plain(status, str(error), fields)
+    return plain(status, str(error), error_fields(error))
 
 
 class Server:
@@ -343,6 +342,7 @@ class Server:
     Args:
         host, port: where to listen; port 0 takes a free one.
         app: the options of :func:`create_app`.
+        stays: see :class:`cachefsm.dirlock.Holder`.
         server: the options of :class:`cachefsm.server.ProxyServer`.
     """
 
@@ -357,6 +357,7 @@ class Server:
         hosts: Iterable[str] = (),
         token: str | None = None,
         require_token: bool = False,
+        stays: bool = True,
         **server: Any,
     ) -> None:
         self._cache = cache
@@ -370,7 +371,7 @@ class Server:
         )
         self._server = ProxyServer(self.app, host, port, **server)
         self._server.start()
-        cache.announce(self._server.url, token)
+        cache.announce(self._server.url, token, stays=stays)
 
     @property
     def url(self) -> str:

@@ -148,9 +148,7 @@ class Reader:
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
         # What is asked for and what is read ahead: never past what the client wants.
         window = min(stop, position + self._options.read_ahead_bytes)
-        if self._demand is None:
-            self._demand = self.entry.want(position, window)
-        self.entry.move_want(self._demand, position, window, blocked=blocked)
+        self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
         def done() -> bool:

@@ -18,7 +18,6 @@ from typing import Final
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound
 from .models import EntryRecord, Store
-from .ranges import ByteRange
 from .storage import content_name, remove_content
 from .urls import OriginUrl
 
@@ -34,7 +33,7 @@ class Registry:
     def __init__(
         self,
         store: Store,
-        make: Callable[[EntryRecord, list[ByteRange]], LiveEntry],
+        make: Callable[[EntryRecord], LiveEntry],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -76,8 +75,7 @@ class Registry:
             self._check_open()
             entry = self._live.get(entry_id)
             if entry is None:
-                record = self._store.entry(entry_id)
-                entry = self._make(record, self._store.chunks(entry_id))
+                entry = self._make(self._store.entry(entry_id))
                 self._live[entry_id] = entry
             self._idle.pop(entry_id, None)
             self._leases[entry] += 1
@@ -108,8 +106,7 @@ class Registry:
             EntryNotFound: there is none.
         """
         with self._lock, self.lease(entry_id) as entry:
-            self._store.delete(entry_id)
-            entry.close(EntryNotFound(f"entry {entry_id} was removed"))
+            entry.remove()
             del self._live[entry_id]
             path = entry.content.file.path
         remove_content(path)

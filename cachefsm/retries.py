@@ -106,10 +106,11 @@ class Attempts:
         self._policy = policy
         self.count = 0
         self.not_before_s = 0.0
+        self.cause: Exception | None = None
 
     def reset(self) -> None:
         """Begin anew: somebody asked for another try, or it is over."""
-        self.count, self.not_before_s = 0, 0.0
+        self.count, self.not_before_s, self.cause = 0, 0.0, None
 
     def rest(self, now_s: float) -> None:
         """Hold the next attempt back for a while, whatever the reason."""
@@ -128,5 +129,5 @@ class Attempts:
         if self.count >= limit:
             return None
         delay_s = self._policy.delay_s(self.count, error)
-        self.not_before_s = now_s + delay_s
+        self.not_before_s, self.cause = now_s + delay_s, error
         return delay_s

@@ -22,6 +22,7 @@ import errno
 import io
 import logging
 import os
+import re
 import select
 import socket
 import sys
@@ -51,6 +52,7 @@ _DRAIN_BYTES = 65536
 _BACKLOG = 128
 _RETRY_AFTER_S = "2"
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_USERINFO = re.compile(r"\A(/https?/)[^/]*@")
 _CONTROLS = {c: f"\\x{c:02x}" for c in [*range(0x20), *range(0x7F, 0xA0)]}
 
 
@@ -448,8 +450,12 @@ def _left_s(deadline: float) -> float:
 
 
 def _without_query(target: str) -> str:
-    """*target* for the log: queries carry tokens. Visible ASCII only, by the parser."""
+    """*target* for the log: queries carry tokens, and ``/http/…`` may hold a URL's
+    credentials. Visible ASCII only, by the parser.
+    """
+    # The query goes first: an "@" in it must not take the "?" for part of a host.
     path, mark, _ = target.partition("?")
+    path = _USERINFO.sub(r"\1", path)
     return f"{path}?…" if mark else path
 
 

@@ -15,14 +15,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from .content import Content
 from .demands import Fill
-from .errors import CacheError, RepresentationChanged
+from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
+from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
 from .ranges import ByteRange, RangeSet
@@ -35,9 +37,18 @@ from .storage import ContentFile, content_name, remove_content
 from .urls import parse_url, redact
 from .waiting import Waiters
 
-__all__ = ["EntryPolicy", "StoredEntry", "Surroundings", "Transition"]
+__all__ = ["Durability", "EntryPolicy", "StoredEntry", "Surroundings", "Transition"]
 
 _log = logging.getLogger(__name__)
+
+
+class Durability(str, Enum):
+    """What recorded bytes are to survive; see ``docs/durability.md`` for the price."""
+
+    POWER = "power"
+    """The loss of power: content is synced before a row claims it."""
+    PROCESS = "process"
+    """The death of the process: the operating system writes when it likes."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class EntryPolicy:
     grace_s: float = 10.0
     playable_head_bytes: int = 1 << 20
     playable_tail_bytes: int = 256 << 10
+    durability: Durability = Durability.POWER
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     limits: Limits = field(default_factory=Limits)
 
@@ -78,6 +90,7 @@ class Surroundings:
     policy: EntryPolicy = field(default_factory=EntryPolicy)
     clock: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
+    make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None
@@ -86,9 +99,7 @@ class Surroundings:
 class StoredEntry:
     """One entry's row, machine and content under one lock; see the module."""
 
-    def __init__(
-        self, record: EntryRecord, chunks: list[ByteRange], surroundings: Surroundings
-    ) -> None:
+    def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
         # Write once.
         self.id = record.id
         self.key = record.key
@@ -99,17 +110,25 @@ class StoredEntry:
         self._flush_lock = threading.Lock()
         # Read write, under the lock.
         self._lifecycle = Lifecycle(surroundings.store, record)
-        self._content = Content(
-            ContentFile(surroundings.directory / record.content_file),
-            RangeSet(chunks),
-            RangeSet(chunks),
-            representation_of(record),
-        )
-        self._file_checked = not chunks
+        self._content = self._load_content(record)
         self._waiters = Waiters(self._lock)
         self._accesses = 0
         self._failure: CacheError | None = None
         self._closed: CacheError | None = None
+
+    def _load_content(self, record: EntryRecord) -> Content:
+        store = self._around.store
+        chunks = store.chunks(record.id)
+        content = Content(
+            self._around.make_file(self._around.directory / record.content_file),
+            RangeSet(chunks),
+            RangeSet(chunks),
+            representation=representation_of(record),
+        )
+        for start, blob in store.checksums(record.id).items():
+            run = ByteRange(start, content.durable.run_stop(start))
+            content.digests.unpack(run, blob, content.length)
+        return content
 
     # -- looking ---------------------------------------------------------------
 
@@ -169,7 +188,9 @@ class StoredEntry:
                 was superseded, or the cache closed. Raised at once, with the cause.
         """
         with self._lock:
-            return self._waiters.wait(ready, lambda: self._hopeless(content), timeout_s)
+            return self._waiters.wait(
+                ready, lambda deadline_s: self._hopeless(content, deadline_s), timeout_s
+            )
 
     def wake(self) -> None:
         """Let every waiter look again: something outside the entry has changed."""
@@ -211,21 +232,99 @@ class StoredEntry:
             self._stop_filling()
             self._waiters.wake_all()
 
+    def remove(self) -> None:
+        """Delete the row; whoever is still here is told that the entry is gone.
+
+        Raises:
+            StorageError: the database refused; nothing has changed.
+        """
+        with self._lock:
+            self._around.store.delete(self.id)
+            self.close(EntryNotFound(f"entry {self.id} was removed"))
+
     def release_file(self) -> None:
         """Close the content file once nobody else has it open."""
         self.content.file.release()
 
+    # -- integrity -------------------------------------------------------------
+
     def check_file(self) -> None:
-        """Compare the file with what the rows claim, once; invalidate if it cannot be true."""
-        if self._file_checked:
-            return
-        content = self.content
-        stored = max((stop for _, stop in self.ranges()), default=0)
-        size = content.file.size()
-        if size is None or size < stored:
+        """Compare the file's size with what should be in it; drop what cannot be there."""
+        with self._lock:
+            content = self._content
+            content.file.retain()
+        try:
+            size = content.file.size()
+        finally:
+            content.file.release()
+        with self._lock:
+            # Bytes are in the file before they are present, so this holds in health.
+            stored = max((stop for _, stop in content.present), default=0)
+        if stored > (size or 0):
             found = "is gone" if size is None else f"ends at {size}, not {stored}"
-            self.invalidate(f"the content file {found}")
-        self._file_checked = True
+            self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")
+
+    def damaged(
+        self, content: Content, start: int, stop: int, chosen: Callable[[int], bool]
+    ) -> list[ByteRange]:
+        """Return the blocks touching ``[start, stop)`` whose bytes are not what was stored.
+
+        Only blocks that have a checksum and that *chosen* picks, by number, are read.
+        """
+        with self._lock:
+            length = content.length
+            known = {
+                index: content.digests[index]
+                for index in content.digests.within(start, stop, length)
+                if chosen(index)
+            }
+        return [
+            block
+            for index, expected in known.items()
+            if _digest_of(content.file, block := block_at(index, length)) != expected
+        ]
+
+    def drop(self, content: Content, damaged: Iterable[ByteRange], reason: str) -> None:
+        """Forget damaged ranges of *content*, keep the rest; nothing if it is superseded.
+
+        That is a new generation of the same file: whoever reads it waits for those
+        ranges to be fetched again. Where they could not be joined to the rest, or
+        nothing is left, all of it goes.
+
+        Raises:
+            StorageError: the database refused; nothing has changed.
+        """
+        with self._flush_lock, self._lock:
+            if content is not self._content:
+                return
+            durable, present = content.durable.copy(), content.present.copy()
+            for start, stop in damaged:
+                durable.remove(start, stop)
+                present.remove(start, stop)
+                content.digests.forget(start, stop)
+            if present == content.present:
+                return  # somebody else found the same damage
+            if content.joinable and present:
+                old: Path | None = None
+                self._keep(content, durable, present, reason)
+            else:
+                old = self._invalidate(reason)
+        if old is not None:
+            remove_content(old)
+        self._around.on_change(self)
+
+    def _keep(self, content: Content, durable: RangeSet, present: RangeSet, reason: str) -> None:
+        """Move to a generation that has only *durable* of the same content."""
+        left = tuple(durable)
+        self._send(
+            "invalidate",
+            reason=reason,
+            columns={"bytes_present": durable.total, "error_status": None, "retry_at": None},
+            chunks=left,
+            checksums=self._pack(content, left),
+        )
+        self._stop_filling()
+        content.durable, content.present = durable, present
 
     # -- flushing --------------------------------------------------------------
 
@@ -242,11 +341,29 @@ class StoredEntry:
                 content.file.retain()
             try:
                 if fresh:
-                    content.file.flush()
+                    if self._around.policy.durability is Durability.POWER:
+                        content.file.flush()
+                    self._digest(content, fresh)
                 self._record_progress(content, fresh)
                 self._record_accesses()
             finally:
                 content.file.release()
+
+    def _digest(self, content: Content, fresh: RangeSet) -> None:
+        # Takes the lock itself: called with only the flush lock held.
+        with self._lock:
+            length = content.length
+            missing = {
+                index
+                for start, stop in fresh
+                for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+                if index not in content.digests
+                # While the length is unknown, so is whether a last block is whole.
+                and content.present.contains(*block_at(index, length))
+            }
+        known = {index: _digest_of(content.file, block_at(index, length)) for index in missing}
+        with self._lock:
+            content.digests.update({i: value for i, value in known.items() if value is not None})
 
     def _record_progress(self, content: Content, fresh: RangeSet) -> None:
         # Takes the lock itself: called with only the flush lock held.
@@ -264,11 +381,12 @@ class StoredEntry:
                     complete_length=content.complete_length,
                     columns={"bytes_present": durable.total},
                     chunks=grown,
+                    checksums=self._pack(content, grown),
                 )
                 content.durable = durable
                 self._finished()
             elif grown:
-                self._save_chunks(grown, durable.total)
+                self._save_chunks(content, grown, durable.total)
                 content.durable = durable
 
     def _record_accesses(self) -> None:
@@ -319,14 +437,16 @@ class StoredEntry:
     def _invalidate(self, reason: str) -> Path:
         """Move to a new, empty generation; return the old file's path, to be removed."""
         name = content_name(self.key)
-        generation = self._lifecycle.record.generation + 1
         self._send(
             "invalidate",
             reason=reason,
-            columns={**BLANK, "generation": generation, "content_file": name},
+            columns={**BLANK, "content_file": name},
         )
         self._stop_filling()
-        old, self._content = self._content, Content(ContentFile(self._around.directory / name))
+        old, self._content = (
+            self._content,
+            Content(self._around.make_file(self._around.directory / name)),
+        )
         old.superseded = self._superseded(reason)
         old.file.release()
         self._waiters.wake_all()
@@ -352,21 +472,28 @@ class StoredEntry:
             self._lifecycle.reload()
             raise
 
-    def _save_chunks(self, chunks: tuple[ByteRange, ...], bytes_present: int) -> None:
+    def _pack(self, content: Content, runs: tuple[ByteRange, ...]) -> dict[int, bytes]:
+        blobs = {run.start: content.digests.pack(run, content.length) for run in runs}
+        return {start: blob for start, blob in blobs.items() if blob}
+
+    def _save_chunks(
+        self, content: Content, chunks: tuple[ByteRange, ...], bytes_present: int
+    ) -> None:
         try:
             record = self._around.store.save_chunks(
                 self._lifecycle.record,
                 chunks,
                 bytes_present=bytes_present,
                 now_s=self._around.clock(),
+                checksums=self._pack(content, chunks),
             )
         except StaleRow:
             self._lifecycle.reload()
             raise
         self._lifecycle.refresh(record)
 
-    def _hopeless(self, content: Content | None) -> CacheError | None:
-        """Return why waiting for *content* is in vain, or None."""
+    def _hopeless(self, content: Content | None, deadline_s: float | None) -> CacheError | None:
+        """Return why waiting for *content* until *deadline_s* is in vain, or None."""
         if self._closed is not None:
             return self._closed
         if content is not None and content.superseded is not None:
@@ -386,3 +513,11 @@ class StoredEntry:
 
     def _superseded(self, reason: str) -> CacheError:
         return RepresentationChanged(reason)
+
+
+def _digest_of(file: ContentFile, block: ByteRange) -> int | None:
+    """Return the checksum of what the file holds there, None where it holds nothing."""
+    try:
+        return digest(file.read_at(block.start, block.size))
+    except StorageError:
+        return None

@@ -38,12 +38,13 @@ class Waiters:
     def wait(
         self,
         ready: Callable[[], bool],
-        hopeless: Callable[[], CacheError | None],
+        hopeless: Callable[[float | None], CacheError | None],
         timeout_s: float | None,
     ) -> bool:
         """Return True once *ready* says so, False when the time is over.
 
-        Both functions run with the lock held.
+        Both functions run with the lock held; *hopeless* is given the monotonic
+        time at which the wait ends, if any.
 
         Raises:
             CacheError: what *hopeless* returned, or :meth:`refuse` was given.
@@ -53,7 +54,7 @@ class Waiters:
         self._waiters.append(waiter)
         try:
             while not ready():
-                cause = waiter.refusal or hopeless()
+                cause = waiter.refusal or hopeless(deadline_s)
                 if cause is not None:
                     raise cause.again()
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()

@@ -7,18 +7,20 @@ preconditions in ways that do not fit a cache, so the environ is read here.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from .errors import UsageError
+from .errors import CacheError, OriginError, RangeNotSatisfiable, UsageError
+from .semantics import ContentRange
 from .urls import redact
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["Request", "Response", "json_response", "plain"]
+__all__ = ["Request", "Response", "error_fields", "json_response", "plain"]
 
 _LONGEST_BODY_BYTES: Final = 64 << 10
 
@@ -67,7 +69,7 @@ class Request:
             return {}
         try:
             value = json.loads(self.environ["wsgi.input"].read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError("the request body is not JSON") from error
         if not isinstance(value, dict):
             raise UsageError("the request body is not a JSON object")
@@ -139,15 +141,36 @@ def plain(status: int, line: str, fields: Iterable[tuple[str, str]] = ()) -> Res
     )
 
 
-def json_response(value: Any, status: int = 200) -> Response:
+def json_response(
+    value: Any, status: int = 200, fields: Iterable[tuple[str, str]] = ()
+) -> Response:
     """Return *value* as JSON that is never cached."""
     data = json.dumps(value, indent=2).encode() + b"\n"
-    fields = [
-        ("Content-Type", "application/json"),
-        ("X-Content-Type-Options", "nosniff"),
-        ("Cache-Control", "no-store"),
-    ]
-    return Response(status, fields, [data], length=len(data))
+    return Response(
+        status,
+        [
+            ("Content-Type", "application/json"),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Cache-Control", "no-store"),
+            *fields,
+        ],
+        [data],
+        length=len(data),
+    )
+
+
+def error_fields(error: CacheError) -> list[tuple[str, str]]:
+    """Return what an answer that tells of *error* says in fields.
+
+    Source: RFC 9110 §10.2.3, §15.5.17.
+    """
+    fields = []
+    if isinstance(error, RangeNotSatisfiable):
+        fields.append(("Content-Range", str(ContentRange(None, error.complete_length))))
+    if error.status_hint in (429, 502, 503, 504):
+        wished = error.retry_after_s if isinstance(error, OriginError) else None
+        fields.append(("Retry-After", str(max(1, math.ceil(wished or 2)))))
+    return fields
 
 
 def _target(environ: WSGIEnvironment) -> str:

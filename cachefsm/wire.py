@@ -189,8 +189,7 @@ def _parse_fields(rest: bytes) -> dict[str, str]:
             continue
         text = value.strip(b" \t").decode("latin-1")
         if key in fields:
-            if key in ("HTTP_HOST", "CONTENT_LENGTH"):
-                raise BadRequest(400, "a header field that may come once came twice")
+            # Two Hosts or Content-Lengths thereby become a malformed one, even when equal.
             separator = "; " if key == "HTTP_COOKIE" else ", "
             text = f"{fields[key]}{separator}{text}"
         fields[key] = text

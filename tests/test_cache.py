@@ -167,9 +167,7 @@ def test_fill_rest_fetches_everything_while_somebody_reads(
     origin.wait_until(lambda: origin.body_bytes_sent >= SIZE)
 
 
-def test_fill_rest_pauses_when_nobody_reads_any_more(
-    open_cache: OpenCache, origin: Origin
-) -> None:
+def test_fill_rest_pauses_when_nobody_reads_any_more(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE))
     origin.script(stall_after(300_000))
     cache = open_cache(fill="rest", grace=0)
@@ -246,9 +244,7 @@ def test_a_file_has_nothing_before_its_beginning(film: Entry) -> None:
         stream.seek(-1)
 
 
-def test_the_end_of_a_file_of_unknown_length_cannot_be_sought(
-    cache: Cache, origin: Origin
-) -> None:
+def test_the_end_of_a_file_of_unknown_length_cannot_be_sought(cache: Cache, origin: Origin) -> None:
     origin.put("/live", Resource(SIZE, framing="chunked"))
     hold = origin.script(hold_after(1000))
     with cache.entry(origin.url("/live")).open() as stream:
@@ -375,9 +371,9 @@ def test_a_failed_entry_fails_new_waiters_at_once_until_its_rest_is_over(
 
 def test_playable_is_a_head_and_a_tail(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(10 * MIB))
-    film = open_cache(
-        fill="requested", playable_head=100_000, playable_tail=10_000, grace=0
-    ).entry(origin.url("/film"))
+    film = open_cache(fill="requested", playable_head=100_000, playable_tail=10_000, grace=0).entry(
+        origin.url("/film")
+    )
     assert film.wait_playable(WAIT_S)
     assert film.is_playable()
     assert film.has(0, 100_000)
@@ -417,9 +413,7 @@ def test_a_head_must_do_where_no_tail_can_be_asked_for(
 
 
 @pytest.mark.parametrize("size", [0, 1, 500])
-def test_a_small_file_is_playable_once_it_is_here(
-    cache: Cache, origin: Origin, size: int
-) -> None:
+def test_a_small_file_is_playable_once_it_is_here(cache: Cache, origin: Origin, size: int) -> None:
     origin.put("/film", Resource(size))
     film = cache.entry(origin.url("/film"))
     assert film.wait_playable(WAIT_S)
@@ -438,9 +432,7 @@ def test_a_pause_ends_the_transfer_and_keeps_what_is_here(film: Entry, origin: O
     assert film.describe()["streams"] == []
 
 
-def test_a_pause_holds_readers_until_their_timeout(
-    open_cache: OpenCache, origin: Origin
-) -> None:
+def test_a_pause_holds_readers_until_their_timeout(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE))
     cache = open_cache(first_byte_timeout=BRIEF_S)
     film = cache.entry(origin.url("/film"))

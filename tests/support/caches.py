@@ -118,8 +118,14 @@ def recorded(directory: Path) -> Recorded:
         directory, "SELECT id, state, state_reason, bytes_present, content_file FROM cache_entries"
     )
     chunks = rows(
-        directory, "SELECT start, stop FROM cache_chunks WHERE entry_id = ? ORDER BY start", entry_id
+        directory,
+        "SELECT start, stop FROM cache_chunks WHERE entry_id = ? ORDER BY start",
+        entry_id,
     )
     return Recorded(
-        state, reason, size, tuple(ByteRange(*chunk) for chunk in chunks), directory / "content" / name
+        state,
+        reason,
+        size,
+        tuple(ByteRange(*chunk) for chunk in chunks),
+        directory / "content" / name,
     )

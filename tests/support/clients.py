@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 Fields = Mapping[str, str]
+NO_FIELDS: Fields = MappingProxyType({})
 T = TypeVar("T")
 
 
@@ -70,7 +72,7 @@ class Reply:
 
 @contextmanager
 def opened(
-    url: str, fields: Fields = {}, *, method: str = "GET", body: bytes | None = None
+    url: str, fields: Fields = NO_FIELDS, *, method: str = "GET", body: bytes | None = None
 ) -> Iterator[http.client.HTTPResponse]:
     """Ask on a connection of its own; the body is the caller's to read, or to leave."""
     with closing(_connection(url)) as connection:
@@ -80,7 +82,7 @@ def opened(
 
 
 def ask(
-    url: str, fields: Fields = {}, *, method: str = "GET", body: bytes | None = None
+    url: str, fields: Fields = NO_FIELDS, *, method: str = "GET", body: bytes | None = None
 ) -> Reply:
     """Return the whole answer.
 
@@ -103,7 +105,11 @@ def readers(proxy: Server, entry_id: int = 1) -> int:
 
 
 def request_bytes(
-    target: str, *lines: str, method: str = "GET", version: str = "1.1", host: str | None = "localhost"
+    target: str,
+    *lines: str,
+    method: str = "GET",
+    version: str = "1.1",
+    host: str | None = "localhost",
 ) -> bytes:
     """Return a request for one answer; the connection closes after it."""
     first = [f"{method} {target} HTTP/{version}", "Connection: close"]

@@ -1,0 +1,9 @@
+"""Runs ``python -m cachefsm``."""
+
+from __future__ import annotations
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,232 @@
+"""A cache directory, whoever holds it: what the commands act on.
+
+An idle directory is opened; one that a server holds is spoken to through the
+server. The commands cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from .client import ServedCache, ServerGone
+from .dirlock import DirectoryLock
+from .errors import CacheBusy, EntryNotFound, StorageError, UsageError
+
+if TYPE_CHECKING:
+    from .cache import Cache
+
+__all__ = ["PATIENCE_S", "Backend", "Facts", "open_backend"]
+
+_log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 5.0
+"""How long to wait for a directory that another command holds, or a server that
+starts or ends: all of them take less than half of that."""
+
+_LOOK_AGAIN_S: Final = 0.02
+
+Facts = dict[str, Any]
+"""An entry's description, as ``/-/entries`` gives it."""
+
+
+class Backend(Protocol):
+    """What can be done to a cache, by id or URL; every method raises CacheError."""
+
+    address: str | None
+    """Where the server is that does it; None if this process does."""
+    stays: bool
+    """Whether queued downloads go on when this command has ended."""
+
+    def entries(self) -> list[Facts]: ...
+    def find(self, which: int | str) -> Facts: ...
+    def stats(self) -> Facts: ...
+    def add(self, url: str, priority: str) -> Facts: ...
+    def order(self, name: str, which: int | str) -> Facts: ...
+    def collect(self, max_size: int | None) -> dict[str, int]: ...
+    def wait(self, seconds: float) -> None: ...
+    def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]: ...
+    def close(self) -> None: ...
+
+
+@contextmanager
+def open_backend(
+    directory: Path, *, downloads: bool = False, max_size: int | None = None
+) -> Iterator[Backend]:
+    """Give the cache in *directory*, through the server that holds it if there is one.
+
+    *downloads* starts an idle cache's threads, makes it if it is not there, and
+    lets other commands speak to it meanwhile.
+
+    Raises:
+        CacheBusy: something else holds it, and goes on holding it.
+    """
+    backend = _open(directory, downloads=downloads, max_size=max_size)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _open(directory: Path, *, downloads: bool, max_size: int | None) -> Backend:
+    if directory.exists() and not directory.is_dir():
+        raise StorageError(f"{directory} is no directory")
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        holder = DirectoryLock.holder(directory)
+        if holder is not None and holder.address is not None:
+            served = ServedCache(holder)
+            try:
+                served.ping()
+            except ServerGone:
+                if time.monotonic() >= deadline_s:
+                    raise
+            else:
+                return served
+        elif holder is None:
+            if not downloads and not (directory / "cache.sqlite3").exists():
+                return _NoCache(directory)
+            try:
+                return _IdleCache(directory, downloads=downloads, max_size=max_size)
+            except CacheBusy:
+                if time.monotonic() >= deadline_s:
+                    raise
+        elif time.monotonic() >= deadline_s:
+            raise CacheBusy(f"{directory} is in use by process {holder.pid}")
+        # There is no waiting for the lock and for a time limit both.
+        time.sleep(_LOOK_AGAIN_S)
+
+
+class _IdleCache:
+    """A cache that nobody held: this process does now."""
+
+    address: str | None = None
+    stays = False
+
+    def __init__(self, directory: Path, *, downloads: bool, max_size: int | None) -> None:
+        from .cache import Cache  # 150 ms that a served cache does without
+
+        self._cache = Cache(
+            directory,
+            start=downloads,
+            restore=False,  # what is asked for now is what is downloaded now
+            max_size=max_size,
+            # Nobody is in a hurry but the download itself, which knows when to give up.
+            first_byte_timeout="1d",
+            stall_timeout="1d",
+        )
+        self._downloads = downloads
+        self._moved = threading.Event()
+        self._end_server: Callable[[], None] = lambda: None
+        if downloads:
+            self._cache.subscribe(lambda _transition: self._moved.set())
+            self._end_server = _serve_others(self._cache)
+
+    def close(self) -> None:
+        self._end_server()
+        self._cache.close()
+
+    def entries(self) -> list[Facts]:
+        return [entry.describe() for entry in self._cache.entries()]
+
+    def find(self, which: int | str) -> Facts:
+        return self._cache.find(which).describe()
+
+    def stats(self) -> Facts:
+        return {**self._cache.stats(), "server": None}
+
+    def add(self, url: str, priority: str) -> Facts:
+        entry = self._cache.entry(url)
+        entry.start(priority)
+        return entry.describe()
+
+    def order(self, name: str, which: int | str) -> Facts:
+        entry = self._cache.find(which)
+        facts = entry.describe()
+        getattr(entry, name)()
+        if name == "remove":
+            return facts
+        # It would happen at the end anyway; what is reported is then what stays.
+        with self._cache.registry.lease(entry.id) as live:
+            live.rest("shutdown")
+        return entry.describe()
+
+    def collect(self, max_size: int | None) -> dict[str, int]:
+        return self._cache.collect(max_size)
+
+    def wait(self, seconds: float) -> None:
+        self._moved.wait(seconds)
+        self._moved.clear()
+
+    @contextmanager
+    def open(self, entry_id: int) -> Iterator[io.RawIOBase]:
+        with self._cache.find(entry_id).open() as stream:
+            yield cast("io.RawIOBase", stream.raw)  # a CacheFile, whose reads wait
+
+
+class _NoCache:
+    """A directory in which there never was a cache: looking does not make one."""
+
+    address: str | None = None
+    stays = False
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def close(self) -> None:
+        pass
+
+    def entries(self) -> list[Facts]:
+        return []
+
+    def find(self, which: int | str) -> Facts:
+        raise EntryNotFound(f"there is no cache in {self._directory}")
+
+    def stats(self) -> Facts:
+        return {
+            "server": None,
+            "directory": str(self._directory),
+            "entries": 0,
+            "states": {},
+            "bytes_stored": 0,
+            "bytes_pinned": 0,
+            "max_size": None,
+            "bytes_free": None,
+        }
+
+    def add(self, url: str, priority: str) -> Facts:
+        raise NotImplementedError
+
+    def order(self, name: str, which: int | str) -> Facts:
+        return self.find(which)
+
+    def collect(self, max_size: int | None) -> dict[str, int]:
+        return dict.fromkeys(("evicted_bytes", "orphan_files", "orphan_bytes", "bytes_stored"), 0)
+
+    def wait(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]:
+        raise NotImplementedError
+
+
+def _serve_others(cache: Cache) -> Callable[[], None]:
+    """Let other commands speak to *cache* while this one works; return what ends that."""
+    from .proxy import Server
+
+    try:
+        server = Server(
+            cache, token=secrets.token_urlsafe(), require_token=True, stays=False, port=0
+        )
+    except UsageError as error:
+        # No loopback, no free port: they will be told that the directory is in use.
+        _log.warning("other commands cannot join in: %s", error)
+        return lambda: None
+    return server.close

@@ -1,0 +1,245 @@
+"""``get`` and ``prefetch``: downloads through the cache, with a person waiting."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from .backend import Backend, Facts, open_backend
+from .client import ServerGone
+from .display import format_stored
+from .errors import CacheError, StorageError, UsageError
+from .logs import log_to
+from .output import STDOUT, check_output, outputs_for, replaced
+from .progress import LogAboveBar, Progress
+from .units import format_size
+from .urls import redact
+
+__all__ = ["Interrupted", "get", "prefetch"]
+
+FIRST_LOOK_S: Final = 0.02
+LAST_LOOK_S: Final = 0.2
+"""How soon to look again at a download: soon at first, for small files, then less so."""
+
+HANDOVERS: Final = 10
+"""How often another command that held the directory may end before we give up."""
+
+_PIECE_BYTES: Final = 1 << 20
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command; the message says what is left of its work."""
+
+
+def get(options: argparse.Namespace) -> int:
+    """Download each URL, and write it where ``-o`` says."""
+    try:
+        paths = outputs_for(options.urls, options.output)
+    except UsageError as error:
+        options.fail(str(error))
+    for path in paths:
+        if path is not None and path != STDOUT:
+            check_output(path)
+    return _Downloads(options, paths, "person").run()
+
+
+def prefetch(options: argparse.Namespace) -> int:
+    """Have each URL downloaded by the server, or here if there is none."""
+    return _Downloads(options, [None] * len(options.urls), "prefetch").run()
+
+
+class _Downloads:
+    """The downloads of one command."""
+
+    def __init__(
+        self, options: argparse.Namespace, paths: list[Path | None], priority: str
+    ) -> None:
+        self._options = options
+        self._priority = priority
+        self._wanted = list(zip(options.urls, paths, strict=True))
+        self._done: list[Facts] = []
+        self._failures = 0
+        self._now: Facts | None = None  # what is waited for
+        self._served_at: str | None = None
+        self._streamed_bytes = 0
+
+    def run(self) -> int:
+        options = self._options
+        with Progress(quiet=options.quiet) as self._progress:
+            level = logging.DEBUG if options.debug else logging.INFO
+            if not (options.verbose or options.debug):
+                # What matters of warnings is said in the end, or the bar shows it.
+                level = logging.ERROR
+            log_to(LogAboveBar(self._progress), level, timed=False, debug=options.debug)
+            try:
+                self._run()
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted(self._what_is_left(), *interrupt.args) from interrupt
+        if options.json:
+            print(json.dumps(self._done, indent=2))
+        return 1 if self._failures else 0
+
+    def _run(self) -> None:
+        for handover in range(HANDOVERS):
+            try:
+                with open_backend(
+                    self._options.cache_dir, downloads=True, max_size=self._options.max_size
+                ) as backend:
+                    self._served_at = backend.address
+                    try:
+                        self._run_with(backend, again=handover > 0)
+                    except KeyboardInterrupt:
+                        if self._now is not None:  # say what there is, not what there was
+                            self._now = backend.find(self._now["id"])
+                        raise
+                    return
+            except ServerGone:
+                # Whoever held the directory has ended: go on by ourselves. But bytes
+                # that are out on stdout cannot be taken back.
+                if self._streamed_bytes or handover == HANDOVERS - 1:
+                    raise
+
+    def _run_with(self, backend: Backend, *, again: bool) -> None:
+        added = []
+        for url, path in self._wanted:
+            try:
+                facts = backend.find(url) if again else None
+                if facts is None or not _is_held(facts):
+                    facts = backend.add(url, self._priority)
+                added.append((url, path, facts))
+            except ServerGone:
+                raise
+            except CacheError as error:
+                self._failed(url, error)
+        for url, path, facts in added:
+            try:
+                if self._priority == "prefetch" and backend.stays:
+                    self._finish(url, path, facts, queued=facts["state"] != "complete")
+                else:
+                    self._download(backend, url, path, facts)
+            except ServerGone:
+                raise
+            except CacheError as error:
+                self._failed(url, error)
+
+    def _download(self, backend: Backend, url: str, path: Path | None, facts: Facts) -> None:
+        stored = facts["state"] == "complete"
+        if path == STDOUT:
+            self._stream(backend, facts)
+        facts = self._follow(backend, facts)
+        if facts["state"] == "failed":
+            kept = facts["downloaded_bytes"]
+            rest = f"; {format_size(kept)} are kept" if kept else ""
+            raise CacheError(f"{facts['reason']}{rest}")
+        if path is not None and path != STDOUT:
+            with backend.open(facts["id"]) as stream, replaced(path) as write:
+                _copy(stream, write, lambda: None)
+        self._finish(url, path, facts, stored=stored)
+
+    def _follow(self, backend: Backend, facts: Facts) -> Facts:
+        """Show the download's progress; return its facts once it is complete or has failed."""
+        look_s, told = FIRST_LOOK_S, False
+        while True:
+            self._now = facts
+            if facts["state"] in ("complete", "failed"):
+                self._progress.clear()
+                return facts
+            self._progress.update(facts)
+            if _is_held(facts) and not told:
+                told = True
+                self._progress.say(
+                    f"cachefsm: somebody has paused it; `cachefsm resume {facts['id']}` goes on"
+                )
+            backend.wait(look_s)
+            look_s = min(look_s * 1.5, LAST_LOOK_S)
+            facts = backend.find(facts["id"])
+
+    def _stream(self, backend: Backend, facts: Facts) -> None:
+        """Write the bytes to stdout as they arrive."""
+        stdout = sys.stdout.buffer
+
+        def write(data: bytes) -> None:
+            stdout.write(data)
+            stdout.flush()
+            self._streamed_bytes += len(data)
+
+        def look() -> None:
+            if self._progress.is_due:
+                self._now = backend.find(facts["id"])
+                self._progress.update(self._now)
+
+        try:
+            with backend.open(facts["id"]) as stream:
+                _copy(stream, write, look)
+        except ServerGone:
+            facts = backend.find(facts["id"])  # raises as well if the server has really gone
+            if facts["state"] != "failed":
+                raise
+            raise CacheError(
+                f"{facts['reason']}; stdout has {format_size(self._streamed_bytes)}"
+            ) from None
+
+    def _finish(
+        self,
+        url: str,
+        path: Path | None,
+        facts: Facts,
+        *,
+        stored: bool = False,
+        queued: bool = False,
+    ) -> None:
+        self._now = None
+        self._wanted.remove((url, path))
+        file = None if path in (None, STDOUT) else str(path)
+        self._done.append({**facts, "file": file} if self._priority == "person" else facts)
+        if self._options.json or self._options.quiet or path == STDOUT:
+            return
+        what = file or facts["url"]
+        entry = f"entry {facts['id']}"
+        if queued:
+            line = f"{what}: queued as {entry}"
+        elif file:
+            line = f"{what}: {format_stored(facts)}{', from the cache' if stored else ''}"
+        else:
+            line = (
+                f"{what}: {format_stored(facts)}, {'already ' if stored else ''}complete as {entry}"
+            )
+        print(line, flush=True)
+
+    def _failed(self, url: str, error: CacheError) -> None:
+        self._failures += 1
+        self._now = None
+        self._wanted = [(other, path) for other, path in self._wanted if other != url]
+        name = "" if isinstance(error, StorageError) else f"{redact(url)}: "
+        self._progress.say(f"cachefsm: {name}{error}")
+
+    def _what_is_left(self) -> str:
+        """Return what became of the work that was interrupted."""
+        facts = self._now
+        if facts is None:
+            return "interrupted"
+        if self._served_at is not None:
+            return (
+                f"interrupted; the server goes on with it, `cachefsm pause {facts['id']}` holds it"
+            )
+        return (
+            f"interrupted; {format_stored(facts)} kept as entry {facts['id']}, "
+            "the same command goes on from there"
+        )
+
+
+def _is_held(facts: Facts) -> bool:
+    """Say whether a person has paused it, so that a person must resume it."""
+    return bool(facts["state"] == "paused" and facts["reason"] == "person")
+
+
+def _copy(stream: io.RawIOBase, write: Callable[[bytes], None], look: Callable[[], None]) -> None:
+    while data := stream.read(_PIECE_BYTES):
+        write(data)
+        look()

@@ -1,0 +1,40 @@
+"""What log lines look like to whoever runs a command. The library itself sets up nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+__all__ = ["log_to"]
+
+
+class _Lines(logging.Formatter):
+    """One line per record; a traceback only where it is asked for."""
+
+    def __init__(self, *, timed: bool, debug: bool) -> None:
+        super().__init__()
+        self._timed = timed
+        self._debug = debug
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as ``14:02:11 text``, or ``cachefsm: text`` without time."""
+        text = " ".join(record.getMessage().split())
+        if self._debug:
+            text = f"{record.name}: {text}"
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            text += f": {type(error).__name__}: {error}"
+            if self._debug and record.exc_info:
+                text += "\n" + self.formatException(record.exc_info)
+        moment = time.strftime("%H:%M:%S", time.localtime(record.created))
+        return f"{moment if self._timed else 'cachefsm:'} {text}"
+
+
+def log_to(handler: logging.Handler, level: int, *, timed: bool, debug: bool) -> None:
+    """Send what cachefsm logs from *level* on, and others' warnings, to *handler*."""
+    handler.setFormatter(_Lines(timed=timed, debug=debug))
+    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
+    logging.getLogger("cachefsm").setLevel(level)
+    logging.raiseExceptions = debug  # a log that cannot be written is no reason for tracebacks

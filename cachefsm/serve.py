@@ -1,0 +1,234 @@
+"""``serve``: the proxy as a program, from the first line it prints to its clean end."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from .access import AllowList, Mount, parse_mount
+from .arguments import default_cache_dir
+from .backend import PATIENCE_S
+from .cache import Cache
+from .dirlock import DirectoryLock
+from .errors import CacheBusy
+from .logs import log_to
+from .origin import OriginOptions
+from .proxy import Server
+from .urls import redact
+
+if TYPE_CHECKING:
+    from .demo import DemoOrigin
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+DEMO_PORT: Final = 48_733
+"""Where the demonstration's origin listens if it can: its URL is what the cache goes
+by, and the second demonstration should find what the first one stored."""
+
+_PLAYERS: Final = ("mpv", "vlc", "ffplay")
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the proxy until a signal ends it."""
+    ends = {signal.SIGTERM, signal.SIGINT}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        ends.add(signal.SIGHUP)
+    # Blocked here, before there are threads to inherit it, and fetched below: no
+    # handler runs at a moment that nobody chose.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    log_to(logging.StreamHandler(), _level(options), timed=True, debug=options.debug)
+    if not (options.verbose or options.debug):
+        # The proxy has said it already, and how the cache answered; this one knows bytes.
+        logging.getLogger("cachefsm.server").setLevel(logging.WARNING)
+    with ExitStack() as stack:
+        mounts: list[Mount] = list(options.mount)
+        demo = stack.enter_context(_demo_origin()) if options.demo else None
+        if demo is not None:
+            mounts.append(parse_mount(f"/demo={demo.url}"))
+        allowed = AllowList(options.allow)
+        for mount in mounts:
+            allowed.add(mount.base, by_url=False)
+        cache = stack.enter_context(_open_cache(options, allowed))
+        for url in cache.queued_urls():
+            # Whoever asked for it named its origin.
+            allowed.add(url, by_url=False)
+        public = not _is_loopback(options.host)
+        token = options.token or secrets.token_urlsafe()
+        addresses = _own_addresses(options.host)
+        server = stack.enter_context(
+            Server(
+                cache,
+                options.host,
+                options.port,
+                mounts=mounts,
+                allow=allowed,
+                hosts=[*options.host_name, *addresses],
+                token=token,
+                require_token=public,
+            )
+        )
+        cache.restore_queue()
+        _print_lines(f"cachefsm serving at {server.url}")
+        port = urlsplit(server.url).port
+        _print_lines(
+            # The last is a number, which works whatever the others call this machine.
+            *(f"  for other machines: http://{_bracketed(a)}:{port}/" for a in addresses[-1:]),
+            *([f"  control needs this token: {token}"] if public and not options.token else []),
+            *(
+                _demo_hints(options, server.url, demo, cache.entry(demo.song_url).id)
+                if demo is not None
+                else _hints(options, server.url, mounts)
+            ),
+        )
+        number = signal.sigwait(ends)
+        _log.info("%s: closing", signal.Signals(number).name)
+    return 0
+
+
+def _level(options: argparse.Namespace) -> int:
+    if options.verbose or options.debug:
+        return logging.DEBUG
+    return logging.WARNING if options.quiet else logging.INFO
+
+
+def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
+    """Open the cache; wait a little for a command that has it just now."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Cache(
+                options.cache_dir,
+                max_size=options.max_size,
+                fill=options.fill,
+                grace=options.grace,
+                read_ahead=options.read_ahead,
+                first_byte_timeout=options.first_byte_timeout,
+                stall_timeout=options.stall_timeout,
+                # Asked at every redirect too, so that none leads to where it may not.
+                origin=OriginOptions(may_visit=allowed.__contains__),
+                restore=False,
+            )
+        except CacheBusy:
+            holder = DirectoryLock.holder(options.cache_dir)
+            if time.monotonic() >= deadline_s or (holder is not None and holder.address):
+                raise
+            time.sleep(0.02)
+
+
+def _demo_origin() -> DemoOrigin:
+    from .demo import DemoOrigin
+
+    try:
+        return DemoOrigin(port=DEMO_PORT)
+    except OSError:
+        return DemoOrigin()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def _own_addresses(host: str) -> list[str]:
+    """Return the addresses under which others reach a server that listens on all of them."""
+    if host not in ("0.0.0.0", "::"):  # noqa: S104 - read, not bound
+        return []
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Connecting a datagram socket sends nothing; it makes the kernel choose a route.
+    # Source of the address: RFC 5737 and RFC 3849, for documentation.
+    target = "2001:db8::1" if ":" in host else "192.0.2.1"
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((target, 9))
+            return [socket.gethostname(), probe.getsockname()[0]]
+    except OSError:
+        return [socket.gethostname()]
+
+
+# -- what is printed ---------------------------------------------------------------
+
+
+def _print_lines(*lines: str) -> None:
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:
+        pass  # nobody reads it; the proxy is of use all the same
+
+
+def _hints(options: argparse.Namespace, address: str, mounts: list[Mount]) -> Iterator[str]:
+    """Yield what is where, and what may be done with it."""
+    for mount in mounts:
+        yield f"  {address}{mount.name[1:]}/ is {redact(str(mount.base))}"
+    for pattern in options.allow:
+        yield f"  {address}https/HOST/… is https://HOST/…, where HOST is {pattern}"
+    if not mounts and not options.allow:
+        yield "  no origin is mounted or allowed: add --mount /name=https://origin/base/"
+    yield f"  what it holds: {_call(options, 'list')}"
+
+
+def _demo_hints(
+    options: argparse.Namespace, address: str, demo: DemoOrigin, entry_id: int
+) -> Iterator[str]:
+    """Yield lines to copy into another terminal."""
+    song = f"{address}demo{demo.song_url.removeprefix(demo.url.rstrip('/'))}"
+    player = next((name for name in _PLAYERS if shutil.which(name)), _PLAYERS[0])
+    lines = (
+        ("listen, and jump about (a browser plays it too)", f"{player} {song}"),
+        ("see which parts are here", _call(options, f"show {entry_id}")),
+        (
+            "get a piece from the middle, before the rest",
+            f"curl -s -r 40000000-40000999 -o /dev/null -D - {song}",
+        ),
+        ("get the whole of it", _call(options, f"get {demo.song_url} -o /tmp/demo.wav")),
+        ("list all entries", _call(options, "list")),
+        ("the same as JSON", f"curl -s {address}-/entries"),
+    )
+    yield ""
+    yield "Five minutes of music, from an origin that is slow on purpose. In another terminal:"
+    for what, line in lines:
+        yield f"\n  # {what}\n  {line}"
+    yield ""
+    yield "Ctrl-C ends it. What is stored stays: start it again and see."
+    yield ""
+
+
+def _call(options: argparse.Namespace, command: str) -> str:
+    """Return how another terminal gives *command* to this program for this cache."""
+    script = Path(sys.executable).with_name("cachefsm")
+    found = shutil.which("cachefsm")
+    if found is not None and Path(found).resolve() == script.resolve():
+        program = "cachefsm"
+    elif script.exists():
+        program = shlex.quote(_short(script))
+    else:
+        program = f"{shlex.quote(_short(Path(sys.executable)))} -m cachefsm"
+    # The environment of that terminal is not known: only what holds without one.
+    elsewhere = options.cache_dir.absolute() != default_cache_dir({}).absolute()
+    suffix = f" --cache-dir {shlex.quote(str(options.cache_dir))}" if elsewhere else ""
+    return f"{program} {command}{suffix}"
+
+
+def _short(path: Path) -> str:
+    """Return *path* from here, if it lies below; the other terminal is likely here too."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
