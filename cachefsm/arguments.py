@@ -62,7 +62,8 @@ ended it. A failure is one line on stderr.
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off"})
 _NO_COMMAND = re.compile(r"argument COMMAND: invalid choice: ('.*?')(?: |$)")
-_URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
+# To the last character that doesn't rather belong to the sentence around it.
+_URL = re.compile(r"https?://[^\s'\"]*[^\s'\",;:.]", re.IGNORECASE)
 
 
 def parse_arguments(

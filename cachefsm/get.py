@@ -7,7 +7,9 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +17,7 @@ from .backend import Backend, Facts, open_backend
 from .client import ServerGone
 from .display import format_stored
 from .errors import CacheError, StorageError, UsageError
-from .logs import log_to
+from .logs import logging_to
 from .output import STDOUT, check_output, outputs_for, replaced
 from .progress import LogAboveBar, Progress
 from .units import format_size
@@ -66,17 +68,24 @@ class _Downloads:
         self._done: list[Facts] = []
         self._failures = 0
         self._now: Facts | None = None  # what is waited for
+        self._began_s = time.time()
         self._served_at: str | None = None
         self._streamed_bytes = 0
 
     def run(self) -> int:
         options = self._options
-        with Progress(quiet=options.quiet) as self._progress:
-            level = logging.DEBUG if options.debug else logging.INFO
-            if not (options.verbose or options.debug):
-                # What matters of warnings is said in the end, or the bar shows it.
-                level = logging.ERROR
-            log_to(LogAboveBar(self._progress), level, timed=False, debug=options.debug)
+        # What matters of warnings is said in the end, or the bar shows it.
+        level = logging.INFO if options.verbose else logging.ERROR
+        with ExitStack() as stack:
+            self._progress = stack.enter_context(Progress(quiet=options.quiet))
+            stack.enter_context(
+                logging_to(
+                    LogAboveBar(self._progress),
+                    logging.DEBUG if options.debug else level,
+                    timed=False,
+                    debug=options.debug,
+                )
+            )
             try:
                 self._run()
             except KeyboardInterrupt as interrupt:
@@ -120,7 +129,8 @@ class _Downloads:
         for url, path, facts in added:
             try:
                 if self._priority == "prefetch" and backend.stays:
-                    self._finish(url, path, facts, queued=facts["state"] != "complete")
+                    complete = facts["state"] == "complete"
+                    self._finish(url, path, facts, stored=complete, queued=not complete)
                 else:
                     self._download(backend, url, path, facts)
             except ServerGone:
@@ -129,7 +139,9 @@ class _Downloads:
                 self._failed(url, error)
 
     def _download(self, backend: Backend, url: str, path: Path | None, facts: Facts) -> None:
-        stored = facts["state"] == "complete"
+        # A small file may be complete by the time that its entry is described.
+        stored = facts["state"] == "complete" and facts["since"] < self._began_s
+        self._now = facts
         if path == STDOUT:
             self._stream(backend, facts)
         facts = self._follow(backend, facts)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["log_to"]
+__all__ = ["logging_to"]
 
 
 class _Lines(logging.Formatter):
@@ -32,9 +34,19 @@ class _Lines(logging.Formatter):
         return f"{moment if self._timed else 'cachefsm:'} {text}"
 
 
-def log_to(handler: logging.Handler, level: int, *, timed: bool, debug: bool) -> None:
+@contextmanager
+def logging_to(handler: logging.Handler, level: int, *, timed: bool, debug: bool) -> Iterator[None]:
     """Send what cachefsm logs from *level* on, and others' warnings, to *handler*."""
     handler.setFormatter(_Lines(timed=timed, debug=debug))
-    logging.basicConfig(handlers=[handler], level=max(level, logging.WARNING), force=True)
-    logging.getLogger("cachefsm").setLevel(level)
+    handler.setLevel(level)
+    root, ours = logging.getLogger(), logging.getLogger("cachefsm")
+    before = ours.level, logging.raiseExceptions
+    root.addHandler(handler)
+    ours.setLevel(level)
     logging.raiseExceptions = debug  # a log that cannot be written is no reason for tracebacks
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        ours.setLevel(before[0])
+        logging.raiseExceptions = before[1]

@@ -124,7 +124,8 @@ class CacheEntry(Model):
     class Meta:
         table_name = "cache_entries"
         indexes = (
-            (("state",), False),
+            # What is added up over all entries is read from this index alone.
+            (("state", "pinned", "bytes_present"), False),
             (("pinned", "last_accessed_at"), False),
         )
 

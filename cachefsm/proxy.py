@@ -50,6 +50,11 @@ SLICE_BYTES: Final = 4 << 20
 VERSION_TRIES: Final = 3
 """How often a request begins again because the representation changed under it."""
 
+_WITHOUT_CONTENT: Final = frozenset(
+    {"cache-control", "content-location", "etag", "expires", "last-modified", "vary"}
+)
+"""What a 304 or 412 tells of the representation, as RFC 9110 §15.4.5 has it."""
+
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -129,14 +134,20 @@ class Proxy:
         self._watch.close()
 
     def url_for(self, url: str, base: str) -> str:
-        """Return where the proxy at *base* serves *url*; clients may name its origin now."""
-        parsed = parse_url(url)
+        """Return where the proxy at *base* serves *url*; clients may name its origin now.
+
+        A URL with credentials is served by its entry's number: players show and log
+        what they are given.
+        """
+        parsed, base = parse_url(url), base.rstrip("/")
+        if parsed.userinfo is not None:
+            self._allowed.add(parsed, by_url=False)
+            return f"{base}/-/entries/{self._cache.entry(url).id}/content"
         for mount in self._mounts.values():
             if parsed.origin == mount.base.origin and parsed.target.startswith(mount.base.target):
-                rest = parsed.target[len(mount.base.target) :]
-                return f"{base.rstrip('/')}{mount.name}/{rest}"
+                return f"{base}{mount.name}/{parsed.target[len(mount.base.target) :]}"
         self._allowed.add(parsed, by_url=True)
-        return f"{base.rstrip('/')}/{parsed.scheme}/{parsed.authority}{parsed.target}"
+        return f"{base}/{parsed.scheme}/{parsed.authority}{parsed.target}"
 
     # -- routing ---------------------------------------------------------------
 
@@ -211,7 +222,8 @@ class Proxy:
         fields = [*_served_fields(representation), ("Accept-Ranges", "bytes")]
         if decided is not None:
             reader.close()
-            return Response(decided, [*fields, status_of_cache.field(0, 0)], note=str(decided))
+            told = [field for field in fields if field[0].lower() in _WITHOUT_CONTENT]
+            return Response(decided, [*told, status_of_cache.field(0, 0)], note=str(decided))
         if_range = request.field("If-Range")
         if if_range is not None and not if_range_holds(
             if_range,

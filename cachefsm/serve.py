@@ -24,7 +24,7 @@ from .backend import PATIENCE_S
 from .cache import Cache
 from .dirlock import DirectoryLock
 from .errors import CacheBusy
-from .logs import log_to
+from .logs import logging_to
 from .origin import OriginOptions
 from .proxy import Server
 from .urls import redact
@@ -51,11 +51,12 @@ def serve(options: argparse.Namespace) -> int:
     # Blocked here, before there are threads to inherit it, and fetched below: no
     # handler runs at a moment that nobody chose.
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    log_to(logging.StreamHandler(), _level(options), timed=True, debug=options.debug)
     if not (options.verbose or options.debug):
         # The proxy has said it already, and how the cache answered; this one knows bytes.
         logging.getLogger("cachefsm.server").setLevel(logging.WARNING)
     with ExitStack() as stack:
+        log = logging_to(logging.StreamHandler(), _level(options), timed=True, debug=options.debug)
+        stack.enter_context(log)
         mounts: list[Mount] = list(options.mount)
         demo = stack.enter_context(_demo_origin()) if options.demo else None
         if demo is not None:

@@ -253,13 +253,12 @@ class StoredEntry:
         with self._lock:
             content = self._content
             content.file.retain()
+            stored = max((stop for _, stop in content.present), default=0)
         try:
+            # After the look at what is present: bytes are in the file before that.
             size = content.file.size()
         finally:
             content.file.release()
-        with self._lock:
-            # Bytes are in the file before they are present, so this holds in health.
-            stored = max((stop for _, stop in content.present), default=0)
         if stored > (size or 0):
             found = "is gone" if size is None else f"ends at {size}, not {stored}"
             self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")

@@ -1,26 +1,26 @@
-"""The commands, as processes, against a scripted origin and real directories."""
+"""The commands, as people run them, against a scripted origin and real directories."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cachefsm import Cache
 from cachefsm.arguments import COMMANDS, default_cache_dir, hide_secrets, parse_arguments
 from cachefsm.cli import main
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
-from tests.support.faults import hold_after, hold_before_headers, redirect, status
+from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
 from tests.support.origin import Origin, Resource, content
 
-SIZE = 300_000
+SIZE = 300_000  # 293 KiB
+
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -39,12 +39,12 @@ def film(origin: Origin) -> str:
 @pytest.fixture
 def here(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Any:
-    """Runs a command in this process, which is quicker; for what needs no process."""
-    for name, value in cli.environ.items():
-        monkeypatch.setenv(name, value)
+) -> Run:
+    """Runs a command in this process: ten times as quick, where signals don't matter."""
+    for name in ("HOME", "XDG_CACHE_HOME", "CACHEFSM_CACHE_DIR"):
+        monkeypatch.setenv(name, cli.environ[name])
 
-    def run(*arguments: str | Path) -> Outcome:
+    def run(*arguments: str | int | Path) -> Outcome:
         try:
             ended = main([str(argument) for argument in arguments])
         except SystemExit as end:
@@ -59,23 +59,24 @@ def here(
 
 
 def test_serve_ends_on_sigterm_whoever_waits_and_keeps_what_it_has(
-    cli: CommandLine, origin: Origin, film: str
+    cli: CommandLine, here: Run, origin: Origin, film: str
 ) -> None:
-    hold = origin.script(hold_after(100_000))
+    origin.script(hold_after(100_000))
     with cli.serving("--mount", f"/m={origin.url()}") as server:
         with opened(f"{server.address}m/film.mkv") as answer:
             assert answer.read(100_000) == content(0, 100_000)
-            assert hold.reached.is_set()
             ended = server.end(signal.SIGTERM)
-            assert ended.status == 0
-            assert b"" == answer.read1(1)
+    assert ended.status == 0
+    assert "GET /m/film.mkv 200 " in ended.stderr
+    assert "begin initializing -> downloading" in ended.stderr
     assert "SIGTERM: closing" in ended.stderr
-    assert "/m/film.mkv 200" in ended.stderr
-    (facts,) = cli.run("list", "--json").json()
+    (facts,) = here("list", "--json").json()
     assert (facts["state"], facts["ranges"]) == ("paused", [[0, 100_000]])
 
 
-def test_serve_says_what_is_where_and_ends_on_ctrl_c(cli: CommandLine, origin: Origin) -> None:
+def test_serve_says_what_is_where_without_secrets_and_ends_on_ctrl_c(
+    cli: CommandLine, origin: Origin
+) -> None:
     secret = origin.url().replace("//", "//me:secret@")
     with cli.serving(
         CACHEFSM_MOUNT=f"/a={secret}  /b={origin.url('/b/')}", CACHEFSM_ALLOW="*.example.org"
@@ -85,7 +86,7 @@ def test_serve_says_what_is_where_and_ends_on_ctrl_c(cli: CommandLine, origin: O
             f"  {server.address}b/ is {origin.url('/b/')}",
             f"  {server.address}https/HOST/… is https://HOST/…, where HOST is *.example.org",
         ]
-        assert f"list --cache-dir {cli.cache_dir}" in server.line()
+        assert server.line().endswith(f"cachefsm list --cache-dir {cli.cache_dir}")
         assert server.end(signal.SIGINT).status == 0
 
 
@@ -104,16 +105,14 @@ def test_a_port_in_use_is_told_in_one_line(cli: CommandLine) -> None:
     assert f"127.0.0.1:{port}: another program uses this port" in said
 
 
-def test_off_loopback_control_needs_the_token_which_is_printed(cli: CommandLine) -> None:
+def test_off_loopback_control_needs_the_token_which_is_printed(cli: CommandLine, here: Run) -> None:
     with cli.serving("--host", "0.0.0.0") as server:
-        line = server.line()
-        while "token" not in line:
-            line = server.line()
-        token = line.rpartition(" ")[2]
-        refused = ask(f"{server.address}-/entries")
-        allowed = ask(f"{server.address}-/entries", {"Authorization": f"Bearer {token}"})
-        assert (refused.status, allowed.status) == (401, 200)
-        assert cli.run("list", "--json").json() == []
+        while "token" not in (line := server.line()):
+            assert line
+        bearer = {"Authorization": f"Bearer {line.rpartition(' ')[2]}"}
+        assert ask(f"{server.address}-/entries").status == 401
+        assert ask(f"{server.address}-/entries", bearer).status == 200
+        assert here("list", "--json").json() == []
 
 
 def test_a_redirect_leads_only_where_it_may(cli: CommandLine, origin: Origin, film: str) -> None:
@@ -121,50 +120,74 @@ def test_a_redirect_leads_only_where_it_may(cli: CommandLine, origin: Origin, fi
         other.script(redirect(film), times=None)
         with cli.serving("--mount", f"/m={other.url()}") as server:
             assert ask(f"{server.address}m/refused").status == 403
+            assert not origin.requests
             server.end(signal.SIGTERM)
         with cli.serving("--mount", f"/m={other.url()}", "--allow", "127.0.0.1:*") as server:
             assert ask(f"{server.address}m/allowed").body == content(0, SIZE)
 
 
-def test_the_demonstration_plays_and_its_lines_can_be_copied(cli: CommandLine) -> None:
+def test_a_server_takes_up_what_a_person_asked_for_though_no_mount_names_it(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(hold_after(1000))
+    _leave_paused(cli, film)
+    with cli.serving():
+        assert here("get", film).status == 0
+    assert [request.range for request in origin.requests] == ["bytes=0-", "bytes=1000-299999"]
+
+
+def test_the_demonstration_plays_and_its_lines_can_be_copied(cli: CommandLine, here: Run) -> None:
     with cli.serving("--demo") as server:
         lines = []
         while not lines or not lines[-1].startswith("Ctrl-C"):
             lines.append(server.line().strip())
-        (player,) = [line for line in lines if line.endswith("/demo/demo.wav") and " -" not in line]
-        url = player.split()[-1]
-        assert ask(url, {"Range": "bytes=0-3"}).body == b"RIFF"
-        (show,) = [line for line in lines if " show " in line]
-        shown = cli.run(*show.partition("cachefsm ")[2].split(), CACHEFSM_CACHE_DIR="")
-    assert "demo.wav" in shown.text
+        song = next(line.split()[-1] for line in lines if line.endswith("/demo/demo.wav"))
+        assert ask(song, {"Range": "bytes=0-3"}).body == b"RIFF"
+        show = next(line.split("cachefsm ")[1] for line in lines if " show " in line)
+        assert "/demo.wav" in here(*show.split()).text
 
 
-# -- get ---------------------------------------------------------------------------
+# -- get and prefetch --------------------------------------------------------------
 
 
-def test_a_second_get_costs_no_transfer(cli: CommandLine, origin: Origin, film: str) -> None:
-    first = cli.run("get", film)
-    again = cli.run("get", film, "-o", cli.home / "copy")
-    assert (first.status, again.status) == (0, 0)
-    assert first.text == f"{film}: 293 KiB, complete as entry 1\n"
-    assert again.text == f"{cli.home / 'copy'}: 293 KiB, from the cache\n"
-    assert (cli.home / "copy").read_bytes() == content(0, SIZE)
+def test_a_second_get_costs_no_transfer(here: Run, origin: Origin, film: str) -> None:
+    first = here("get", film)
+    again = here("get", film)
+    assert first == Outcome(0, f"{film}: 293 KiB, complete as entry 1\n".encode(), "")
+    assert again == Outcome(0, f"{film}: 293 KiB, already complete as entry 1\n".encode(), "")
     assert (len(origin.requests), origin.body_bytes_sent) == (1, SIZE)
-    assert [file.name for file in cli.home.iterdir()] == ["cache", "copy"] or True
-    assert not list(cli.home.glob(".*"))
 
 
-def test_get_writes_to_stdout_exactly_the_bytes(cli: CommandLine, film: str) -> None:
+def test_get_writes_the_exact_bytes_and_nothing_else(
+    cli: CommandLine, here: Run, film: str
+) -> None:
+    file = cli.home / "out.mkv"
+    file.write_bytes(b"what was there before")
+    got = here("get", film, "-o", file)
+    assert got == Outcome(0, f"{file}: 293 KiB\n".encode(), "")
+    assert file.read_bytes() == content(0, SIZE)
+    assert sorted(path.name for path in cli.home.iterdir()) == ["cache", "out.mkv"]
     assert cli.run("get", film, "-o", "-") == Outcome(0, content(0, SIZE), "")
+    assert here("get", film, "-o", "/dev/null").status == 0
+    assert Path("/dev/null").is_char_device()
 
 
-def test_get_into_a_directory_names_files_after_their_urls(here: Any, origin: Origin) -> None:
-    urls = []
-    for name in ("/a.mkv", "/b%20c.mkv?secret"):
-        origin.put(name.partition("?")[0], Resource(1000, framing="chunked"))
-        urls.append(origin.url(name))
-    got = here("get", *urls, "-o", Path.cwd().anchor and str(here_dir(here)), "--json")
-    assert got.status == 0
+def test_get_names_files_in_a_directory_after_their_urls(
+    cli: CommandLine, here: Run, origin: Origin
+) -> None:
+    origin.put("/a.mkv", Resource(1000, framing="chunked"))
+    origin.put("/d/b%20c.mkv", Resource(2000))
+    got = here("get", origin.url("/a.mkv"), origin.url("/d/b%20c.mkv?sig=secret"), "-o", cli.home)
+    assert got.text == f"{cli.home}/a.mkv: 1000 B\n{cli.home}/b c.mkv: 2 KiB\n"
+    assert (cli.home / "a.mkv").read_bytes() == content(0, 1000)
+    assert (cli.home / "b c.mkv").read_bytes() == content(0, 2000)
+
+
+def test_one_url_that_fails_does_not_stop_the_others(here: Run, origin: Origin, film: str) -> None:
+    got = here("get", origin.url("/gone?sig=secret"), film, "--json")
+    said = got.failed_in_one_line()
+    assert said == f"cachefsm: {origin.url('/gone?…')}: the origin answered 404\n"
+    assert [facts["url"] for facts in got.json()] == [film]
 
 
 def test_ctrl_c_leaves_a_download_that_goes_on_from_there(
@@ -175,20 +198,339 @@ def test_ctrl_c_leaves_a_download_that_goes_on_from_there(
         assert got.stdout.read(100_000) == content(0, 100_000)
         ended = got.end(signal.SIGINT)
     said = ended.failed_in_one_line(130)
-    assert "97.7 KiB of 293 KiB kept" in said
+    assert "97.7 KiB of 293 KiB kept as entry 1" in said
     assert cli.run("get", film, "-o", cli.home / "film").status == 0
     assert (cli.home / "film").read_bytes() == content(0, SIZE)
-    assert [request.range for request in origin.requests] == ["bytes=0-", "bytes=100000-"]
+    assert [request.range for request in origin.requests] == ["bytes=0-", "bytes=100000-299999"]
 
 
 def test_get_goes_through_a_server_that_holds_the_directory(
-    cli: CommandLine, origin: Origin, film: str
+    cli: CommandLine, here: Run, origin: Origin, film: str
 ) -> None:
     with cli.serving("--mount", f"/m={origin.url()}") as server:
-        got = cli.run("get", film, "-o", cli.home / "film")
-        assert got.text == f"{cli.home / 'film'}: 293 KiB\n"
+        file = cli.home / "film"
+        assert here("get", film, "-o", file).text == f"{file}: 293 KiB\n"
+        assert file.read_bytes() == content(0, SIZE)
         assert ask(f"{server.address}m/film.mkv").body == content(0, SIZE)
         assert cli.run("get", film, "-o", "-").stdout == content(0, SIZE)
+        missing = here("get", origin.url("/gone"), "-o", file).failed_in_one_line()
+        assert missing == f"cachefsm: {origin.url('/gone')}: the origin answered 404\n"
         assert server.end(signal.SIGTERM).status == 0
-    assert (cli.home / "film").read_bytes() == content(0, SIZE)
+    assert file.read_bytes() == content(0, SIZE)
     assert origin.body_bytes_sent == SIZE
+
+
+def test_a_get_goes_on_alone_when_the_one_that_held_the_directory_ends(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.put("/other", Resource(SIZE))
+    holds = [origin.script(hold_after(1000), path=path) for path in ("/film.mkv", "/other")]
+    with cli.started("get", film) as first:
+        assert holds[0].reached.wait(10)
+        with cli.started("get", origin.url("/other"), "-o", cli.home / "other") as second:
+            assert holds[1].reached.wait(10)
+            assert len(here("list", "--json").json()) == 2
+            holds[0].release()
+            assert first.wait().status == 0
+            assert second.wait().status == 0
+    assert (cli.home / "other").read_bytes() == content(0, SIZE)
+
+
+def test_prefetch_returns_at_once_where_a_server_goes_on_with_it(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    hold = origin.script(hold_before_headers())
+    with cli.serving() as server:
+        assert here("prefetch", film).text == f"{film}: queued as entry 1\n"
+        assert hold.reached.wait(10)
+        hold.release()
+        assert here("get", film).status == 0
+        assert server.end(signal.SIGTERM).status == 0
+    assert len(origin.requests) == 1
+    assert here("prefetch", film).text == f"{film}: 293 KiB, already complete as entry 1\n"
+
+
+def test_a_file_is_not_touched_by_a_download_that_fails(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(cut_after(1000))
+    origin.script(status(410), nth=2, times=None)
+    file = cli.home / "film"
+    file.write_bytes(b"old")
+    said = here("get", film, "-o", file).failed_in_one_line()
+    assert said == f"cachefsm: {film}: the origin answered 410; 1000 B are kept\n"
+    assert file.read_bytes() == b"old"
+
+
+# -- orders ------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["idle", "served"])
+def held(request: pytest.FixtureRequest, cli: CommandLine) -> Iterator[str]:
+    """Who has the cache: nobody, or a server."""
+    if request.param == "idle":
+        yield "idle"
+        return
+    with cli.serving():
+        yield "served"
+
+
+def test_orders_do_the_same_whoever_has_the_cache(
+    cli: CommandLine, here: Run, held: str, origin: Origin, film: str
+) -> None:
+    here("get", film)
+    assert here("pin", 1).text == f"entry 1 is pinned: {film}\n"
+    assert here("show", film, "--json").json()["pinned"] is True
+    assert here("unpin", film).text == f"entry 1 is not pinned: {film}\n"
+    for order in ("pause", "resume", "cancel", "retry"):
+        said = here(order, 1).failed_in_one_line()
+        assert said == f"cachefsm: entry 1: cannot {order} an entry that is complete\n"
+    assert here("remove", 1).text == f"entry 1 is removed: {film}\n"
+    assert here("remove", 1).failed_in_one_line() == "cachefsm: there is no entry 1\n"
+    said = here("pause", f"{film}?sig=secret").failed_in_one_line()
+    assert said == f"cachefsm: there is no entry for {film}?…\n"
+    assert here("list", "--json").json() == []
+
+
+def test_orders_move_a_download_that_a_server_makes(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    hold = origin.script(hold_after(1000), times=None)
+    with cli.serving():
+        here("prefetch", film)
+        assert hold.reached.wait(10)
+        assert here("pause", film).text == f"entry 1 is paused (by a person): {film}\n"
+        said = here("pause", film).failed_in_one_line()
+        assert said == f"cachefsm: {film}: cannot pause an entry that is paused\n"
+        assert here("resume", 1).text == f"entry 1 goes on: {film}\n"
+        assert here("cancel", 1).text == f"entry 1 is failed (cancelled): {film}\n"
+        assert here("retry", 1).text == f"entry 1 goes on: {film}\n"
+        hold.release()
+        assert here("get", film).status == 0
+
+
+def test_orders_on_an_idle_cache_are_for_the_next_server(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(hold_after(1000))
+    _leave_paused(cli, film)
+    assert here("cancel", 1).text == f"entry 1 is failed (cancelled): {film}\n"
+    assert here("retry", 1).text == f"entry 1 goes on when the cache is served: {film}\n"
+    (facts,) = here("cancel", 1, "--json").json()
+    assert facts["state"] == "failed"
+    both = here("retry", 1, 2, "--json")
+    assert both.failed_in_one_line() == "cachefsm: there is no entry 2\n"
+    assert [facts["id"] for facts in both.json()] == [1]
+    with cli.serving():
+        origin.wait_for_requests(2)
+        assert here("get", film).status == 0
+
+
+def test_looking_is_the_same_whoever_has_the_cache(
+    here: Run, held: str, origin: Origin, film: str
+) -> None:
+    here("get", film, origin.url("/gone?sig=secret"))
+    assert here("list").text == (
+        "ID  STATE     HERE     SIZE  URL\n"
+        f" 1  complete  100%  293 KiB  {film}\n"
+        f" 2  failed     0 B        ?  {origin.url('/gone')}?…\n"
+    )
+    listed = here("list", "--json").json()
+    shown = here("show", 2, "--json").json()
+    assert listed[1] == shown
+    assert {"id", "url", "state", "reason", "total_size", "downloaded_bytes", "ranges"} < {*shown}
+    assert "the origin answered 404" in here("show", 2).text
+    stats = here("stats", "--json").json()
+    assert (stats["entries"], stats["bytes_stored"]) == (2, SIZE)
+    assert stats["states"] == {"complete": 1, "failed": 1}
+    assert (stats["server"] is None) == (held == "idle")
+    assert "2: 1 complete, 1 failed" in here("stats").text
+
+
+def test_gc_makes_room_and_removes_what_belongs_to_nothing(
+    cli: CommandLine, here: Run, held: str, origin: Origin, film: str
+) -> None:
+    origin.put("/pinned", Resource(SIZE))
+    here("get", film, origin.url("/pinned"))
+    here("pin", 2)
+    orphan = cli.cache_dir / "content" / "ab" / "orphan"
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"x")
+    freed = here("gc", "--json").json()
+    assert (freed["evicted_bytes"], freed["orphan_files"]) == (0, 1)
+    assert not orphan.exists()
+    assert here("gc", "--max-size", "400K").text == (
+        "evicted 293 KiB, removed 0 files without an entry (0 B); 293 KiB stored\n"
+    )
+    states = [facts["state"] for facts in here("list", "--json").json()]
+    assert states == ["not_started", "complete"]
+
+
+def test_looking_where_there_never_was_a_cache_makes_none(cli: CommandLine, here: Run) -> None:
+    assert here("list").text == f"no entries in {cli.cache_dir}\n"
+    assert here("list", "--json").json() == []
+    assert here("stats", "--json").json()["entries"] == 0
+    assert here("gc", "--json").json()["bytes_stored"] == 0
+    said = here("show", 1).failed_in_one_line()
+    assert said == f"cachefsm: there is no cache in {cli.cache_dir}\n"
+    assert not cli.cache_dir.exists()
+
+
+def test_diagram_draws_and_checks(cli: CommandLine, here: Run) -> None:
+    drawn = here("diagram", "--output", cli.home / "d").text.splitlines()
+    assert str(cli.home / "d" / "lifecycle.mmd") in drawn
+    (cli.home / "d" / "lifecycle.mmd").write_text("something else")
+    checked = here("diagram", "--check", "--output", cli.home / "d")
+    assert checked.status == 1
+    assert "lifecycle.mmd" in checked.stderr
+
+
+# -- failures ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frob"],
+        ["get"],
+        ["get", "nope"],
+        ["get", "ftp://example.org/"],
+        ["get", "http://example.org/", "--max-size", "3Q"],
+        ["get", "http://example.org/", "http://example.org/2", "-o", "-"],
+        ["get", "http://example.org/a/x", "http://example.org/b/x", "-o", "/"],
+        ["list", "http://me:secret@example.org/?sig=secret"],
+        ["http://me:secret@example.org/?sig=secret"],
+        ["show"],
+        ["pause", "film"],
+        ["serve", "--mount", "films"],
+        ["serve", "--mount", "/a=http://me:secret@example.org/?sig=secret"],
+        ["serve", "--port", "99999"],
+        ["serve", "--fill", "up"],
+        ["serve", "--grace", "soon"],
+        ["serve", "--allow", "a b"],
+        ["list", "--cache-dir", ""],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2(here: Run, arguments: list[str]) -> None:
+    outcome = here(*arguments)
+    if arguments:
+        outcome.failed_in_one_line(2)
+        assert "--help)" in outcome.stderr
+    assert outcome.status == 2
+    assert not outcome.stdout
+    assert "secret" not in outcome.stderr
+
+
+def test_an_origin_that_is_down_is_one_line(here: Run) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, and nobody listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/film"
+        said = here("get", url).failed_in_one_line()
+    assert said.startswith(f"cachefsm: {url}: ")
+    assert "Connection refused" in said
+
+
+def test_places_that_cannot_be_used_are_one_line(cli: CommandLine, here: Run, film: str) -> None:
+    file = cli.home / "file"
+    file.write_text("not a directory")
+    for place in (file, file / "below"):
+        for command in (["get", film], ["list"], ["serve", "--port", "0"]):
+            outcome = here(*command, "--cache-dir", place)
+            if command == ["list"] and place != file:
+                continue  # nothing there: an empty list
+            assert str(file) in outcome.failed_in_one_line()
+    said = here("get", film, "-o", file / "below").failed_in_one_line()
+    assert said == f"cachefsm: cannot write {file}/below: {file} is no directory\n"
+    cli.cache_dir.mkdir()
+    (cli.cache_dir / "cache.sqlite3").write_bytes(b"rubbish" * 1000)
+    assert "not a database" in here("list").failed_in_one_line()
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(
+    cli: CommandLine, here: Run, film: str
+) -> None:
+    here("get", film)
+    with cli.started("list") as listing:
+        listing.stdout.close()
+        ended = listing.wait()
+    assert (ended.status, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_what_nobody_foresaw_is_one_line_too_unless_debug(
+    here: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def surprise(*_: object) -> None:
+        raise ZeroDivisionError("http://me:secret@example.org/?sig=secret")
+
+    monkeypatch.setattr("cachefsm.orders.list_entries", surprise)
+    said = here("list").failed_in_one_line()
+    assert said == (
+        "cachefsm: an internal error: ZeroDivisionError: http://example.org/?…; "
+        "--debug shows where\n"
+    )
+    assert "in surprise" in here("list", "--debug").stderr
+
+
+# -- the grammar -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(here: Run, command: str) -> None:
+    text = here(command, "--help").text
+    assert f"usage: cachefsm {command}" in text
+    assert "--debug" in text
+
+
+def test_the_module_runs_and_tells_its_version(cli: CommandLine) -> None:
+    assert cli.run("--version").text == "cachefsm 0.1.0\n"
+
+
+def test_the_environment_sets_what_the_command_line_leaves_open() -> None:
+    environ = {
+        "CACHEFSM_PORT": "81",
+        "CACHEFSM_MOUNT": "/a=http://a.example/ /b=http://b.example/x",
+        "CACHEFSM_ALLOW": "a.example  *.b.example",
+        "CACHEFSM_MAX_SIZE": "20G",
+        "CACHEFSM_GRACE": "1m",
+        "CACHEFSM_QUIET": "yes",
+        "CACHEFSM_VERBOSE": "0",
+        "CACHEFSM_HOST": "",
+    }
+    options = parse_arguments(["serve"], environ)
+    assert (options.host, options.port, options.max_size) == ("127.0.0.1", 81, 20 << 30)
+    assert [mount.name for mount in options.mount] == ["/a", "/b"]
+    assert options.allow == ["a.example", "*.b.example"]
+    assert (options.grace, options.quiet, options.verbose) == (60.0, True, False)
+    options = parse_arguments(
+        ["serve", "--port=82", "--allow=c.example", "--mount", "/c=http://c.example/"], environ
+    )
+    assert (options.port, options.allow) == (82, ["c.example"])
+    assert [mount.name for mount in options.mount] == ["/c"]
+
+
+def test_the_cache_directory_may_stand_on_either_side(tmp_path: Path) -> None:
+    for arguments in (["--cache-dir", str(tmp_path), "list"], ["list", f"--cache-dir={tmp_path}"]):
+        assert parse_arguments(arguments, {}).cache_dir == tmp_path
+    environ = {"CACHEFSM_CACHE_DIR": "/elsewhere"}
+    assert parse_arguments(["list"], environ).cache_dir == Path("/elsewhere")
+
+
+def test_the_default_cache_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_cache_dir({"XDG_CACHE_HOME": "/x"}) == Path("/x/cachefsm")
+    assert default_cache_dir({"XDG_CACHE_HOME": "relative"}) == Path("/home/me/.cache/cachefsm")
+
+
+def test_secrets_are_hidden_in_any_text() -> None:
+    text = "cannot get 'https://me:pw@h/a?sig=1' or http://h/b#x, sorry"
+    assert hide_secrets(text) == "cannot get 'https://h/a?…' or http://h/b, sorry"
+
+
+def _leave_paused(cli: CommandLine, url: str) -> None:
+    """Leave an entry of 1000 bytes that a person wants and that a closing cache has paused."""
+    with Cache(cli.cache_dir) as cache:
+        entry = cache.entry(url)
+        entry.start()
+        assert entry.wait_for(0, 1000, timeout=10)

@@ -440,12 +440,11 @@ def test_retry_after_is_honoured(open_cache: OpenCache, origin: Origin, code: in
     origin.put("/film", Resource(SIZE))
     origin.script(status(code, ("Retry-After", "120")), times=None)
     film = cache.entry(origin.url("/film"))
-    film.start()
     with pytest.raises(OriginStatus, match=str(code)):  # it cannot come in time
         film.wait_for(0, 1, WAIT_S)
     assert len(origin.requests) == 1
     queued = rows(cache.directory, "SELECT attempts, not_before FROM cache_download_queue")
-    assert queued == [(1, clock.now_s + 120)]
+    assert queued == [(1, clock.now_s + 120)]  # as soon as the origin allows, and not before
 
 
 def test_an_error_that_passes_within_retry_after_harms_no_reader(

@@ -118,14 +118,12 @@ def recorded(directory: Path) -> Recorded:
         directory, "SELECT id, state, state_reason, bytes_present, content_file FROM cache_entries"
     )
     chunks = rows(
-        directory,
-        "SELECT start, stop FROM cache_chunks WHERE entry_id = ? ORDER BY start",
-        entry_id,
+        directory, "SELECT start, stop FROM cache_chunks WHERE entry_id = ? ORDER BY 1", entry_id
     )
     return Recorded(
-        state,
-        reason,
-        size,
-        tuple(ByteRange(*chunk) for chunk in chunks),
-        directory / "content" / name,
+        state=state,
+        reason=reason,
+        bytes_present=size,
+        chunks=tuple(ByteRange(*chunk) for chunk in chunks),
+        file=directory / "content" / name,
     )

@@ -18,8 +18,8 @@ from cachefsm.models import EntryRecord, Store
 __all__ = [
     "FAULTS",
     "Fault",
-    "add_entry",
     "aborting",
+    "add_entry",
     "execute",
     "locked",
     "open_store",
