@@ -14,9 +14,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from .claims import Claim
 from .conductor import Conductor, Flusher
@@ -27,18 +28,20 @@ from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import EventHub
 from .lifecycle import PERSON
-from .models import EntryRecord, Store
+from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
 from .ranges import END, ByteRange
-from .reader import CacheFile, Reader, ReaderOptions
+from .reader import CacheFile, Reader, ReaderOptions, VerifyReads
 from .registry import Registry
 from .retries import RetryPolicy
+from .salvage import open_store
 from .scheduler import Limits, Priority
 from .states import DownloadState
 from .storage import list_content, remove_content
-from .stored import EntryPolicy, Surroundings, Transition
+from .stored import Durability, EntryPolicy, Surroundings, Transition
 from .units import parse_duration, parse_size
 from .urls import OriginUrl, parse_url, redact
+from .verify import Scrubber, Verification, find_orphans, verify
 
 if TYPE_CHECKING:
     from .proxy import Server
@@ -201,6 +204,17 @@ class Entry:
         """Let the entry be evicted again."""
         self.pin(False)
 
+    def verify(
+        self, progress: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> Verification:
+        """Compare every stored block with its checksum; what differs is dropped at once.
+
+        *progress* is called with the bytes looked at so far and in all. To fetch
+        what was dropped again, :meth:`start` the entry.
+        """
+        with self._leased() as entry:
+            return verify(entry, progress)
+
     def remove(self) -> None:
         """Forget the entry and delete its bytes; readers are cut off."""
         self._cache.registry.remove(self.id)
@@ -226,6 +240,10 @@ class Cache:
         playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
         first_byte_timeout, stall_timeout: how long a reader waits, for its first
             byte and for every further one.
+        durability: what recorded bytes survive; see :class:`Durability`.
+        verify_reads: which stored blocks are checked when served; :class:`VerifyReads`.
+        scrub_rate: how fast stored bytes are checked in the background, in bytes
+            per second; 0 for not at all.
         limits, retries, origin: see the classes.
         start: False leaves all downloads at rest, as for a look at the entries.
         restore: False leaves what earlier processes queued until :meth:`restore_queue`.
@@ -248,6 +266,9 @@ class Cache:
         playable_tail: str | int = 256 << 10,
         first_byte_timeout: str | float = 30.0,
         stall_timeout: str | float = 30.0,
+        durability: Durability | str = Durability.POWER,
+        verify_reads: VerifyReads | str = VerifyReads.SAMPLE,
+        scrub_rate: str | int = 0,
         limits: Limits | None = None,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
@@ -261,9 +282,11 @@ class Cache:
             first_byte_timeout_s=parse_duration(first_byte_timeout),
             stall_timeout_s=parse_duration(stall_timeout),
             read_ahead_bytes=parse_size(read_ahead),
+            verify_reads=_choice(VerifyReads, verify_reads, "choice of reads to verify"),
         )
         self._policy = EntryPolicy(
-            fill=_fill(fill),
+            fill=_choice(Fill, fill, "fill policy"),
+            durability=_choice(Durability, durability, "durability"),
             grace_s=parse_duration(grace),
             playable_head_bytes=parse_size(playable_head),
             playable_tail_bytes=parse_size(playable_tail),
@@ -281,7 +304,13 @@ class Cache:
             raise StorageError(f"cannot make {self.directory}: {error.strerror}") from error
         self._dirlock = DirectoryLock(self.directory)
         try:
-            self._store = Store.open(self.directory / "cache.sqlite3")
+            content = self.directory / "content"
+            self._store = open_store(
+                self.directory / "cache.sqlite3",
+                content,
+                check=self._dirlock.was_left,
+                now_s=clock(),
+            )
         except BaseException:
             self._dirlock.release()
             raise
@@ -290,7 +319,7 @@ class Cache:
         self._flusher = Flusher()
         self._surroundings = Surroundings(
             store=self._store,
-            directory=self.directory / "content",
+            directory=content,
             policy=self._policy,
             clock=clock,
             on_change=lambda _entry: self._conductor.poke(),
@@ -301,12 +330,14 @@ class Cache:
         self._conductor = Conductor(
             self.registry.live, lambda: self._policy.limits, self._start_download
         )
+        self._scrubber = Scrubber(self.registry, self._store, content, parse_size(scrub_rate))
         self._recover()
         if start and restore:
             self.restore_queue()
         if start:
             self._conductor.start()
             self._flusher.start()
+            self._scrubber.start()
             self._conductor.poke()
 
     def __enter__(self) -> Cache:
@@ -393,6 +424,14 @@ class Cache:
             "bytes_stored": self._store.total_bytes(),
         }
 
+    def remove_orphans(self) -> int:
+        """Delete content files that belong to no entry; return how many there were."""
+        self._check_open()
+        orphans = find_orphans(self.directory / "content", self._store)
+        for path in orphans:
+            remove_content(path)
+        return len(orphans)
+
     def open_reader(
         self,
         entry_id: int,
@@ -411,6 +450,7 @@ class Cache:
             return Reader(
                 entry,
                 self._reader_options,
+                self._origin,
                 watch=watch,
                 on_close=lambda: self.registry.release(entry),
             )
@@ -471,6 +511,7 @@ class Cache:
                 thread.join(max(0.0, deadline_s - time.monotonic()))
                 if thread.is_alive():
                     _log.warning("%s is still in a call that cannot be interrupted", thread.name)
+            self._scrubber.stop(max(0.1, deadline_s - time.monotonic()))
             self._flusher.stop(max(0.1, deadline_s - time.monotonic()))
             self._flusher.flush_all(entries)
             for entry in entries:
@@ -520,9 +561,12 @@ class Cache:
         thread.start()
 
 
-def _fill(value: Fill | str) -> Fill:
+_Choice = TypeVar("_Choice", bound=Enum)
+
+
+def _choice(kind: type[_Choice], value: _Choice | str, what: str) -> _Choice:
     try:
-        return Fill(value)
+        return kind(value)
     except ValueError:
-        choices = ", ".join(repr(choice.value) for choice in Fill)
-        raise UsageError(f"{value!r} is no fill policy; use one of {choices}") from None
+        choices = ", ".join(repr(choice.value) for choice in kind)
+        raise UsageError(f"{value!r} is no {what}; use one of {choices}") from None

@@ -24,7 +24,7 @@ from .entry import LiveEntry
 from .errors import CacheError, StorageError
 from .scheduler import Limits, Open, SetStop, plan
 
-__all__ = ["Conductor", "Flusher"]
+__all__ = ["Conductor", "Flusher", "Loop"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ FLUSH_INTERVAL_S: Final = 1.0
 """Received bytes are recorded within this time: it bounds what a kill can cost."""
 
 
-class _Loop(ABC):
+class Loop(ABC):
     """A thread that runs :meth:`step` when poked or when the time that it gave has come."""
 
     def __init__(self, name: str) -> None:
@@ -87,7 +87,7 @@ class _Loop(ABC):
                     self._condition.wait(left_s)
 
 
-class Conductor(_Loop):
+class Conductor(Loop):
     """Applies the scheduler's plan to the live entries."""
 
     def __init__(
@@ -127,14 +127,13 @@ class Conductor(_Loop):
             claim = entry.grant(action)
         except CacheError as error:
             # Nobody would fetch for those who wait, so they are told why.
-            _log.warning("entry %s: %s", entry.id, error)
             entry.refuse(error)
             return
         if claim is not None:
             self._download(entry, claim)
 
 
-class Flusher(_Loop):
+class Flusher(Loop):
     """Flushes entries that have unsynced bytes: the urgent ones now, the others soon."""
 
     def __init__(self, ticks: Callable[[], float] = time.monotonic) -> None:
@@ -172,8 +171,7 @@ class Flusher(_Loop):
     def _flush(self, entry: LiveEntry, *, again: bool = True) -> None:
         try:
             entry.flush()
-        except StorageError as error:
-            _log.warning("%s: not recorded yet: %s", entry.shown_url, error)
+        except StorageError:  # noted by the entry: one line for an episode
             if again:
                 self.note(entry, False)
         except CacheError as error:

@@ -60,6 +60,8 @@ class DirectoryLock:
         except OSError as error:
             os.close(self._fd)
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
+        self.was_left = _read(self._fd) is not None
+        """Whether the last holder's process ended without releasing it."""
         try:
             self.announce(Holder(os.getpid()))
         except OSError:

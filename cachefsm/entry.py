@@ -339,9 +339,11 @@ class LiveEntry(StoredEntry):
         return claim
 
     def refuse(self, error: CacheError) -> None:
-        """Let nobody wait for what could not be started; try again after a rest."""
+        """Let nobody wait for what cannot be stored; try again after a rest."""
+        self._around.trouble.note(error)
         with self._lock:
-            self._attempts.rest(self._around.ticks())
+            self._claims.cancel_all()
+            self._attempts.rest(self._around.ticks(), error)
             self._waiters.refuse(error)
 
     def set_stop(self, claim_id: int, stop: int) -> None:
@@ -427,7 +429,6 @@ class LiveEntry(StoredEntry):
                         self._length_is(claim.content, claim.position)
                 except StorageError as refusal:
                     # The database will not be told: memory stays as the row is.
-                    _log.warning("%s: %s", self.shown_url, refusal)
                     self.refuse(refusal)
             urgent = self._content.is_here
             self._waiters.wake_all()
@@ -444,6 +445,8 @@ class LiveEntry(StoredEntry):
         verdict = judge(error, content, claim.position)
         if verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
+        elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
+            self.refuse(error)
         elif verdict is Verdict.END_FOUND:
             self._length_is(content, claim.position)
         elif verdict is Verdict.ASK_FROM_FRONT:
@@ -555,14 +558,14 @@ class LiveEntry(StoredEntry):
     # What the ground asks of this layer.
 
     def _hopeless(self, content: Content | None, deadline_s: float | None) -> CacheError | None:
-        cause = self._attempts.cause
-        if (
-            isinstance(cause, CacheError)
-            and not self._claims
-            and deadline_s is not None
-            and self._attempts.not_before_s > deadline_s
-        ):
-            return cause  # the next attempt comes too late for this wait
+        cause, next_s = self._attempts.cause, self._attempts.not_before_s
+        if isinstance(cause, CacheError) and not self._claims:
+            # The next attempt comes too late for this wait; or what it would bring
+            # cannot be stored, so whoever waits had better get it elsewhere.
+            if deadline_s is not None and next_s > deadline_s:
+                return cause
+            if isinstance(cause, StorageError) and next_s > self._around.ticks():
+                return cause
         return super()._hopeless(content, deadline_s)
 
     def _may_finish(self) -> bool:

@@ -13,6 +13,7 @@ __all__ = [
     "CacheBusy",
     "CacheClosed",
     "CacheError",
+    "DatabaseDamaged",
     "DownloadCancelled",
     "EntryNotFound",
     "IllegalMove",
@@ -121,6 +122,10 @@ class RangeNotSatisfiable(CacheError):
 
 class StorageError(CacheError):
     """The disk or the database refused: full, read-only, gone, locked, changed."""
+
+
+class DatabaseDamaged(StorageError):
+    """The database file is no database, or not a whole one."""
 
 
 class SchemaTooNew(StorageError):

@@ -42,7 +42,7 @@ from peewee import (
     TextField,
 )
 
-from .errors import EntryNotFound, SchemaTooNew, StorageError
+from .errors import DatabaseDamaged, EntryNotFound, SchemaTooNew, StorageError
 from .ranges import ByteRange
 from .states import ACTIVE, DownloadState
 
@@ -227,6 +227,10 @@ _QUEUE_COLUMNS: Final = (
 )
 
 
+# SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT; the codes themselves are
+# on the exception only from Python 3.11 on.
+_SIGNS_OF_DAMAGE: Final = ("file is not a database", "malformed")
+
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 
 
@@ -257,13 +261,14 @@ class Store:
             self._migrate()
 
     @classmethod
-    def open(cls, path: Path, *, busy_timeout_s: float = 10.0, power_safe: bool = False) -> Store:
+    def open(cls, path: Path, *, busy_timeout_s: float = 10.0, check: bool = False) -> Store:
         """Open or create the SQLite database at *path* and bring its schema up to date.
 
-        *power_safe* syncs every commit, so that it survives a power loss as well
-        as the death of the process.
+        *check* has SQLite look through all of it. Commits are not synced: a power
+        loss may take the last ones back, and a row taken back claims nothing.
 
         Raises:
+            DatabaseDamaged: it is no database, or not a whole one.
             SchemaTooNew: a newer cachefsm wrote it.
             StorageError: it cannot be opened, or is no database.
         """
@@ -271,7 +276,7 @@ class Store:
             str(path),
             pragmas={
                 "journal_mode": "wal",
-                "synchronous": "full" if power_safe else "normal",
+                "synchronous": "normal",
                 "foreign_keys": 1,
                 "busy_timeout": int(busy_timeout_s * 1000),
             },
@@ -283,10 +288,22 @@ class Store:
             check_same_thread=False,
         )
         try:
-            return cls(database)
+            store = cls(database)
+            if check:
+                store.check()
         except BaseException:
             database.close()
             raise
+        return store
+
+    def check(self) -> None:
+        """Look through the whole database; raise DatabaseDamaged if it is not sound."""
+        with self.transaction():
+            found = self._database.execute_sql(  # type: ignore[no-untyped-call]
+                "PRAGMA quick_check(1)"
+            ).fetchone()
+        if found is None or found[0] != "ok":
+            raise DatabaseDamaged(f"the database is malformed: {found[0] if found else 'empty'}")
 
     def close(self) -> None:
         """Close the connection; later calls raise StorageError."""
@@ -434,6 +451,13 @@ class Store:
         )
         with self.transaction():
             return [ByteRange(start, stop) for start, stop in query.execute(self._database)]
+
+    def furthest_bytes(self) -> list[tuple[EntryRecord, int]]:
+        """Return every entry that holds bytes, with the stop of its last chunk."""
+        query = CacheChunk.select(CacheChunk.entry, peewee.fn.MAX(CacheChunk.stop))
+        with self.transaction():
+            stops = dict(query.group_by(CacheChunk.entry).tuples().execute(self._database))
+            return [(record, stops[record.id]) for record in self.entries() if record.id in stops]
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
@@ -597,6 +621,8 @@ def _translated() -> Iterator[None]:
         while isinstance(first.__context__, _REFUSALS):
             first = first.__context__
         text = str(first).splitlines()[0] if str(first) else type(first).__name__
+        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
+            raise DatabaseDamaged(f"the database cannot be read: {text}") from error
         raise StorageError(f"the database refused: {text}") from error
 
 

@@ -44,9 +44,6 @@ __all__ = ["Proxy", "Server", "create_app"]
 
 _log = logging.getLogger(__name__)
 
-SLICE_BYTES: Final = 4 << 20
-"""The most handed to sendfile at once, so that the reader's position keeps moving."""
-
 VERSION_TRIES: Final = 3
 """How often a request begins again because the representation changed under it."""
 
@@ -237,8 +234,8 @@ class Proxy:
         cache_status = status_of_cache.field(start, stop)
         if request.method == "GET" and start < stop:
             # A refusal that can still be said is better than a cut connection.
-            reader.available(start, stop)
-            stop = min(stop, reader.content.length)
+            reader.ready(start, stop)
+            stop = min(stop, reader.length)
         size = None if stop == END else stop - start
         if chosen is not None:
             fields.append(("Content-Range", str(ContentRange(chosen, length))))
@@ -329,18 +326,14 @@ def _served_fields(representation: Representation) -> list[tuple[str, str]]:
 
 def _body(reader: Reader, start: int, stop: int, *, sendfile: bool) -> Iterator[Any]:
     """Yield the bytes as they arrive; raise if they stop arriving."""
-    position = start
-    while position < stop:
-        here = reader.available(position, min(stop, position + SLICE_BYTES))
-        if here == position:
-            if stop != END:
-                raise RepresentationChanged(f"the file ended at {position}, not {stop}")
-            return
-        if sendfile:
-            yield FileSlice(reader.content.file.fileno(), position, here - position)
+    if not sendfile:
+        yield from reader.pieces(start, stop)
+        return
+    for span in reader.spans(start, stop):
+        if isinstance(span, bytes):
+            yield span
         else:
-            yield from reader.pieces(position, here)
-        position = here
+            yield FileSlice(reader.content.file.fileno(), span.start, span.size)
 
 
 def _error_response(error: CacheError) -> Response:

@@ -3,78 +3,132 @@
 from __future__ import annotations
 
 import io
+import logging
+import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Final, cast
+from enum import Enum
+from typing import Final, Protocol, cast
 
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
-from .errors import WaitCancelled, WaitTimeout
-from .ranges import END
+from .errors import (
+    OriginUnreachable,
+    RepresentationChanged,
+    StorageError,
+    WaitCancelled,
+    WaitTimeout,
+)
+from .origin import Fetch
+from .ranges import END, ByteRange
 from .representation import Representation
+from .transport import Canceller
+from .urls import OriginUrl
 
-__all__ = ["CacheFile", "Reader", "ReaderOptions"]
+__all__ = ["CacheFile", "Reader", "ReaderOptions", "VerifyReads"]
+
+_log = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 1 << 20
 """The most that is handed over at once: 1 MiB moves 3.3 GB/s to one client where
 64 KiB moves 1.8, and bounds the memory that a slow client holds."""
 
+SPAN_BYTES: Final = 4 << 20
+"""The longest stored span named at once, so that a reader's position keeps moving."""
+
+
+class VerifyReads(str, Enum):
+    """Which stored blocks are compared with their checksum before they are served."""
+
+    NEVER = "never"
+    SAMPLE = "sample"
+    """One in sixteen, at random: rot is noticed before long, at a cost of a few percent."""
+    ALWAYS = "always"
+
+
+_SAMPLE: Final = 1 / 16
+
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How long a reader waits, in seconds, and how far ahead it asks, in bytes."""
+    """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks."""
 
     first_byte_timeout_s: float = 30.0
     stall_timeout_s: float = 30.0
     read_ahead_bytes: int = 8 << 20
+    verify_reads: VerifyReads = VerifyReads.SAMPLE
+    dice: Callable[[], float] = random.random
+
+
+class _Origin(Protocol):
+    def fetch(
+        self,
+        url: OriginUrl,
+        asked: ByteRange,
+        *,
+        held: Representation | None,
+        canceller: Canceller,
+    ) -> Fetch: ...
 
 
 class Reader:
     """Reads one generation of an entry; used by one thread, cancelled from any.
 
-    Everything it returns comes from the content that it was attached to. If the
-    entry moves on to another generation, it serves what that content still holds
-    and then raises RepresentationChanged. While it waits it holds what *watch*
-    returns: the proxy's way to notice that its client has left.
+    What it returns comes from the content that it was attached to. If the entry
+    moves on to another generation, it serves what that content still holds and
+    then raises RepresentationChanged. What cannot be stored comes straight from
+    the origin, if it is provably of the same version. While it waits it holds
+    what *watch* returns: the proxy's way to notice that its client has left.
     """
 
     def __init__(
         self,
         entry: LiveEntry,
         options: ReaderOptions,
+        origin: _Origin,
         *,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.entry = entry
         self._options = options
+        self._origin = origin
         self._watch = watch
-        self._on_close: Callable[[], None] | None = on_close
         self._content = entry.attach()
         self._demand: Demand | None = None
         self._cancelled = False
+        self._canceller = Canceller()
         self._started = False
+        self._straight: Fetch | None = None
+        self._sound: int | None = None
+        self._resources = ExitStack()
+        self._resources.callback(on_close)
+        self._resources.callback(entry.detach, self._content)
 
     @property
     def content(self) -> Content:
         """What is being read."""
         return self._content
 
+    @property
+    def length(self) -> int:
+        """The representation's length in bytes, END while it is unknown."""
+        if self._straight is not None and self._content.representation is None:
+            told = self._straight.answer.representation.complete_length
+            return END if told is None else told
+        return self._content.length
+
     def close(self) -> None:
         """Let the entry go; safe to call twice."""
-        on_close, self._on_close = self._on_close, None
-        if on_close is None:
-            return
-        if self._demand is not None:
-            self.entry.unwant(self._demand)
-        self.entry.detach(self._content)
-        on_close()
+        self._let_go(linger=True)
+        self._resources.close()
 
     def cancel(self) -> None:
         """Make the waiting read raise WaitCancelled now; called from any thread."""
         self._cancelled = True
+        self._canceller.cancel()
         self.entry.wake()
 
     def representation(self, start: int = 0, stop: int = END) -> Representation:
@@ -90,11 +144,14 @@ class Reader:
         content = self._content
         if content.representation is None:
             self._want(start, stop, blocked=True)
-            self._wait(
-                lambda: content.representation is not None,
-                self._options.first_byte_timeout_s,
-                "the origin has not answered",
-            )
+            try:
+                self._wait(
+                    lambda: content.representation is not None,
+                    self._options.first_byte_timeout_s,
+                    "the origin has not answered",
+                )
+            except StorageError as error:
+                return self._go_straight(start, stop, error).answer.representation
         return cast(Representation, content.representation)
 
     def available(self, position: int, stop: int) -> int:
@@ -105,26 +162,70 @@ class Reader:
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
-            CacheError: why it will not.
+            StorageError: it cannot be stored, or what is stored cannot be read.
+            CacheError: why it will not come.
         """
         content = self._content
-        here = self.entry.stored_until(content, position, stop)
-        if here > position:
-            self._advance(here, stop)
-            return here
-        if position >= min(stop, content.length):
-            return position
-        self._want(position, stop, blocked=True)
-        options = self._options
-        timeout_s = options.stall_timeout_s if self._started else options.first_byte_timeout_s
-        self._wait(
-            lambda: content.present.run_stop(position) > position or position >= content.length,
-            timeout_s,
-            f"byte {position} has not arrived",
-        )
-        here = self.entry.stored_until(content, position, stop)
-        self._advance(here, stop)
-        return here
+        while True:
+            here = self.entry.stored_until(content, position, stop)
+            if here > position and self._is_sound(position, here):
+                self._advance(here, stop)
+                return here
+            if position >= min(stop, content.length):
+                return position
+            self._want(position, stop, blocked=True)
+            options = self._options
+            self._wait(
+                lambda: content.present.run_stop(position) > position or position >= content.length,
+                options.stall_timeout_s if self._started else options.first_byte_timeout_s,
+                f"byte {position} has not arrived",
+            )
+
+    def ready(self, start: int, stop: int) -> None:
+        """Return once the first byte of ``[start, stop)`` can be handed over.
+
+        Raises:
+            CacheError: why it cannot; it can still be said to a client as a status.
+        """
+        if self._straight is None:
+            try:
+                self.available(start, stop)
+            except StorageError as error:
+                self._go_straight(start, stop, error)
+
+    def spans(self, start: int, stop: int) -> Iterator[ByteRange | bytes]:
+        """Yield ``[start, stop)`` as it arrives: stored spans, or bytes straight from the origin.
+
+        A stop of END means to the end of the file.
+
+        Raises:
+            CacheError: why the rest will not come.
+        """
+        position = start
+        while position < stop and self._straight is None:
+            try:
+                here = self.available(position, min(stop, position + SPAN_BYTES))
+            except StorageError as error:
+                self._go_straight(position, stop, error)
+                break
+            if here == position:
+                if stop != END:
+                    raise RepresentationChanged(f"the file ended at {position}, not {stop}")
+                return
+            yield ByteRange(position, here)
+            position = here
+        if position < stop and self._straight is not None:
+            yield from self._straight_pieces(self._straight, position, stop)
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the same as bytes, at most 1 MiB at a time."""
+        for span in self.spans(start, stop):
+            if isinstance(span, bytes):
+                yield span
+                continue
+            for position in range(span.start, span.stop, PIECE_BYTES):
+                size = min(PIECE_BYTES, span.stop - position)
+                yield self._content.file.read_at(position, size)
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
@@ -132,13 +233,6 @@ class Reader:
         if stop == position:
             return b""
         return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
-
-    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield ``[start, stop)`` as it arrives; END means to the end of the file."""
-        position = start
-        while data := self.read(position, stop - position):
-            yield data
-            position += len(data)
 
     def _advance(self, position: int, stop: int) -> None:
         self._started = True
@@ -149,6 +243,11 @@ class Reader:
         # What is asked for and what is read ahead: never past what the client wants.
         window = min(stop, position + self._options.read_ahead_bytes)
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
+
+    def _let_go(self, *, linger: bool) -> None:
+        demand, self._demand = self._demand, None
+        if demand is not None:
+            self.entry.unwant(demand, linger=linger)
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
         def done() -> bool:
@@ -163,12 +262,62 @@ class Reader:
                 break
             # Where only one stream from the front can bring it, arriving bytes
             # are progress towards it; elsewhere they are somebody else's.
-            representation = content.representation
-            single = representation is not None and not representation.joinable
-            if not single or content.present.total == before:
+            if content.joinable or content.present.total == before:
                 raise WaitTimeout(f"{what} within {timeout_s:g} s")
         if self._cancelled and not ready():
             raise WaitCancelled("the client has left")
+
+    # -- what is damaged -------------------------------------------------------
+
+    def _is_sound(self, start: int, stop: int) -> bool:
+        """Say whether the blocks there may be served; damaged ones are dropped."""
+        if self._options.verify_reads is VerifyReads.NEVER:
+            return True
+        found = self.entry.damaged(self._content, start, stop, self._chooses)
+        if found.damaged:
+            _log.warning("%s: stored bytes are damaged; fetching again", self.entry.shown_url)
+            self.entry.drop(self._content, found.damaged, "the stored bytes are damaged")
+        return not found.damaged
+
+    def _chooses(self, block: int) -> bool:
+        if block == self._sound:  # small reads come back to the same block again and again
+            return False
+        self._sound = block
+        options = self._options
+        return options.verify_reads is VerifyReads.ALWAYS or options.dice() < _SAMPLE
+
+    # -- what cannot be stored -------------------------------------------------
+
+    def _go_straight(self, start: int, stop: int, refusal: StorageError) -> Fetch:
+        """Ask the origin for ``[start, stop)``, past the cache; raise *refusal* if that mixes."""
+        content = self._content
+        held = content.representation
+        if held is not None and not held.joinable and (start > 0 or self._started):
+            raise refusal
+        self._let_go(linger=False)
+        joined = held if held is not None and held.joinable else None
+        with self._watch(self):
+            self._straight = self._resources.enter_context(
+                self._origin.fetch(
+                    self.entry.url, ByteRange(start, stop), held=joined, canceller=self._canceller
+                )
+            )
+        return self._straight
+
+    def _straight_pieces(self, fetch: Fetch, position: int, stop: int) -> Iterator[bytes]:
+        offset = fetch.answer.start
+        while position < stop:
+            data = fetch.read()
+            if not data:
+                break
+            skipped = max(0, position - offset)
+            offset += len(data)
+            wanted = data[skipped : skipped + stop - position]
+            if wanted:
+                yield wanted
+                position += len(wanted)
+        if position < stop != END:
+            raise OriginUnreachable(f"the origin's body ended at {position}, not {stop}")
 
 
 class CacheFile(io.RawIOBase):

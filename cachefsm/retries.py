@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from .content import Content
-from .errors import OriginError, RepresentationChanged, UnsatisfiedByOrigin
+from .errors import OriginError, RepresentationChanged, StorageError, UnsatisfiedByOrigin
 
 __all__ = ["Attempts", "RetryPolicy", "Verdict", "judge"]
 
@@ -24,6 +24,8 @@ class Verdict(Enum):
     """There is no byte where the attempt began, and every one before it is stored."""
     ASK_FROM_FRONT = auto()
     """The first question of all went past the end; the length is to be learnt."""
+    CANNOT_STORE = auto()
+    """The disk or the database refused, which the origin cannot help."""
     FAIL = auto()
     """Asking again will not help."""
 
@@ -34,6 +36,8 @@ def judge(error: Exception, content: Content, position: int) -> Verdict:
         return _judge_416(error, content, position)
     if isinstance(error, RepresentationChanged):
         return Verdict.INVALIDATE
+    if isinstance(error, StorageError):
+        return Verdict.CANNOT_STORE
     if isinstance(error, OriginError) and not error.permanent:
         return Verdict.TRY_AGAIN
     return Verdict.FAIL
@@ -112,9 +116,9 @@ class Attempts:
         """Begin anew: somebody asked for another try, or it is over."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
 
-    def rest(self, now_s: float) -> None:
-        """Hold the next attempt back for a while, whatever the reason."""
-        self.not_before_s = now_s + self._policy.exhausted_s
+    def rest(self, now_s: float, cause: Exception) -> None:
+        """Hold the next attempt back for a while, for a reason that is not the origin's."""
+        self.not_before_s, self.cause = now_s + self._policy.exhausted_s, cause
 
     def failed(
         self, error: Exception, now_s: float, *, begun: bool, progressed: bool

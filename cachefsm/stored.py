@@ -34,6 +34,7 @@ from .retries import RetryPolicy
 from .scheduler import Limits
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile, content_name, remove_content
+from .trouble import Trouble
 from .urls import parse_url, redact
 from .waiting import Waiters
 
@@ -77,6 +78,14 @@ class Transition:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a look at stored blocks found: bytes checked, and blocks that differ."""
+
+    checked_bytes: int
+    damaged: tuple[ByteRange, ...]
+
+
+@dataclass(frozen=True)
 class Surroundings:
     """What an entry is handed: its store, its directory, clocks, and whom to tell.
 
@@ -90,6 +99,7 @@ class Surroundings:
     policy: EntryPolicy = field(default_factory=EntryPolicy)
     clock: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
+    trouble: Trouble = field(default_factory=Trouble)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
@@ -264,9 +274,13 @@ class StoredEntry:
             self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")
 
     def damaged(
-        self, content: Content, start: int, stop: int, chosen: Callable[[int], bool]
-    ) -> list[ByteRange]:
-        """Return the blocks touching ``[start, stop)`` whose bytes are not what was stored.
+        self,
+        content: Content,
+        start: int,
+        stop: int,
+        chosen: Callable[[int], bool] = lambda _index: True,
+    ) -> Found:
+        """Compare the blocks touching ``[start, stop)`` with what was stored.
 
         Only blocks that have a checksum and that *chosen* picks, by number, are read.
         """
@@ -277,11 +291,11 @@ class StoredEntry:
                 for index in content.digests.within(start, stop, length)
                 if chosen(index)
             }
-        return [
-            block
-            for index, expected in known.items()
-            if _digest_of(content.file, block := block_at(index, length)) != expected
-        ]
+        blocks = {block_at(index, length): expected for index, expected in known.items()}
+        return Found(
+            sum(min(block.stop, stop) - max(block.start, start) for block in blocks),
+            tuple(b for b, expected in blocks.items() if _digest_of(content.file, b) != expected),
+        )
 
     def drop(self, content: Content, damaged: Iterable[ByteRange], reason: str) -> None:
         """Forget damaged ranges of *content*, keep the rest; nothing if it is superseded.
@@ -345,8 +359,14 @@ class StoredEntry:
                     self._digest(content, fresh)
                 self._record_progress(content, fresh)
                 self._record_accesses()
+            except StorageError as error:
+                self._around.trouble.note(error)
+                raise
             finally:
                 content.file.release()
+
+        if fresh:
+            self._around.trouble.over()
 
     def _digest(self, content: Content, fresh: RangeSet) -> None:
         # Takes the lock itself: called with only the flush lock held.

@@ -189,7 +189,7 @@ def test_a_download_of_an_arriving_file_is_whole(origin, url, tmp_path, command)
     hold.release()
     download.result(WAIT_S)
     assert target.read_bytes() == content(0, SIZE)
-    assert origin.body_bytes_sent == SIZE
+    assert origin.body_bytes_sent <= SIZE  # what a resumed one did not ask for may be on its way
 
 
 @needs("curl")

@@ -90,7 +90,8 @@ class CommandLine:
     def __init__(self, home: Path, **environ: str) -> None:
         self.home = home
         self.cache_dir = home / "cache"
-        mine = {name: value for name, value in os.environ.items() if "CACHEFSM" not in name}
+        unwanted = ("CACHEFSM_", "PYTHONUNBUFFERED")  # the latter hides a forgotten flush
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         self.environ = {
             **mine,
             "HOME": str(home),

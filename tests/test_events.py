@@ -1,0 +1,236 @@
+"""What subscribers are told, and that telling them costs nobody anything."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from itertools import pairwise
+
+import pytest
+
+from cachefsm import Cache, DownloadState, Transition
+from cachefsm.errors import OriginStatus
+from tests.support.caches import WAIT_S, OpenCache, fetch
+from tests.support.faults import hold_after, status
+from tests.support.origin import Origin, Resource, content
+
+SIZE = 1_000_000
+
+
+@pytest.fixture
+def url(origin: Origin) -> str:
+    """Where SIZE bytes are served."""
+    origin.put("/film", Resource(SIZE))
+    return origin.url("/film")
+
+
+class Heard:
+    """A subscriber that keeps what it hears."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._moves: queue.Queue[Transition] = queue.Queue()
+        self.unsubscribe = cache.subscribe(self._moves.put)
+
+    def until(self, event: str) -> list[Transition]:
+        """Return what was heard up to and including the next *event*."""
+        moves = [self._moves.get(timeout=WAIT_S)]
+        while moves[-1].event != event:
+            moves.append(self._moves.get(timeout=WAIT_S))
+        return moves
+
+    def rest(self) -> list[Transition]:
+        """Return what is still to be read, without waiting."""
+        moves = []
+        while not self._moves.empty():
+            moves.append(self._moves.get())
+        return moves
+
+
+def _told(moves: list[Transition]) -> list[tuple[str, str, str]]:
+    return [(move.event, str(move.source), str(move.target)) for move in moves]
+
+
+def test_every_transition_of_a_download_is_told_in_order(cache: Cache, url: str) -> None:
+    heard = Heard(cache)
+    film = cache.entry(url)
+    film.start()
+    moves = heard.until("finish")
+    assert _told(moves) == [
+        ("initialize", "not_started", "initializing"),
+        ("begin", "initializing", "downloading"),
+        ("finish", "downloading", "complete"),
+    ]
+    assert {(move.entry_id, move.url) for move in moves} == {(film.id, film.url)}
+
+
+def test_orders_and_their_reasons_are_told(cache: Cache, url: str, origin: Origin) -> None:
+    hold = origin.script(hold_after(1000))
+    heard = Heard(cache)
+    film = cache.entry(url)
+    film.start()
+    assert hold.reached.wait(WAIT_S)
+    heard.until("begin")
+    film.pause()
+    film.resume()
+    heard_pause = heard.until("resume")
+    film.cancel()
+    film.retry()
+    moves = heard_pause + heard.until("finish")
+    assert [(event, target) for event, _, target in _told(moves) if event != "begin"] == [
+        ("pause", "paused"),
+        ("resume", "initializing"),
+        ("cancel", "failed"),
+        ("retry", "initializing"),
+        ("finish", "complete"),
+    ]
+    reasons = {move.event: move.reason for move in moves}
+    assert (reasons["pause"], reasons["cancel"], reasons["resume"]) == ("person", "cancelled", None)
+
+
+def test_a_failure_is_told_with_its_cause(cache: Cache, url: str, origin: Origin) -> None:
+    origin.script(status(404))
+    heard = Heard(cache)
+    with pytest.raises(OriginStatus):
+        cache.entry(url).wait_for(0, 1)
+    *_, failed = heard.until("fail")
+    assert failed.target is DownloadState.FAILED
+    assert "404" in (failed.reason or "")
+
+
+def test_an_idle_pause_and_a_shutdown_are_told(
+    open_cache: OpenCache, url: str, origin: Origin
+) -> None:
+    origin.script(hold_after(1000))
+    origin.script(hold_after(1000), nth=2)
+    cache = open_cache(grace=0)
+    heard = Heard(cache)
+    film = cache.entry(url)
+    fetch(cache, film, 0, 1000)
+    assert heard.until("pause")[-1].reason == "idle"
+    film.start()
+    heard.until("begin")
+    cache.close()
+    assert heard.until("pause")[-1].reason == "shutdown"
+    assert heard.rest() == []
+
+
+def test_every_subscriber_is_told_everything(cache: Cache, url: str) -> None:
+    first, second = Heard(cache), Heard(cache)
+    cache.entry(url).start()
+    assert first.until("finish") == second.until("finish")
+
+
+def test_events_of_several_entries_keep_each_ones_order(cache: Cache, origin: Origin) -> None:
+    heard = Heard(cache)
+    entries = []
+    for number in range(10):
+        origin.put(f"/{number}", Resource(10_000))
+        entries.append(cache.entry(origin.url(f"/{number}")))
+    for entry in entries:
+        entry.start()
+    moves = [move for _ in entries for move in heard.until("finish")]
+    for entry in entries:
+        made = [move for move in moves if move.entry_id == entry.id]
+        assert [move.event for move in made] == ["initialize", "begin", "finish"]
+        for move, following in pairwise(made):
+            assert move.target is following.source
+
+
+def test_a_move_is_told_after_it_was_made(cache: Cache, url: str) -> None:
+    film = cache.entry(url)
+    seen: queue.Queue[DownloadState] = queue.Queue()
+    cache.subscribe(lambda move: seen.put(film.state) if move.event == "finish" else None)
+    film.start()
+    assert seen.get(timeout=WAIT_S) is DownloadState.COMPLETE
+
+
+def test_a_slow_callback_slows_nobody(cache: Cache, url: str) -> None:
+    release, entered = threading.Event(), threading.Event()
+    slowly: queue.Queue[str] = queue.Queue()
+
+    def slow(move: Transition) -> None:
+        entered.set()
+        release.wait(WAIT_S)
+        slowly.put(move.event)
+
+    cache.subscribe(slow)
+    quick = Heard(cache)
+    film = cache.entry(url)
+    # The download ends, and another subscriber hears of it, while the first hangs.
+    assert film.wait_complete(WAIT_S)
+    quick.until("finish")
+    assert entered.wait(WAIT_S)
+    assert slowly.empty()
+    assert fetch(cache, film) == content(0, SIZE)
+    release.set()
+    told = [slowly.get(timeout=WAIT_S) for _ in range(3)]
+    assert told == ["initialize", "begin", "finish"]
+
+
+def test_a_callback_that_raises_is_logged_and_told_the_next_event(
+    cache: Cache, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+
+    def broken(move: Transition) -> None:
+        told.put(move.event)
+        raise RuntimeError("a subscriber's bug")
+
+    cache.subscribe(broken)
+    film = cache.entry(url)
+    film.start()
+    assert [told.get(timeout=WAIT_S) for _ in range(3)] == ["initialize", "begin", "finish"]
+    assert film.wait_complete(WAIT_S)
+    cache.close()
+    assert "a subscriber's bug" in caplog.text
+
+
+def test_a_callback_may_use_the_cache(cache: Cache, url: str, origin: Origin) -> None:
+    origin.put("/next", Resource(1000))
+    heard = Heard(cache)
+
+    def prefetch_next(move: Transition) -> None:
+        if move.event == "finish" and move.url == url:
+            cache.entry(origin.url("/next")).start(priority="prefetch")
+
+    cache.subscribe(prefetch_next)
+    cache.entry(url).start()
+    heard.until("finish")
+    assert heard.until("finish")[-1].url == origin.url("/next")
+
+
+def test_who_has_unsubscribed_is_told_nothing_more(cache: Cache, url: str) -> None:
+    leaver, stayer = Heard(cache), Heard(cache)
+    leaver.unsubscribe()
+    leaver.unsubscribe()
+    cache.entry(url).start()
+    stayer.until("finish")
+    assert leaver.rest() == []
+
+
+def test_a_callback_may_end_its_own_subscription_and_hears_nothing_more(
+    cache: Cache, url: str
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    others_are_waiting = threading.Event()
+
+    def once(move: Transition) -> None:
+        told.put(move.event)
+        others_are_waiting.wait(WAIT_S)
+        leave()
+
+    leave = cache.subscribe(once)
+    stayer = Heard(cache)
+    cache.entry(url).start()
+    stayer.until("finish")
+    others_are_waiting.set()
+    cache.close()
+    assert told.get(timeout=WAIT_S) == "initialize"
+    assert told.empty()
+
+
+def test_closing_tells_what_is_still_to_be_told(cache: Cache, url: str) -> None:
+    heard = Heard(cache)
+    assert cache.entry(url).wait_complete(WAIT_S)
+    cache.close()
+    assert [move.event for move in heard.rest()] == ["initialize", "begin", "finish"]
