@@ -1,28 +1,26 @@
 """The command line's grammar: commands, options, and their twins in the environment.
 
 Imports nothing that takes time, so that ``--help`` and a mistyped option answer
-at once. Every *setting* can also be given in the environment: ``--cache-dir`` as
-``CACHEFSM_CACHE_DIR``, a repeatable one as a list separated by white space. What
-says what a single call should do (``-o``, ``--json``, …) has no twin.
+at once. Settings have twins in the environment; what says what a single call
+should do (``-o``, ``--json``, …) has none.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Final
 
 from . import __version__
 from .access import AllowList, parse_mount
 from .errors import UsageError
+from .settings import Parser, typed
 from .units import parse_duration, parse_size
-from .urls import parse_url, redact
+from .urls import parse_url
 
-__all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "hide_secrets", "parse_arguments"]
+__all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
 
 ORDERS: Final = {
     "pause": "hold downloads until somebody resumes them",
@@ -59,12 +57,6 @@ Exit status: 0, 1 if something failed, 2 if it was called wrongly, 130 if Ctrl-C
 ended it. A failure is one line on stderr.
 """
 
-_YES: Final = frozenset({"1", "true", "yes", "on"})
-_NO: Final = frozenset({"0", "false", "no", "off"})
-_NO_COMMAND = re.compile(r"argument COMMAND: invalid choice: ('.*?')(?: |$)")
-# To the last character that doesn't rather belong to the sentence around it.
-_URL = re.compile(r"https?://[^\s'\"]*[^\s'\",;:.]", re.IGNORECASE)
-
 
 def parse_arguments(
     arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ
@@ -96,102 +88,6 @@ def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
         return Path.home() / ".cache" / "cachefsm"
     except RuntimeError:
         return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
-
-
-def hide_secrets(text: str) -> str:
-    """Return *text* with every URL in it fit to be shown."""
-    return _URL.sub(lambda match: redact(match[0]), text)
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """An option with a twin in the environment; *read* parses one value of it."""
-
-    name: str
-    read: Callable[[str], Any] | None  # None: a switch
-    default: Any
-    many: bool
-
-    @property
-    def twin(self) -> str:
-        return f"CACHEFSM_{self.name.upper()}"
-
-    def from_text(self, text: str) -> Any:
-        if self.read is None:
-            if text.lower() not in _YES | _NO:
-                raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
-            return text.lower() in _YES
-        return [self.read(part) for part in text.split()] if self.many else self.read(text)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-
-class _Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose errors are one line, and whose options may have twins."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
-        self._settings: list[_Setting] = []
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, where argparse would print the usage as well."""
-        unknown = _NO_COMMAND.match(message)
-        if unknown:
-            message = f"there is no command {unknown[1]}"
-        line = " ".join(hide_secrets(message).split())
-        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
-
-    def setting(
-        self,
-        flag: str,
-        *,
-        help: str,  # noqa: A002 - argparse's word for it
-        read: Callable[[str], Any] | None = str,
-        default: Any = None,
-        many: bool = False,
-        **more: Any,
-    ) -> None:
-        """Add an option that the environment can set as well; a switch if *read* is None."""
-        setting = _Setting(flag[2:].replace("-", "_"), read, default, many)
-        self._settings.append(setting)
-        if read is None:
-            more["action"] = "store_true"
-        else:
-            more["type"] = _typed(read)
-            if many:
-                more["action"] = "append"
-        # Absent unless given, so that settle() can tell.
-        more["default"] = argparse.SUPPRESS
-        self.add_argument(flag, help=f"{help} [{setting.twin}]", **more)
-
-    def settle(self, options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-        """Fill in what the command line left open: from the environment, or the default."""
-        for setting in self._settings:
-            if hasattr(options, setting.name):
-                continue
-            text = environ.get(setting.twin, "").strip()
-            value = setting.default() if callable(setting.default) else setting.default
-            if text:
-                try:
-                    value = setting.from_text(text)
-                except (UsageError, argparse.ArgumentTypeError) as error:
-                    self.error(f"{setting.twin}: {error}")
-            setattr(options, setting.name, value)
-
-
-def _typed(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Return *read* with errors as argparse wants them."""
-
-    def typed(text: str) -> Any:
-        try:
-            return read(text)
-        except UsageError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return typed
 
 
 # -- what values look like ---------------------------------------------------------
@@ -240,8 +136,8 @@ def _directory(text: str) -> Path:
 # -- the grammar -------------------------------------------------------------------
 
 
-def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
-    parser = _Parser(
+def _grammar() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
         prog="cachefsm",
         description="A progressive-download cache for media, with an HTTP proxy in front.",
         epilog=_EPILOG,
@@ -249,10 +145,10 @@ def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
     parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
     # Taken here too, for fingers that put them first; shown where they belong.
     hidden = argparse.SUPPRESS
-    parser.add_argument("--cache-dir", type=_typed(_directory), help=hidden, default=hidden)
+    parser.add_argument("--cache-dir", type=typed(_directory), help=hidden, default=hidden)
     parser.add_argument("--debug", action="store_true", help=hidden, default=hidden)
     adding = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
-    subparsers: dict[str, _Parser] = {}
+    subparsers: dict[str, Parser] = {}
     for name, help_ in COMMANDS.items():
         command = adding.add_parser(name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
         if name != "diagram":
@@ -269,7 +165,7 @@ def _grammar() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, subparsers
 
 
-def _serve(command: _Parser) -> None:
+def _serve(command: Parser) -> None:
     command.description = (
         "Run the proxy until SIGTERM or Ctrl-C. It fetches from the origins that are\n"
         "mounted or allowed, and from no others. The first line on stdout is its address;\n"
@@ -361,12 +257,12 @@ def _serve(command: _Parser) -> None:
     )
 
 
-def _get(command: _Parser) -> None:
+def _get(command: Parser) -> None:
     command.description = (
         "Download into the cache, and from there into a file where one is named. What is\n"
         "stored is not transferred again; after Ctrl-C the same command goes on."
     )
-    command.add_argument("urls", nargs="+", type=_typed(_url), metavar="URL")
+    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
     command.add_argument(
         "-o",
         "--output",
@@ -377,23 +273,23 @@ def _get(command: _Parser) -> None:
     _downloads(command)
 
 
-def _prefetch(command: _Parser) -> None:
+def _prefetch(command: Parser) -> None:
     command.description = (
         "Ask the running server to download, behind what people and players wait for, and\n"
         "return at once. Without a server: download now, and return when all is there."
     )
-    command.add_argument("urls", nargs="+", type=_typed(_url), metavar="URL")
+    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
     _downloads(command)
 
 
-def _downloads(command: _Parser) -> None:
+def _downloads(command: Parser) -> None:
     _json(command, "a list of the entries, as list prints them")
     command.setting("--quiet", read=None, default=False, help="no progress, no result, only errors")
     command.setting("--verbose", read=None, default=False, help="say what happens, retries too")
     _max_size(command, "evict the least recently used beyond this, if no server runs")
 
 
-def _list(command: _Parser) -> None:
+def _list(command: Parser) -> None:
     _json(
         command,
         "a list of objects with id, url, state, reason, since, total_size (null while unknown), "
@@ -401,17 +297,17 @@ def _list(command: _Parser) -> None:
     )
 
 
-def _show(command: _Parser) -> None:
-    command.add_argument("entry", type=_typed(_entry), metavar="ID|URL")
+def _show(command: Parser) -> None:
+    command.add_argument("entry", type=typed(_entry), metavar="ID|URL")
     _json(command, "one object, as in list")
 
 
-def _order(command: _Parser) -> None:
-    command.add_argument("entries", nargs="+", type=_typed(_entry), metavar="ID|URL")
+def _order(command: Parser) -> None:
+    command.add_argument("entries", nargs="+", type=typed(_entry), metavar="ID|URL")
     _json(command, "a list of the entries it was done to, as list prints them")
 
 
-def _stats(command: _Parser) -> None:
+def _stats(command: Parser) -> None:
     _json(
         command,
         "one object with directory, server (null if idle), entries, states (a number for each), "
@@ -420,7 +316,7 @@ def _stats(command: _Parser) -> None:
     _max_size(command, "the limit to show, if no server runs")
 
 
-def _gc(command: _Parser) -> None:
+def _gc(command: Parser) -> None:
     command.description = (
         "Evict the least recently used entries until no more than --max-size is stored, and\n"
         "remove content files that belong to no entry. Pinned entries, and those in use, stay."
@@ -429,10 +325,10 @@ def _gc(command: _Parser) -> None:
     _json(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
 
 
-def _diagram(command: _Parser) -> None:
+def _diagram(command: Parser) -> None:
     command.add_argument(
         "--output",
-        type=_typed(_directory),
+        type=typed(_directory),
         default=Path("diagrams"),
         metavar="DIR",
         help="default: diagrams",
@@ -442,15 +338,15 @@ def _diagram(command: _Parser) -> None:
     )
 
 
-def _json(command: _Parser, what: str) -> None:
+def _json(command: Parser, what: str) -> None:
     command.add_argument("--json", action="store_true", help=f"for scripts: {what}")
 
 
-def _max_size(command: _Parser, help_: str) -> None:
+def _max_size(command: Parser, help_: str) -> None:
     command.setting("--max-size", read=parse_size, metavar="SIZE", help=help_)
 
 
-_FILL_IN: Final[dict[str, Callable[[_Parser], None]]] = {
+_FILL_IN: Final[dict[str, Callable[[Parser], None]]] = {
     "serve": _serve,
     "get": _get,
     "prefetch": _prefetch,

@@ -60,6 +60,20 @@ _PRIORITIES: Final = {
 }
 
 
+def parse_priority(name: str) -> tuple[str, Priority]:
+    """Return who asks, and how urgently, by a priority's *name*.
+
+    Raises:
+        UsageError: there is no such priority.
+    """
+    try:
+        return _PRIORITIES[name]
+    except KeyError:
+        raise UsageError(
+            f"{name!r} is no priority; use {' or '.join(map(repr, _PRIORITIES))}"
+        ) from None
+
+
 class Entry:
     """One URL of a cache: a light handle, good for as long as the entry exists.
 
@@ -162,12 +176,7 @@ class Entry:
 
         Ends a pause, and retries a failure; does nothing to a complete entry.
         """
-        try:
-            asked_by, level = _PRIORITIES[priority]
-        except KeyError:
-            raise UsageError(
-                f"{priority!r} is no priority; use {' or '.join(map(repr, _PRIORITIES))}"
-            ) from None
+        asked_by, level = parse_priority(priority)
         with self._leased() as entry:
             entry.start(asked_by, level, start, END if stop is None else stop)
 
@@ -469,7 +478,7 @@ class Cache:
     def restore_queue(self) -> None:
         """Take up what earlier processes left in the queue."""
         for queued in self._store.queue():
-            with self.registry.lease(queued.entry_id) as entry:
+            with self._tolerant(queued.entry_id), self.registry.lease(queued.entry_id) as entry:
                 entry.restore(queued)
 
     def subscribe(self, callback: Callable[[Transition], None]) -> Callable[[], None]:
@@ -539,10 +548,18 @@ class Cache:
     def _make_entry(self, record: EntryRecord) -> LiveEntry:
         return LiveEntry(record, self._surroundings)
 
+    @contextmanager
+    def _tolerant(self, entry_id: int) -> Iterator[None]:
+        """Let one entry's trouble keep no other from being taken up."""
+        try:
+            yield
+        except CacheError as error:
+            _log.warning("entry %s could not be taken up: %s", entry_id, error)
+
     def _recover(self) -> None:
         """Bring what a stopped process left active to its defined state."""
         for record in self._store.active_entries():
-            with self.registry.lease(record.id) as entry:
+            with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TextIO
 
-from .arguments import ORDERS, hide_secrets, parse_arguments
+from .arguments import ORDERS, parse_arguments
 from .errors import CacheError, StorageError
+from .settings import hide_secrets
 
 __all__ = ["main"]
 
@@ -86,17 +88,19 @@ def _run(options: argparse.Namespace) -> int:
 
         return get.get(options) if options.command == "get" else get.prefetch(options)
     from . import orders
+    from .logs import logging_to
 
-    if options.command in ORDERS:
-        return orders.order(options)
     commands = {
         "list": orders.list_entries,
         "show": orders.show,
         "stats": orders.stats,
         "gc": orders.collect,
         "diagram": orders.diagram,
+        **dict.fromkeys(ORDERS, orders.order),
     }
-    return commands[options.command](options)
+    level = logging.DEBUG if options.debug else logging.WARNING
+    with logging_to(logging.StreamHandler(), level, timed=False, debug=options.debug):
+        return commands[options.command](options)
 
 
 def _failed(text: str, options: argparse.Namespace) -> int:

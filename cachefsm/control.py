@@ -10,7 +10,7 @@ from typing import Any, Final
 from urllib.parse import parse_qs
 
 from .access import AllowList, is_same_origin
-from .cache import Cache, Entry
+from .cache import Cache, Entry, parse_priority
 from .errors import CacheError, EntryNotFound, IllegalMove, UsageError
 from .urls import parse_url
 from .web import Request, Response, error_fields, json_response, plain
@@ -130,6 +130,7 @@ class Control:
         body = request.json()
         url = _text(body, "url")
         priority = _text(body, "priority") if "priority" in body else "person"
+        parse_priority(priority)  # before anything is added
         parsed = parse_url(url)
         if not self._allowed.names(parsed):
             if not self._has_token(request):

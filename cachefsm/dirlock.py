@@ -110,5 +110,5 @@ def _read(fd: int) -> Holder | None:
 def _in_use(directory: Path, holder: Holder | None) -> str:
     if holder is None:
         return f"{directory} is in use by another process"
-    where = f", serving at {holder.address}" if holder.address else ""
+    where = f", serving at {holder.address}" if holder.address and holder.stays else ""
     return f"{directory} is in use by process {holder.pid}{where}"

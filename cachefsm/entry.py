@@ -447,8 +447,9 @@ class LiveEntry(StoredEntry):
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
             self.refuse(error)
-        elif verdict is Verdict.END_FOUND:
-            self._length_is(content, claim.position)
+        elif verdict is Verdict.LENGTH_TOLD:
+            told = getattr(error, "complete_length", None)
+            self._length_is(content, claim.position if told is None else told)
         elif verdict is Verdict.ASK_FROM_FRONT:
             content.asked_past_end = True
         elif verdict is Verdict.INVALIDATE:
@@ -463,7 +464,8 @@ class LiveEntry(StoredEntry):
             error,
             self._around.ticks(),
             begun=self._content.representation is not None,
-            progressed=claim.received_bytes > 0,
+            # Bytes that the next attempt must throw away are no progress.
+            progressed=claim.received_bytes > 0 and claim.content.joinable,
         )
         cause = error if isinstance(error, CacheError) else _unexpected(error)
         if delay_s is None:

@@ -32,9 +32,11 @@ class _Subscriber:
             self._backlog.append(event)
             self._condition.notify()
 
-    def end(self) -> None:
-        """Deliver what is waiting, then stop; a callback may end its own subscription."""
+    def end(self, *, deliver: bool) -> None:
+        """Stop, after what is waiting or at once; a callback may end its own subscription."""
         with self._condition:
+            if not deliver:
+                self._backlog.clear()
             self._ended = True
             self._condition.notify()
         if self._thread is not threading.current_thread():
@@ -72,7 +74,7 @@ class EventHub:
                 if subscriber not in self._subscribers:
                     return
                 self._subscribers.remove(subscriber)
-            subscriber.end()
+            subscriber.end(deliver=False)
 
         return unsubscribe
 
@@ -87,4 +89,4 @@ class EventHub:
         with self._lock:
             subscribers, self._subscribers = self._subscribers, []
         for subscriber in subscribers:
-            subscriber.end()
+            subscriber.end(deliver=True)

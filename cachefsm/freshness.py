@@ -40,9 +40,10 @@ HEURISTICALLY_CACHEABLE: Final = frozenset(
     {200, 203, 204, 206, 300, 301, 308, 404, 405, 410, 414, 501}
 )
 
+# What precedes a name is left to the search: a pattern that skipped separators
+# itself would take quadratic time over a long run of them.
 _DIRECTIVE = re.compile(
-    r"[ \t,]*(?P<name>[^\s=,\"]+)(?:=(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<token>[^\s,\"]*)))?"
-    r"[^,]*"
+    r"(?P<name>[^\s=,\"]+)(?:=(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<token>[^\s,\"]*)))?[^,]*"
 )
 _QUOTED_PAIR = re.compile(r"\\(.)")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})

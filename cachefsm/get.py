@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +45,8 @@ def get(options: argparse.Namespace) -> int:
         paths = outputs_for(options.urls, options.output)
     except UsageError as error:
         options.fail(str(error))
+    if options.json and STDOUT in paths:
+        options.fail("--json and -o - cannot both have stdout")
     for path in paths:
         if path is not None and path != STDOUT:
             check_output(path)
@@ -69,7 +71,7 @@ class _Downloads:
         self._failures = 0
         self._now: Facts | None = None  # what is waited for
         self._began_s = time.time()
-        self._served_at: str | None = None
+        self._backend: Backend | None = None
         self._streamed_bytes = 0
 
     def run(self) -> int:
@@ -100,12 +102,13 @@ class _Downloads:
                 with open_backend(
                     self._options.cache_dir, downloads=True, max_size=self._options.max_size
                 ) as backend:
-                    self._served_at = backend.address
+                    self._backend = backend
                     try:
                         self._run_with(backend, again=handover > 0)
                     except KeyboardInterrupt:
-                        if self._now is not None:  # say what there is, not what there was
-                            self._now = backend.find(self._now["id"])
+                        if self._now is not None and backend.address is None:
+                            with suppress(CacheError):  # say what there is, not what there was
+                                self._now = backend.find(self._now["id"])
                         raise
                     return
             except ServerGone:
@@ -234,12 +237,10 @@ class _Downloads:
     def _what_is_left(self) -> str:
         """Return what became of the work that was interrupted."""
         facts = self._now
-        if facts is None:
+        if facts is None or self._backend is None:
             return "interrupted"
-        if self._served_at is not None:
-            return (
-                f"interrupted; the server goes on with it, `cachefsm pause {facts['id']}` holds it"
-            )
+        if self._backend.stays:
+            return f"interrupted; the server goes on, `cachefsm pause {facts['id']}` holds it"
         return (
             f"interrupted; {format_stored(facts)} kept as entry {facts['id']}, "
             "the same command goes on from there"

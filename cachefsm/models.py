@@ -560,6 +560,40 @@ class Store:
         with self.transaction():
             return [QueueRecord(*row) for row in query.execute(self._database)]
 
+    # -- what makes no sense, for cachefsm.sanity ------------------------------
+
+    def raw_rows(self, table: type[Model]) -> list[dict[str, Any]]:
+        """Return every row of *table* as SQLite gives it, unconverted."""
+        names = [field.name for field in table._meta.sorted_fields]
+        columns = [SQL(f'"{field.column_name}"') for field in table._meta.sorted_fields]
+        with self.transaction():
+            rows = table.select(*columns).tuples().execute(self._database)
+            return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def delete_raw(self, table: type[Model], row_id: int) -> None:
+        """Delete one row, and what hangs on it."""
+        with self.transaction():
+            table.delete().where(SQL("id") == row_id).execute(self._database)
+
+    def start_afresh(self, entry_id: int, content_file: str, now_s: float) -> None:
+        """Make an entry whose row makes no sense a new one of the same key and URL.
+
+        The one place where a state is written without the lifecycle: what stood
+        there was none that a move could start from.
+        """
+        defaults = {
+            field.name: field.default
+            for field in CacheEntry._meta.sorted_fields
+            if field.default is not None or field.null
+        }
+        changes = {**defaults, "content_file": content_file, "state_reason": "its row was damaged"}
+        changes |= {"state_since": now_s, "created_at": now_s, "last_accessed_at": now_s}
+        # Whatever generation a straggler may know, it is not this one.
+        changes["generation"] = int(now_s)
+        with self.transaction():
+            CacheChunk.delete().where(CacheChunk.entry == entry_id).execute(self._database)
+            CacheEntry.update(**changes).where(CacheEntry.id == entry_id).execute(self._database)
+
     # -- helpers ---------------------------------------------------------------
 
     def _entries(self, condition: Any) -> list[EntryRecord]:

@@ -19,10 +19,16 @@ from typing import Final
 from urllib.parse import unquote, urljoin
 
 import requests
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
 
 from .acceptance import Answer, read_answer
-from .errors import OriginError, OriginRefused, OriginTimeout, OriginUnreachable, UsageError
+from .errors import (
+    OriginError,
+    OriginRefused,
+    OriginTimeout,
+    OriginUnreachable,
+    UsageError,
+)
 from .fields import value_of
 from .ranges import END, ByteRange
 from .representation import Representation
@@ -88,8 +94,10 @@ class Fetch:
         """
         with _translated():
             if self._position == self.answer.stop:
-                # Lets urllib3 see the end, so that the connection can be used again.
-                self._ended = not self._response.raw.read(1, decode_content=False)
+                if self._response.raw.length_remaining == 0:
+                    # Nothing is left to wait for; this lets urllib3 see it, so that
+                    # the connection can be used again.
+                    self._ended = not self._response.raw.read(1, decode_content=False)
                 return b""
             size = min(PIECE_BYTES, self.answer.stop - self._position)
             data: bytes = self._response.raw.read1(size, decode_content=False)
@@ -233,6 +241,8 @@ def _basic(userinfo: str) -> str:
 def _translated() -> Iterator[None]:
     try:
         yield
+    except (InvalidHeader, requests.exceptions.InvalidHeader) as error:
+        raise BadAnswer("the origin sent a field that makes no sense") from error
     except (TimeoutError, requests.Timeout, ReadTimeoutError) as error:
         raise OriginTimeout(f"the origin was silent for too long ({_kind(error)})") from error
     except (requests.RequestException, HTTPError, OSError, ValueError) as error:

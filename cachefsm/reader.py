@@ -16,7 +16,6 @@ from .demands import Demand
 from .entry import LiveEntry
 from .errors import (
     OriginUnreachable,
-    RepresentationChanged,
     StorageError,
     WaitCancelled,
     WaitTimeout,
@@ -209,8 +208,6 @@ class Reader:
                 self._go_straight(position, stop, error)
                 break
             if here == position:
-                if stop != END:
-                    raise RepresentationChanged(f"the file ended at {position}, not {stop}")
                 return
             yield ByteRange(position, here)
             position = here

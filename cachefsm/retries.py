@@ -20,8 +20,8 @@ class Verdict(Enum):
     """It may pass: ask again for the first missing byte, until patience ends."""
     INVALIDATE = auto()
     """The origin has another version: what is stored is worth nothing."""
-    END_FOUND = auto()
-    """There is no byte where the attempt began, and every one before it is stored."""
+    LENGTH_TOLD = auto()
+    """There is no byte where the attempt began: the file ends there or before."""
     ASK_FROM_FRONT = auto()
     """The first question of all went past the end; the length is to be learnt."""
     CANNOT_STORE = auto()
@@ -45,12 +45,14 @@ def judge(error: Exception, content: Content, position: int) -> Verdict:
 
 def _judge_416(error: UnsatisfiedByOrigin, content: Content, position: int) -> Verdict:
     known, told = content.complete_length, error.complete_length
-    if known is None and told in (None, position) and content.has(0, position):
-        return Verdict.END_FOUND
+    stored = max((run.stop for run in content.present), default=0)
+    if known is None and told is None and content.has(0, position):
+        return Verdict.LENGTH_TOLD
+    if known is None and told is not None and stored <= told <= position:
+        begun = content.representation is not None or position == 0
+        return Verdict.LENGTH_TOLD if begun else Verdict.ASK_FROM_FRONT
     if known is not None and told not in (None, known):
         return Verdict.INVALIDATE
-    if content.representation is None and told is not None and position > 0:
-        return Verdict.ASK_FROM_FRONT
     return Verdict.FAIL
 
 

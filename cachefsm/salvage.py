@@ -19,6 +19,7 @@ from .integrity import Digests, block_at, digest, whole_blocks
 from .lifecycle import Lifecycle, Move
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
+from .sanity import reset_nonsense
 from .storage import ContentFile
 
 __all__ = ["open_store"]
@@ -44,7 +45,9 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
         StorageError: it cannot be opened for another reason, or not put aside.
     """
     try:
-        return Store.open(path, check=check)
+        store = Store.open(path, check=check)
+        reset_nonsense(store, now_s)
+        return store
     except DatabaseDamaged as error:
         aside = _put_aside(path)
         store = Store.open(path)

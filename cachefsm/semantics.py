@@ -101,8 +101,8 @@ def parse_range(text: str | None) -> tuple[RangeSpec, ...] | None:
 
     Source: RFC 9110 §14.1.1, §14.1.2, §14.2.
     """
-    unit, equals, ranges = (text or "").strip(OWS).partition("=")
-    if not equals or unit.lower() != "bytes":
+    unit, _, ranges = (text or "").strip(OWS).partition("=")
+    if unit.lower() != "bytes":
         return None
     members = [member for part in ranges.split(",") if (member := part.strip(OWS))]
     if not 0 < len(members) <= MAX_RANGES:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -48,13 +48,13 @@ def serve(options: argparse.Namespace) -> int:
     ends = {signal.SIGTERM, signal.SIGINT}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         ends.add(signal.SIGHUP)
-    # Blocked here, before there are threads to inherit it, and fetched below: no
-    # handler runs at a moment that nobody chose.
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    if not (options.verbose or options.debug):
-        # The proxy has said it already, and how the cache answered; this one knows bytes.
-        logging.getLogger("cachefsm.server").setLevel(logging.WARNING)
     with ExitStack() as stack:
+        stack.enter_context(_blocked(ends))
+        if not (options.verbose or options.debug):
+            # The proxy has said it already, and how the cache answered; this one knows bytes.
+            access_log = logging.getLogger("cachefsm.server")
+            access_log.setLevel(logging.WARNING)
+            stack.callback(access_log.setLevel, logging.NOTSET)
         log = logging_to(logging.StreamHandler(), _level(options), timed=True, debug=options.debug)
         stack.enter_context(log)
         mounts: list[Mount] = list(options.mount)
@@ -99,6 +99,22 @@ def serve(options: argparse.Namespace) -> int:
         number = signal.sigwait(ends)
         _log.info("%s: closing", signal.Signals(number).name)
     return 0
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Keep *signals* for ``sigwait``: no handler runs at a moment that nobody chose.
+
+    Threads that are started in the block inherit it. A second signal while the
+    first one's work is being done is forgotten.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        while signal.sigpending() & signals:
+            signal.sigwait(signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _level(options: argparse.Namespace) -> int:

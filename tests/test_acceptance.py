@@ -365,6 +365,10 @@ def test_a_strong_last_modified_joins_where_there_is_no_etag() -> None:
     assert read_part(undated, held=HELD_BY_DATE, sent_if_range=True).start == 100
     with pytest.raises(RepresentationChanged):
         read_part(undated, held=HELD_BY_DATE)
+    silent = part(ETag=None)
+    assert read_part(silent, held=HELD_BY_DATE, sent_if_range=True).start == 100
+    with pytest.raises(RepresentationChanged):
+        read_part(silent, held=HELD_BY_DATE)
 
 
 @pytest.mark.parametrize("etag", [None, '"b"'])

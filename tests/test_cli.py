@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cachefsm import Cache
-from cachefsm.arguments import COMMANDS, default_cache_dir, hide_secrets, parse_arguments
+from cachefsm.arguments import COMMANDS, default_cache_dir, parse_arguments
 from cachefsm.cli import main
+from cachefsm.settings import hide_secrets
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
 from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
@@ -398,6 +399,7 @@ def test_diagram_draws_and_checks(cli: CommandLine, here: Run) -> None:
         ["get", "http://example.org/", "--max-size", "3Q"],
         ["get", "http://example.org/", "http://example.org/2", "-o", "-"],
         ["get", "http://example.org/a/x", "http://example.org/b/x", "-o", "/"],
+        ["get", "http://example.org/", "-o", "-", "--json"],
         ["list", "http://me:secret@example.org/?sig=secret"],
         ["http://me:secret@example.org/?sig=secret"],
         ["show"],
@@ -442,9 +444,16 @@ def test_places_that_cannot_be_used_are_one_line(cli: CommandLine, here: Run, fi
             assert str(file) in outcome.failed_in_one_line()
     said = here("get", film, "-o", file / "below").failed_in_one_line()
     assert said == f"cachefsm: cannot write {file}/below: {file} is no directory\n"
+    (cli.cache_dir / "cache.sqlite3").mkdir(parents=True)
+    here("list").failed_in_one_line()
+
+
+def test_a_damaged_database_is_told_and_no_failure(cli: CommandLine, here: Run) -> None:
     cli.cache_dir.mkdir()
     (cli.cache_dir / "cache.sqlite3").write_bytes(b"rubbish" * 1000)
-    assert "not a database" in here("list").failed_in_one_line()
+    listed = here("list", "--json")
+    assert (listed.status, listed.json()) == (0, [])
+    assert listed.stderr.startswith("cachefsm: warning: the database was damaged")
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure(

@@ -174,7 +174,7 @@ def test_the_application_keeps_the_rules_of_wsgi(wsgiref: str) -> None:
     assert ask(url, {"If-None-Match": '"v0"'}).status == 304
     assert ask(url, {"Range": f"bytes={SIZE}-"}).status == 416
     assert ask(f"{wsgiref}nothing/x").status == 404
-    assert ask(f"{wsgiref}-/entries").json()[0]["state"] == "complete"
+    assert ask(f"{wsgiref}-/entries").json()[0]["downloaded_bytes"] == SIZE
     assert ask(f"{wsgiref}-/entries/1/pin", method="POST", body=b"{}").json()["pinned"] is True
 
 

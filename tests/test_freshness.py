@@ -62,6 +62,11 @@ def test_cache_control_is_read(values: list[str], directives: dict[str, str | No
     assert parse_cache_control(control(*values)) == directives
 
 
+@pytest.mark.parametrize("piece", [",", " ", "\t,", "=", '"', 'a="', 'a="\\",', '\\"', 'a="\\\n,'])
+def test_long_cache_control_is_read_in_linear_time(piece: str) -> None:
+    parse_cache_control(control("x," + piece * 50_000 + ",no-store"))
+
+
 # -- storing ------------------------------------------------------------------
 
 
@@ -138,7 +143,12 @@ def test_the_lifetime_is_explicit_or_a_tenth_of_the_age(fields: Fields, lifetime
 
 @pytest.mark.parametrize(
     ("status", "extra", "lifetime_s"),
-    [(206, [], 100), (404, [], 100), (302, [], 0), (302, control("public"), 100)],
+    [
+        *((status, [], 100) for status in (200, 203, 204, 206, 300, 301, 308)),
+        *((status, [], 100) for status in (404, 405, 410, 414, 501)),
+        *((status, [], 0) for status in (201, 302, 307, 400, 403, 500, 503)),
+        (302, control("public"), 100),
+    ],
 )
 def test_the_heuristic_is_for_some_statuses(status: int, extra: Fields, lifetime_s: int) -> None:
     fields = [date("Last-Modified", 1000), *extra]
@@ -167,6 +177,12 @@ def test_the_age_is_the_oldest_that_can_be_argued(fields: Fields, age_s: int) ->
     asked_s, got_s = NOW_S - 2, NOW_S
     age = current_age_s(fields, requested_s=asked_s, received_s=got_s, now_s=NOW_S + 10)
     assert age == age_s
+
+
+def test_an_answer_that_came_at_once_is_as_old_as_it_has_been_here() -> None:
+    received = {"requested_s": NOW_S, "received_s": NOW_S}
+    assert current_age_s([date("Date", 0)], **received, now_s=NOW_S) == 0
+    assert current_age_s([date("Date", 0)], **received, now_s=NOW_S + 10) == 10
 
 
 def test_age_is_replaced_when_served() -> None:

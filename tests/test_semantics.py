@@ -314,6 +314,7 @@ def test_a_printed_unsatisfied_range_is_read_back(complete_length: int) -> None:
         ('"a"b"', '"a"b"', False, False),
         ('"a", "b"', '"a", "b"', False, False),
         ('"1"', None, False, False),
+        (None, '"1"', False, False),
         (None, None, False, False),
     ],
 )
@@ -329,6 +330,7 @@ def test_entity_tags_compare_strongly_and_weakly(
     [
         ('"a"', ['"a"']),
         ('W/"a"', ['W/"a"']),
+        (' "a"\t', ['"a"']),
         ('"a", W/"b","c"', ['"a"', 'W/"b"', '"c"']),
         (', "a",,\t"b" ,', ['"a"', '"b"']),
         ('"a,b", "c"', ['"a,b"', '"c"']),
@@ -402,6 +404,10 @@ def test_two_different_etags_in_one_answer_are_none() -> None:
         (Validator('W/"a"'), Validator('"a"'), False, True),
         (Validator('"a"'), Validator(), False, False),
         (Validator(), Validator(), False, False),
+        # What one side does not say is no contradiction.
+        (Validator('"a"', EARLIER_60_S, DATE), Validator(), False, False),
+        (Validator(None, EARLIER_60_S, DATE), Validator(), False, False),
+        (Validator(None, EARLIER_60_S, DATE), Validator('"b"'), False, False),
         (Validator('"a"', EARLIER_60_S), Validator('"a"', LATER), True, False),
         (Validator('"a"', EARLIER_60_S), Validator(None, LATER), False, True),
         (Validator('"a"', EARLIER_60_S, DATE), Validator(None, EARLIER_60_S, DATE), False, False),

@@ -7,8 +7,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Final, Literal
@@ -23,7 +23,6 @@ MIB: Final = 1 << 20
 _CYCLE: Final = 65_521
 """A prime, so that a byte misplaced by any power of two is another byte."""
 
-_LONGEST_READ: Final = 2 * MIB
 _EPOCH_S: Final = 1_500_000_000  # Last-Modified of the first version: long ago, so it is strong
 
 
@@ -80,26 +79,26 @@ class Version:
     def read(self, start: int, stop: int, /) -> bytes:
         """Return the bytes ``[start, stop)``, clipped to the size."""
         stop = min(stop, self.size)
+        block = _block(self.seed, self.name)
         pieces = []
         while start < stop:
             phase = start % _CYCLE
-            pieces.append(_block(self.seed, self.name)[phase : phase + stop - start])
+            pieces.append(block[phase : phase + stop - start])
             start += len(pieces[-1])
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return b"".join(pieces)
 
     def find(self, data: bytes) -> int | None:
         """Return an offset, modulo the content's cycle, where *data* stands; None if nowhere."""
-        offset = _block(self.seed, self.name).find(data[:_CYCLE])
-        return None if offset < 0 else offset % _CYCLE
+        offset = (_block(self.seed, self.name) * 2).find(data)
+        return None if offset < 0 else offset
 
     def __str__(self) -> str:
         return f"{self.name} ({self.size} bytes)"
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=1024)
 def _block(seed: int, name: str) -> bytes:
-    block = random.Random(f"{seed}/{name}").randbytes(_CYCLE)
-    return block * (_LONGEST_READ // _CYCLE + 2)
+    return random.Random(f"{seed}/{name}").randbytes(_CYCLE)
 
 
 class Subject:
@@ -118,6 +117,7 @@ class Subject:
         self._seed = seed
         self._lock = threading.Lock()
         self._versions = [self._make(0, kind.size)]
+        self._serving = 0
         self._floors: list[tuple[float, int]] = [(0.0, 0)]
         self._history: deque[str] = deque(maxlen=300)
 
@@ -140,18 +140,23 @@ class Subject:
         with self._lock:
             return self._versions[-1]
 
-    def change(self, size: int) -> Version:
-        """Add a version of *size* bytes and return it; the caller puts it at the origin."""
+    @property
+    def serving(self) -> int:
+        """The number of the version that the origin surely serves by now."""
+        with self._lock:
+            return self._serving
+
+    def change(self, size: int) -> None:
+        """Add a version of *size* bytes, which is allowed from now on; `put` it then."""
         with self._lock:
             version = self._make(len(self._versions), size)
             self._versions.append(version)
         self.note("origin", f"now has {version}")
-        return version
 
-    def resource(self) -> Resource:
-        """Return what the origin serves of the current version."""
+    def put(self, origin: Origin) -> None:
+        """Let *origin* serve the current version."""
         version, kind = self.current, self.kind
-        return Resource(
+        resource = Resource(
             size=version.size,
             etag=version.etag,
             last_modified=version.last_modified,
@@ -161,6 +166,11 @@ class Subject:
             version=version.number,
             content=version.read,
         )
+        with origin.changed:  # at both paths at once
+            origin.put(self.path, resource)
+            origin.put(self.detour, resource)
+        with self._lock:
+            self._serving = version.number
 
     # -- the proxy's side ------------------------------------------------------
 
@@ -206,19 +216,15 @@ class World:
             path: subject for subject in self.subjects for path in (subject.path, subject.detour)
         }
         for subject in self.subjects:
-            self._put(subject, subject.current)
+            subject.put(self.origin)
 
     def change(self, subject: Subject, dice: random.Random) -> None:
         """Let the origin have another version of *subject* from now on."""
         size = subject.current.size
         if subject.kind.resizes and dice.random() < 0.4:
             size = max(1, int(subject.kind.size * dice.uniform(0.3, 1.2)))
-        self._put(subject, subject.change(size))
-
-    def _put(self, subject: Subject, _version: Version) -> None:
-        with self.origin.changed:  # at both paths at once
-            self.origin.put(subject.path, subject.resource())
-            self.origin.put(subject.detour, subject.resource())
+        subject.change(size)
+        subject.put(self.origin)
 
     def at(self, path: str) -> Subject:
         """Return the subject that the origin serves at *path*."""
@@ -242,7 +248,3 @@ class World:
             for request in self.origin.requests
             if request.path in (subject.path, subject.detour)
         }
-
-
-Truth = Callable[[int, int], bytes]
-_ = replace

@@ -1,0 +1,282 @@
+"""Those who ask the proxy: players that seek, dawdle and leave. Each is one thread."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+from tests.soak.report import Report
+
+from tests.soak.judge import Asked, Judgement, Span, Wrong
+from tests.soak.world import Subject, World
+
+__all__ = ["MOUNT", "Client", "Door"]
+
+MOUNT: Final = "/o"
+"""Where the proxy mounts the origin."""
+
+SILENCE_S: Final = 30.0
+"""A client that hears nothing for so long, while the proxy lives, has been forgotten: the
+proxy's own limits are a few seconds."""
+
+
+class Door:
+    """Where the proxy is now, if it is anywhere; clients wait before it while it is shut."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._address: str | None = None
+        self._inside = 0
+        self._lives = 0
+
+    def open(self, address: str) -> None:
+        with self._changed:
+            self._address = address
+            self._lives += 1
+            self._changed.notify_all()
+
+    def shut(self) -> None:
+        with self._changed:
+            self._address = None
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """Wait until those who came in have left; shut it first."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._inside, timeout_s)
+
+    @property
+    def life(self) -> int:
+        """Changes with every proxy that has been here, and once more when it has gone."""
+        with self._changed:
+            return 2 * self._lives + (self._address is None)
+
+    @contextmanager
+    def entered(self) -> Iterator[str]:
+        """Give the proxy's address as soon as there is one, until the block ends."""
+        with self._changed:
+            while self._address is None:
+                self._changed.wait()
+            self._inside += 1
+            address = self._address
+        try:
+            yield address
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+
+class Client(threading.Thread):
+    """Asks for random things in random ways until *over*; reports what it got.
+
+    What is wrong ends the soak; see `Report.wrong`.
+    """
+
+    def __init__(
+        self, number: int, world: World, door: Door, report: Report, over: threading.Event
+    ) -> None:
+        super().__init__(name=f"soak-client-{number}", daemon=True)
+        self._world = world
+        self._door = door
+        self._report = report
+        self._over = over
+        self._dice = random.Random(f"{world.seed}/client/{number}")
+        self._connection: http.client.HTTPConnection | None = None
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            subject = self._dice.choice(self._world.subjects)
+            if subject.kind.how_many > 1 and self._dice.random() < 0.6:
+                continue  # there are many of them
+            life = self._door.life
+            with self._door.entered() as address:
+                try:
+                    self._visit(address, subject)
+                except Wrong as wrong:
+                    self._report.wrong(str(wrong), subject)
+                except TimeoutError:
+                    self._silent(life, subject)
+                except (OSError, http.client.HTTPException) as error:
+                    self._broken(life, subject, error)
+                finally:
+                    self._hang_up()
+            self._over.wait(self._dice.expovariate(1 / 0.02))
+
+    def _visit(self, address: str, subject: Subject) -> None:
+        """Do what one client does between connecting and leaving."""
+        self._connection = _connect(address)
+        visits: tuple[Callable[[Subject], None], ...] = (
+            self._read_whole,
+            self._read_part,
+            self._seek,
+            self._dawdle,
+            self._leave,
+            self._look,
+            self._revalidate,
+        )
+        self._dice.choices(visits, weights=(3, 3, 4, 1, 3, 1, 2))[0](subject)
+
+    # -- visits ----------------------------------------------------------------
+
+    def _read_whole(self, subject: Subject) -> None:
+        self._ask(Asked(subject, time.monotonic()))
+
+    def _read_part(self, subject: Subject) -> None:
+        self._ask(Asked(subject, time.monotonic(), span=self._span(subject)))
+
+    def _seek(self, subject: Subject) -> None:
+        for _ in range(self._dice.randint(2, 8)):
+            asked = Asked(subject, time.monotonic(), span=self._span(subject))
+            if not self._ask(asked, at_most=self._dice.choice((1 << 16, 1 << 20, None))):
+                return
+
+    def _dawdle(self, subject: Subject) -> None:
+        self._ask(
+            Asked(subject, time.monotonic(), span=self._span(subject)),
+            piece=self._dice.choice((5000, 50_000)),
+            pause_s=0.02,
+            patience_s=self._dice.uniform(0.5, 6.0),
+        )
+
+    def _leave(self, subject: Subject) -> None:
+        limit = self._dice.choice((0, 1, self._dice.randrange(1 << 22)))
+        self._ask(Asked(subject, time.monotonic()), at_most=limit)
+        if self._connection is not None and self._connection.sock and self._dice.random() < 0.5:
+            linger = struct.pack("ii", 1, 0)  # leave with a reset
+            self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def _look(self, subject: Subject) -> None:
+        self._ask(Asked(subject, time.monotonic(), method="HEAD"))
+
+    def _revalidate(self, subject: Subject) -> None:
+        version = self._dice.choice(subject.allowed(0.0)[-3:])
+        etag = version.etag or '"none"'
+        now_s = time.monotonic()
+        asked = (
+            Asked(subject, now_s, if_none_match=etag),
+            Asked(subject, now_s, if_none_match=etag, method="HEAD"),
+            Asked(subject, now_s, if_match=etag),
+            Asked(subject, now_s, span=self._span(subject), if_match=etag),
+            Asked(subject, now_s, span=self._span(subject), if_range=etag),
+            Asked(
+                subject,
+                now_s,
+                span=self._span(subject),
+                if_range=version.last_modified or etag,
+            ),
+        )
+        self._ask(self._dice.choice(asked))
+
+    def _span(self, subject: Subject) -> Span:
+        dice, size = self._dice, max(1, subject.current.size)
+        first = dice.randrange(size)
+        return dice.choice(
+            (
+                Span(first, min(size, first + dice.randrange(1 << 20)) or None),
+                Span(first, first),
+                Span(first, None),
+                Span(None, dice.randint(1, 1 << 18)),
+                Span(0, None),
+                Span(0, 1),
+                Span(size - 1, size + 1000),
+                Span(size + dice.randrange(5), None),
+            )
+        )
+
+    # -- one request -----------------------------------------------------------
+
+    def _ask(
+        self,
+        asked: Asked,
+        *,
+        at_most: int | None = None,
+        piece: int = 1 << 18,
+        pause_s: float = 0.0,
+        patience_s: float = 60.0,
+    ) -> bool:
+        """Ask, read and judge; return whether the connection can carry another request."""
+        connection = self._connection
+        assert connection is not None
+        subject = asked.subject
+        self._report.count("requests")
+        subject.note(self.name, str(asked))
+        connection.request(asked.method, MOUNT + subject.path, headers=asked.fields)
+        response = connection.getresponse()
+        judgement = Judgement(
+            asked,
+            response.status,
+            response.getheaders(),
+            sent_bodies=lambda: self._world.sent_bodies(subject),
+            whence=self._world.whence,
+        )
+        self._remember(judgement)
+        self._report.count(f"status {response.status}")
+        deadline_s = time.monotonic() + patience_s
+        left = at_most
+        while data := response.read1(piece if left is None else min(piece, left) or 1):
+            self._report.count("bytes served", len(data))
+            judgement.take(data)
+            if left is not None:
+                left -= len(data)
+            if self._over.is_set() or time.monotonic() > deadline_s or (left or 1) <= 0:
+                break
+            self._over.wait(pause_s)
+        return self._judge_end(judgement, response)
+
+    def _judge_end(self, judgement: Judgement, response: http.client.HTTPResponse) -> bool:
+        subject = judgement.asked.subject
+        told = f"{judgement.status} up to {judgement.position}"
+        if not response.isclosed():
+            subject.note(self.name, f"left after {told}")
+            return False
+        if judgement.stop not in (None, judgement.position) and judgement.asked.method == "GET":
+            self._report.count("cuts")
+            subject.note(self.name, f"cut after {told}")
+            return False
+        judgement.end()
+        self._remember(judgement)
+        subject.note(self.name, told)
+        return not response.will_close
+
+    def _remember(self, judgement: Judgement) -> None:
+        version = judgement.version()
+        if version is not None:
+            judgement.asked.subject.shown(version.number, time.monotonic())
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    # -- what is no answer -----------------------------------------------------
+
+    def _silent(self, life: int, subject: Subject) -> None:
+        if self._door.life == life:
+            self._report.wrong(f"{self.name} has heard nothing for {SILENCE_S:g} s", subject)
+
+    def _broken(self, life: int, subject: Subject, error: Exception) -> None:
+        """A connection ended before an answer did: fair, if visible; but not without reason."""
+        subject.note(self.name, f"broken: {error!r}")
+        garbled = isinstance(error, http.client.HTTPException) and not isinstance(
+            error, http.client.RemoteDisconnected | http.client.IncompleteRead
+        )
+        if garbled:
+            self._report.wrong(f"{self.name} could not read an answer: {error!r}", subject)
+        elif self._door.life == life and not isinstance(error, http.client.IncompleteRead):
+            self._report.count("broken off by the living")
+        else:
+            self._report.count("cuts")
+
+
+def _connect(address: str) -> http.client.HTTPConnection:
+    parts = urlsplit(address)
+    assert parts.hostname is not None
+    return http.client.HTTPConnection(parts.hostname, parts.port, timeout=SILENCE_S)
