@@ -37,7 +37,7 @@ from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Limits, Priority
 from .states import DownloadState
-from .storage import list_content, remove_content
+from .storage import disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings, Transition
 from .units import parse_duration, parse_size
 from .urls import OriginUrl, parse_url, redact
@@ -419,17 +419,14 @@ class Cache:
         """
         limit = self.max_size if max_size is None else parse_size(max_size)
         evicted = 0 if limit is None else self.registry.evict(limit)
-        # Listed before the rows are read: a file that is made later has its row already.
-        content = self.directory / "content"
-        files = list_content(content)
-        owned = self._store.content_files()
-        orphans = {name: size for name, size in files.items() if name not in owned}
-        for name in orphans:
-            remove_content(content / name)
+        orphans = find_orphans(self.directory / "content", self._store)
+        size = sum(disk_usage(path) for path in orphans)
+        for path in orphans:
+            remove_content(path)
         return {
             "evicted_bytes": evicted,
             "orphan_files": len(orphans),
-            "orphan_bytes": sum(orphans.values()),
+            "orphan_bytes": size,
             "bytes_stored": self._store.total_bytes(),
         }
 

@@ -76,16 +76,19 @@ class _Downloads:
 
     def run(self) -> int:
         options = self._options
-        # What matters of warnings is said in the end, or the bar shows it.
-        level = logging.INFO if options.verbose else logging.ERROR
+        level = logging.INFO if options.verbose else logging.WARNING
+        if options.debug:
+            level = logging.DEBUG
         with ExitStack() as stack:
             self._progress = stack.enter_context(Progress(quiet=options.quiet))
             stack.enter_context(
                 logging_to(
                     LogAboveBar(self._progress),
-                    logging.DEBUG if options.debug else level,
+                    level,
                     timed=False,
                     debug=options.debug,
+                    # What matters of its retries is said in the end, or the bar shows it.
+                    floors={"cachefsm.entry": logging.ERROR} if level == logging.WARNING else {},
                 )
             )
             try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 __all__ = ["logging_to"]
 
@@ -35,18 +36,32 @@ class _Lines(logging.Formatter):
 
 
 @contextmanager
-def logging_to(handler: logging.Handler, level: int, *, timed: bool, debug: bool) -> Iterator[None]:
-    """Send what cachefsm logs from *level* on, and others' warnings, to *handler*."""
+def logging_to(
+    handler: logging.Handler,
+    level: int,
+    *,
+    timed: bool,
+    debug: bool,
+    floors: Mapping[str, int] = MappingProxyType({}),
+) -> Iterator[None]:
+    """Send what cachefsm logs from *level* on, and others' warnings, to *handler*.
+
+    *floors* raise the level of single loggers: those who would only say again what
+    the command says by itself.
+    """
     handler.setFormatter(_Lines(timed=timed, debug=debug))
     handler.setLevel(level)
-    root, ours = logging.getLogger(), logging.getLogger("cachefsm")
-    before = ours.level, logging.raiseExceptions
+    root, raises = logging.getLogger(), logging.raiseExceptions
+    levels = {"cachefsm": level, **floors}
+    before = {name: logging.getLogger(name).level for name in levels}
     root.addHandler(handler)
-    ours.setLevel(level)
     logging.raiseExceptions = debug  # a log that cannot be written is no reason for tracebacks
     try:
+        for name, its_level in levels.items():
+            logging.getLogger(name).setLevel(its_level)
         yield
     finally:
+        for name, its_level in before.items():
+            logging.getLogger(name).setLevel(its_level)
         root.removeHandler(handler)
-        ours.setLevel(before[0])
-        logging.raiseExceptions = before[1]
+        logging.raiseExceptions = raises

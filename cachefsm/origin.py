@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
 
 from .acceptance import Answer, read_answer
 from .errors import (
+    BadAnswer,
     OriginError,
     OriginRefused,
     OriginTimeout,

@@ -50,13 +50,17 @@ def serve(options: argparse.Namespace) -> int:
         ends.add(signal.SIGHUP)
     with ExitStack() as stack:
         stack.enter_context(_blocked(ends))
-        if not (options.verbose or options.debug):
-            # The proxy has said it already, and how the cache answered; this one knows bytes.
-            access_log = logging.getLogger("cachefsm.server")
-            access_log.setLevel(logging.WARNING)
-            stack.callback(access_log.setLevel, logging.NOTSET)
-        log = logging_to(logging.StreamHandler(), _level(options), timed=True, debug=options.debug)
-        stack.enter_context(log)
+        level = _level(options)
+        stack.enter_context(
+            logging_to(
+                logging.StreamHandler(),
+                level,
+                timed=True,
+                debug=options.debug,
+                # The proxy has said it already, and how the cache answered.
+                floors={"cachefsm.server": logging.WARNING} if level > logging.DEBUG else {},
+            )
+        )
         mounts: list[Mount] = list(options.mount)
         demo = stack.enter_context(_demo_origin()) if options.demo else None
         if demo is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["ContentFile", "content_name", "list_content", "remove_content"]
+__all__ = ["ContentFile", "content_name", "disk_usage", "remove_content"]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
@@ -43,16 +43,12 @@ def remove_content(path: Path) -> None:
         raise _storage_error("remove", path, error) from error
 
 
-def list_content(directory: Path) -> dict[str, int]:
-    """Return what is in a directory of content files: names as from :func:`content_name`, sizes.
-
-    Sizes are what the files take on the disk, in bytes: they are sparse.
-    """
-    found = {}
-    for path in directory.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            found[path.relative_to(directory).as_posix()] = path.lstat().st_blocks * 512
-    return found
+def disk_usage(path: Path) -> int:
+    """Return the bytes that a file takes on the disk, which its size does not tell; 0 if gone."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 class ContentFile:

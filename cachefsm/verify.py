@@ -90,7 +90,7 @@ def find_orphans(directory: Path, store: Store) -> list[Path]:
     """Return the content files below *directory* that no row names."""
     # Files first: one that is made later has its row already, or is not in the list.
     files = [path for path in directory.glob("??/*") if _CONTENT.match(path.name)]
-    known = {record.content_file for record in store.entries()}
+    known = store.content_files()
     return [path for path in files if f"{path.parent.name}/{path.name}" not in known]
 
 

@@ -13,6 +13,7 @@ from cachefsm import Cache
 from cachefsm.arguments import COMMANDS, default_cache_dir, parse_arguments
 from cachefsm.cli import main
 from cachefsm.settings import hide_secrets
+from cachefsm.storage import content_name
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
 from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
@@ -353,7 +354,7 @@ def test_gc_makes_room_and_removes_what_belongs_to_nothing(
     origin.put("/pinned", Resource(SIZE))
     here("get", film, origin.url("/pinned"))
     here("pin", 2)
-    orphan = cli.cache_dir / "content" / "ab" / "orphan"
+    orphan = cli.cache_dir / "content" / content_name("a key that no entry has")
     orphan.parent.mkdir(exist_ok=True)
     orphan.write_bytes(b"x")
     freed = here("gc", "--json").json()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytest import LogCaptureFixture
 
 from cachefsm import ByteRange, Cache, CacheError, DownloadState, Entry
 from cachefsm.errors import (
@@ -369,7 +368,7 @@ def test_a_lost_half_is_fetched_again_and_the_other_is_not(
 
 @pytest.mark.parametrize("garbage", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_database_that_is_none_is_kept_aside_and_begun_anew(
-    open_cache: OpenCache, tmp_path: Path, url: str, garbage: bytes, caplog: LogCaptureFixture
+    open_cache: OpenCache, tmp_path: Path, url: str, garbage: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     open_cache().close()
     database = tmp_path / "cache" / "cache.sqlite3"

@@ -96,8 +96,8 @@ class Client(threading.Thread):
             subject = self._dice.choice(self._world.subjects)
             if subject.kind.how_many > 1 and self._dice.random() < 0.6:
                 continue  # there are many of them
-            life = self._door.life
             with self._door.entered() as address:
+                life = self._door.life
                 try:
                     self._visit(address, subject)
                 except Wrong as wrong:
@@ -221,29 +221,28 @@ class Client(threading.Thread):
         self._report.count(f"status {response.status}")
         deadline_s = time.monotonic() + patience_s
         left = at_most
-        while data := response.read1(piece if left is None else min(piece, left) or 1):
+        while data := response.read1(piece if left is None else max(1, min(piece, left))):
             self._report.count("bytes served", len(data))
             judgement.take(data)
-            if left is not None:
-                left -= len(data)
-            if self._over.is_set() or time.monotonic() > deadline_s or (left or 1) <= 0:
-                break
+            left = None if left is None else left - len(data)
+            enough = left is not None and left <= 0
+            if enough or self._over.is_set() or time.monotonic() > deadline_s:
+                subject.note(self.name, f"leaves at {judgement.position}")
+                return False
             self._over.wait(pause_s)
         return self._judge_end(judgement, response)
 
     def _judge_end(self, judgement: Judgement, response: http.client.HTTPResponse) -> bool:
         subject = judgement.asked.subject
         told = f"{judgement.status} up to {judgement.position}"
-        if not response.isclosed():
-            subject.note(self.name, f"left after {told}")
-            return False
-        if judgement.stop not in (None, judgement.position) and judgement.asked.method == "GET":
+        if response.length and judgement.asked.method == "GET":  # what is left of Content-Length
             self._report.count("cuts")
             subject.note(self.name, f"cut after {told}")
             return False
         judgement.end()
         self._remember(judgement)
         subject.note(self.name, told)
+        response.read()  # nothing, but then the connection is free
         return not response.will_close
 
     def _remember(self, judgement: Judgement) -> None:
@@ -270,8 +269,10 @@ class Client(threading.Thread):
         )
         if garbled:
             self._report.wrong(f"{self.name} could not read an answer: {error!r}", subject)
-        elif self._door.life == life and not isinstance(error, http.client.IncompleteRead):
-            self._report.count("broken off by the living")
+        elif self._door.life != life:
+            self._report.count("ended by a kill")
+        elif isinstance(error, http.client.RemoteDisconnected):
+            self._report.count("unanswered")
         else:
             self._report.count("cuts")
 

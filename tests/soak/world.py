@@ -187,6 +187,10 @@ class Subject:
             if number > self._floors[-1][1]:
                 self._floors.append((max(when_s, self._floors[-1][0]), number))
 
+    def removed(self, serving: int) -> None:
+        """Note that the entry was removed while the origin had version *serving* or later."""
+        self.shown(serving, time.monotonic())
+
     def note(self, who: str, what: str) -> None:
         """Add a line to the history that is printed when something is wrong."""
         moment = time.strftime("%H:%M:%S", time.localtime())
