@@ -63,8 +63,8 @@ diagrams-current: $(RUN)
 check: lint types diagrams-current test
 
 # Measure throughput and latency
-bench: $(RUN)
-	$(BIN)/python bench/bench.py $(ARGS)
+bench: $(DEV)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # Run for a long time under random load and faults
 soak: $(RUN)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peewee import PostgresqlDatabase, SqliteDatabase
+from peewee import PostgresqlDatabase, SchemaManager, SqliteDatabase
 
 from cachefsm.errors import EntryNotFound, SchemaTooNew, StorageError
 from cachefsm.models import (
@@ -185,7 +185,10 @@ def assert_one_line(error: Exception) -> None:
 # -- constraints --------------------------------------------------------------
 
 CHUNK = "INSERT INTO cache_chunks (entry_id, start, stop, written_at) VALUES"
-DEMAND = "INSERT INTO cache_download_queue (entry_id, asked_by, priority, created_at) VALUES"
+DEMAND = (
+    "INSERT INTO cache_download_queue (entry_id, asked_by, priority, start, attempts, created_at) "
+    "VALUES"
+)
 
 
 @pytest.mark.parametrize(
@@ -203,9 +206,9 @@ DEMAND = "INSERT INTO cache_download_queue (entry_id, asked_by, priority, create
         (f"{CHUNK} (1, -1, 4, 0)", "CHECK"),
         (f"{CHUNK} (1, 0, 4, 0), (1, 0, 8, 0)", "UNIQUE"),
         (f"{CHUNK} (99, 0, 4, 0)", "FOREIGN KEY"),
-        (f"{DEMAND} (1, 'nobody', 0, 0)", "CHECK"),
-        (f"{DEMAND} (1, 'person', 0, 0), (1, 'person', 1, 0)", "UNIQUE"),
-        (f"{DEMAND} (99, 'person', 0, 0)", "FOREIGN KEY"),
+        (f"{DEMAND} (1, 'nobody', 0, 0, 0, 0)", "CHECK"),
+        (f"{DEMAND} (1, 'person', 0, 0, 0, 0), (1, 'person', 1, 0, 0, 0)", "UNIQUE"),
+        (f"{DEMAND} (99, 'person', 0, 0, 0, 0)", "FOREIGN KEY"),
     ],
 )
 def test_the_tables_refuse_what_cannot_be(
@@ -224,10 +227,10 @@ def contents(path: Path) -> list[list[tuple[Any, ...]]]:
 
 
 def test_the_models_are_declared_for_postgresql_too() -> None:
-    # No connection: only the statements that would be sent.
+    # No connection is made: only the statements that would be sent.
+    postgresql = PostgresqlDatabase(None)
     for model in (CacheEntry, CacheChunk, CacheDownloadQueue):
-        with model.bind_ctx(PostgresqlDatabase(None)):
-            sql, _ = model._schema._create_table().query()
+        sql, _ = SchemaManager(model, postgresql)._create_table().query()
         assert '"id" SERIAL NOT NULL PRIMARY KEY' in sql
         assert "AUTOINCREMENT" not in sql
 
@@ -545,13 +548,17 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
         film.id, attempts=1, not_before=None, error=None
     ),
     "queue": lambda store, film: store.queue(),
+    "furthest_bytes": lambda store, film: store.furthest_bytes(),
+    "raw_rows": lambda store, film: store.raw_rows(CacheEntry),
+    "delete_raw": lambda store, film: store.delete_raw(CacheEntry, film.id),
+    "start_afresh": lambda store, film: store.start_afresh(film.id, "ab/new", 5.0),
     **WRITES,
 }
 
 
 def test_every_method_of_the_store_is_looked_at() -> None:
     methods = {name for name in vars(Store) if not name.startswith("_")}
-    assert methods - {"open", "close", "transaction"} == USES.keys()
+    assert methods - {"open", "close", "check", "transaction"} == USES.keys()
 
 
 @pytest.mark.parametrize("method", sorted(USES))

@@ -269,13 +269,13 @@ def test_a_redirect_to_what_is_not_allowed_is_refused(
     assert elsewhere.requests == []
 
 
-def test_a_redirect_to_what_is_allowed_is_followed(
+def test_a_redirect_to_what_is_allowed_is_followed_without_credentials(
     origin, elsewhere, open_cache: OpenCache
 ) -> None:
     allow = AllowList([f"{elsewhere.host}:{elsewhere.port}"])
-    origin.script(redirect(elsewhere.url("/film")), times=None)
+    origin.script(redirect(elsewhere.url("/film").replace("://", "://x:y@")), times=None)
     cache = open_cache(origin=OriginOptions(may_visit=allow.__contains__))
-    mount = origin.url().replace("http://", f"http://user:{SECRET}@")
+    mount = origin.url().replace("://", f"://user:{SECRET}@")
     with cache.serve(mounts=[f"/m={mount}"], allow=allow) as proxy:
         assert ask(f"{proxy.url}m/film").body == pattern(5)(0, SIZE)
     assert origin.requests[0].header("Authorization") is not None

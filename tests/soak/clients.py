@@ -36,6 +36,7 @@ class Door:
         self._address: str | None = None
         self._inside = 0
         self._lives = 0
+        self._gone = False
 
     def open(self, address: str) -> None:
         with self._changed:
@@ -46,6 +47,12 @@ class Door:
     def shut(self) -> None:
         with self._changed:
             self._address = None
+
+    def brick_up(self) -> None:
+        """There will be no proxy any more: let those go who wait for one."""
+        with self._changed:
+            self._address, self._gone = None, True
+            self._changed.notify_all()
 
     def wait_until_empty(self, timeout_s: float) -> bool:
         """Wait until those who came in have left; shut it first."""
@@ -59,10 +66,10 @@ class Door:
             return 2 * self._lives + (self._address is None)
 
     @contextmanager
-    def entered(self) -> Iterator[str]:
-        """Give the proxy's address as soon as there is one, until the block ends."""
+    def entered(self) -> Iterator[str | None]:
+        """Give the proxy's address as soon as there is one, None if there will be none."""
         with self._changed:
-            while self._address is None:
+            while self._address is None and not self._gone:
                 self._changed.wait()
             self._inside += 1
             address = self._address
@@ -89,7 +96,8 @@ class Client(threading.Thread):
         self._report = report
         self._over = over
         self._dice = random.Random(f"{world.seed}/client/{number}")
-        self._connection: http.client.HTTPConnection | None = None
+        self._connection = _connect("http://localhost")
+        self._last: Judgement | None = None
 
     def run(self) -> None:
         while not self._over.is_set():
@@ -97,22 +105,39 @@ class Client(threading.Thread):
             if subject.kind.how_many > 1 and self._dice.random() < 0.6:
                 continue  # there are many of them
             with self._door.entered() as address:
-                life = self._door.life
-                try:
-                    self._visit(address, subject)
-                except Wrong as wrong:
-                    self._report.wrong(str(wrong), subject)
-                except TimeoutError:
-                    self._silent(life, subject)
-                except (OSError, http.client.HTTPException) as error:
-                    self._broken(life, subject, error)
-                finally:
-                    self._hang_up()
+                if address is not None:
+                    self._call(address, subject, self._visit)
             self._over.wait(self._dice.expovariate(1 / 0.02))
 
-    def _visit(self, address: str, subject: Subject) -> None:
-        """Do what one client does between connecting and leaving."""
+    def has_whole(self, address: str, subject: Subject) -> bool:
+        """Ask for all of *subject*; return whether all of it came."""
+        whole = False
+
+        def visit(subject: Subject) -> None:
+            nonlocal whole
+            self._read_whole(subject)
+            whole = self._last is not None and self._last.is_whole
+
+        self._call(address, subject, visit)
+        return whole
+
+    def _call(self, address: str, subject: Subject, visit: Callable[[Subject], None]) -> None:
+        """Connect, do what is to be done, and leave; report what should not have been."""
+        life = self._door.life
         self._connection = _connect(address)
+        try:
+            visit(subject)
+        except Wrong as wrong:
+            self._report.wrong(str(wrong), subject)
+        except TimeoutError:
+            self._silent(life, subject)
+        except (OSError, http.client.HTTPException) as error:
+            self._broken(life, subject, error)
+        finally:
+            self._connection.close()
+
+    def _visit(self, subject: Subject) -> None:
+        """Do what one client does between connecting and leaving."""
         visits: tuple[Callable[[Subject], None], ...] = (
             self._read_whole,
             self._read_part,
@@ -149,9 +174,10 @@ class Client(threading.Thread):
     def _leave(self, subject: Subject) -> None:
         limit = self._dice.choice((0, 1, self._dice.randrange(1 << 22)))
         self._ask(Asked(subject, time.monotonic()), at_most=limit)
-        if self._connection is not None and self._connection.sock and self._dice.random() < 0.5:
+        sock = self._connection.sock
+        if sock is not None and self._dice.random() < 0.5:
             linger = struct.pack("ii", 1, 0)  # leave with a reset
-            self._connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     def _look(self, subject: Subject) -> None:
         self._ask(Asked(subject, time.monotonic(), method="HEAD"))
@@ -203,9 +229,7 @@ class Client(threading.Thread):
         patience_s: float = 60.0,
     ) -> bool:
         """Ask, read and judge; return whether the connection can carry another request."""
-        connection = self._connection
-        assert connection is not None
-        subject = asked.subject
+        connection, subject = self._connection, asked.subject
         self._report.count("requests")
         subject.note(self.name, str(asked))
         connection.request(asked.method, MOUNT + subject.path, headers=asked.fields)
@@ -217,6 +241,7 @@ class Client(threading.Thread):
             sent_bodies=lambda: self._world.sent_bodies(subject),
             whence=self._world.whence,
         )
+        self._last = judgement
         self._remember(judgement)
         self._report.count(f"status {response.status}")
         deadline_s = time.monotonic() + patience_s
@@ -249,11 +274,6 @@ class Client(threading.Thread):
         version = judgement.version()
         if version is not None:
             judgement.asked.subject.shown(version.number, time.monotonic())
-
-    def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
 
     # -- what is no answer -----------------------------------------------------
 

@@ -97,6 +97,7 @@ class Judgement:
     candidates: list[Version] = field(init=False)
     position: int = field(init=False, default=0)
     stop: int | None = field(init=False, default=None)
+    is_whole: bool = field(init=False, default=False)
     _text: bytes = field(init=False, default=b"")
 
     def __post_init__(self) -> None:
@@ -140,6 +141,7 @@ class Judgement:
         if self.is_error:
             self._one_line()
             return
+        self.is_whole = self.status == 200 and self.asked.method == "GET"
         if self.asked.method == "HEAD" or self.status == 304 or self.stop is not None:
             return  # the length was checked with the head
         ends = [v for v in self.candidates if v.size == self.position]

@@ -51,6 +51,8 @@ class Person(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(self._dice.expovariate(1 / 0.15)):
             with self._door.entered() as address:
+                if address is None:
+                    return
                 life = self._door.life
                 try:
                     self._act(address)

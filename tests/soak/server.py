@@ -35,9 +35,7 @@ def main() -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Before there are threads to inherit it: SIGTERM is fetched below, and only there.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     sys.stdin.readline()
     cache = Cache(
         directory,

@@ -73,7 +73,7 @@ def live_threads(within_s: float = 1.0) -> list[str]:
 
 
 def eventually(predicate: Callable[[], bool], timeout_s: float = WAIT_S) -> None:
-    """Block until *predicate* holds: for another process's work, which notifies nobody.
+    """Block until *predicate* holds: for what notifies nobody, as another process's work.
 
     Raises:
         TimeoutError: it did not come true.

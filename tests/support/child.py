@@ -3,6 +3,9 @@
 The child imports everything, then waits to be let go, so that several can be
 made ready beforehand. The download is asked for once, by the first child that
 finds no entry; later ones only open the cache, which must go on by itself.
+
+Another *program* may stand in for that: a module that is given the same two
+arguments, waits for a line and says ``open``.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from cachefsm import Cache, DownloadState
 
@@ -23,11 +27,19 @@ _ROOT = Path(__file__).parents[2]
 class Child:
     """The process; a context manager that leaves none behind."""
 
-    def __init__(self, directory: Path, url: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        url: str,
+        *,
+        program: str = "tests.support.child",
+        stderr: IO[bytes] | None = None,
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.child", str(directory), url],
+            [sys.executable, "-m", program, str(directory), url],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             cwd=_ROOT,
         )
@@ -56,9 +68,22 @@ class Child:
 
     def expect(self, word: str) -> None:
         """Block until it says *word*; it says ``open``, then ``complete``."""
-        assert self._process.stdout is not None
-        said = self._process.stdout.readline().strip()
+        said = self.line()
         assert said == word, f"the child said {said!r} instead of {word!r}"
+
+    def line(self) -> str:
+        """Return the next line that it says; an empty one if it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def terminate(self, timeout_s: float) -> int | None:
+        """Ask it to end, with SIGTERM; return its exit status, None if it did not end in time."""
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+        return self._process.returncode
 
     def kill(self) -> None:
         """End it with SIGKILL, if it has not ended already."""

@@ -1,0 +1,204 @@
+"""One proxy process after another on the same directory: started, watched, ended, examined."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from tests.soak.clients import MOUNT, Door
+from tests.soak.people import order
+from tests.soak.report import Report
+from tests.soak.weather import Weather
+from tests.soak.world import Subject, Version, World
+from tests.support.audit import StoredEntry, complaints, read_entries, unclaimed
+from tests.support.child import Child
+
+__all__ = ["Examiner", "Life"]
+
+AT_REST: Final = frozenset({"not_started", "paused", "complete", "failed"})
+REST_S: Final = 40.0
+END_S: Final = 4.0
+"""Closing takes two seconds at most; the rest is the interpreter's and this machine's."""
+
+THREADS_GROWN: Final = 4
+"""Made at first use and kept: those that watch clients, and one for events."""
+SOCKETS_GROWN: Final = 8
+"""The same in sockets and pipes, with the idle connections to the origin."""
+
+
+class Life:
+    """The process while it lives."""
+
+    def __init__(self, child: Child, report: Report, log: Path) -> None:
+        self._child = child
+        self._report = report
+        self.log = log
+        child.go()
+        self.address = child.line()
+        self._at_first = self._resources()
+
+    @classmethod
+    @contextmanager
+    def begun(cls, directory: Path, world: World, report: Report, log: Path) -> Iterator[Life]:
+        """Start one on *directory* and leave none behind."""
+        with (
+            log.open("ab") as stderr,
+            Child(
+                directory,
+                world.origin.url(MOUNT),
+                program="tests.soak.server",
+                stderr=stderr,
+            ) as child,
+        ):
+            yield cls(child, report, log)
+
+    # -- watching --------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Note how much of the machine it takes just now."""
+        for name, number in self._resources().items():
+            self._report.peak(name, number)
+
+    def _resources(self) -> dict[str, int]:
+        process = Path(f"/proc/{self._child.pid}")
+        status = dict(
+            line.split(":\t", 1)
+            for line in (process / "status").read_text().splitlines()
+            if ":\t" in line
+        )
+        targets = list(_links(process / "fd"))
+        return {
+            "memory, KiB": int(status["VmRSS"].split()[0]),
+            "threads": int(status["Threads"]),
+            "open files": len(targets),
+            "sockets": sum(not target.startswith("/") for target in targets),
+            "deleted files": sum(target.endswith("(deleted)") for target in targets),
+        }
+
+    def come_to_rest(self, door: Door, weather: Weather) -> None:
+        """Let everybody leave, then see that it lets go of all it had for them."""
+        door.shut()
+        weather.calm = True
+        try:
+            if not door.wait_until_empty(REST_S):
+                self.complain("clients could not leave")
+                return
+            self._wait_for_rest()
+        finally:
+            weather.calm = False
+
+    def _wait_for_rest(self) -> None:
+        deadline_s = time.monotonic() + REST_S
+        while (busy := self._what_is_busy()) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        if busy:
+            self.complain("it does not come to rest", *busy)
+
+    def _what_is_busy(self) -> list[str]:
+        """Return what it still does or holds for people who are gone."""
+        _, entries = order(self.address, "GET", "entries")
+        now, first = self._resources(), self._at_first
+        busy = [
+            str(entry)
+            for entry in entries
+            if entry["state"] not in AT_REST or entry["readers"] or entry["streams"]
+        ]
+        for name, spare in (("threads", THREADS_GROWN), ("sockets", SOCKETS_GROWN)):
+            if now[name] > first[name] + spare:
+                busy.append(f"{first[name]} {name} at first, {now[name]} now")
+        if now["deleted files"]:
+            busy.append(f"{now['deleted files']} deleted files are open")
+        return busy
+
+    def complain(self, what: str, *more: str) -> None:
+        """Report a finding with every thread's stack, and with what it logged last."""
+        os.kill(self._child.pid, signal.SIGUSR1)
+        time.sleep(0.5)
+        tail = self.log.read_text(errors="replace").splitlines()[-300:]
+        self._report.wrong(what, None, *more, *tail)
+
+    # -- ending ----------------------------------------------------------------
+
+    def kill(self) -> None:
+        self._report.count("kills")
+        self._child.kill()
+
+    def end(self) -> None:
+        """SIGTERM; see that it obeys soon and without complaint."""
+        self._report.count("terms")
+        began_s = time.monotonic()
+        status = self._child.terminate(END_S * 3)
+        self._report.peak("milliseconds to end", int(1000 * (time.monotonic() - began_s)))
+        if status != 0:
+            self._report.wrong(f"SIGTERM ended it with status {status}")
+
+
+def _links(directory: Path) -> Iterator[str]:
+    for link in directory.iterdir():
+        try:
+            yield os.readlink(link)
+        except FileNotFoundError:
+            pass  # closed meanwhile
+
+
+class Examiner:
+    """Holds what each ended process left in *directory* against the truth."""
+
+    def __init__(self, directory: Path, world: World, report: Report) -> None:
+        self._directory = directory
+        self._world = world
+        self._report = report
+        self._seen: dict[int, StoredEntry] = {}
+        self._unclaimed: dict[Path, int] = {}
+
+    def examine(self, log: Path, *, killed: bool) -> None:
+        """Look at every row, every recorded byte and the log, and report what is wrong."""
+        lost = 0
+        for entry in read_entries(self._directory):
+            for what in self._look_at(entry):
+                self._report.wrong(f"{what}: {entry}", self._subject(entry))
+            self._seen[entry.id] = entry
+            # Never recorded, yet counted once: it stays in the file until fetched again.
+            held = unclaimed(entry)
+            lost += max(0, held - self._unclaimed.get(entry.file, 0))
+            self._unclaimed[entry.file] = held
+        if killed:
+            self._report.lost_bytes.append(lost)
+        for line in log.read_text(errors="replace").splitlines():
+            if "Traceback" in line or " ERROR " in line or " CRITICAL " in line:
+                self._report.wrong(f"it logged {line!r}; see {log}")
+                return
+
+    def _subject(self, entry: StoredEntry) -> Subject:
+        return self._world.at(urlsplit(entry.url).path)
+
+    def _look_at(self, entry: StoredEntry) -> Iterator[str]:
+        truths = self._truths(entry)
+        if not truths:
+            yield "of no version that is allowed"
+        yield from complaints(entry, truths)
+        before = self._seen.get(entry.id)
+        if before is not None and before.url != entry.url:
+            yield f"its id was another's: {before}"
+        elif before is not None and before.generation > entry.generation:
+            yield f"back from generation {before.generation}"
+
+    def _truths(self, entry: StoredEntry) -> list[Version]:
+        subject, length = self._subject(entry), entry.complete_length
+        truths = [
+            version
+            for version in subject.allowed(time.monotonic())
+            if entry.etag in (None, version.etag)
+            and entry.last_modified in (None, version.last_modified)
+        ]
+        if subject.kind.framing == "close" and length in self._world.sent_bodies(subject):
+            # Where the origin broke off is an end, as far as a proxy can know.
+            truths = [replace(v, size=length) for v in truths if v.size >= (length or 0)]
+        return truths

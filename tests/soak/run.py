@@ -1,0 +1,156 @@
+"""The soak: origin, clients, orders and weather around one proxy process after another."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.soak.clients import Client, Door
+from tests.soak.lives import Examiner, Life
+from tests.soak.people import Person, order
+from tests.soak.report import Report
+from tests.soak.weather import Weather
+from tests.soak.world import KINDS, Subject, World
+from tests.support.origin import Origin, Shaping
+
+__all__ = ["Options", "soak"]
+
+MIB: Final = 1 << 20
+PROGRESS_S: Final = 5.0
+WATCH_S: Final = 0.5
+RECOVERY_S: Final = 30.0
+
+NETWORK: Final = Shaping(
+    first_byte_latency_s=0.005, rate_per_connection=12 * MIB, rate_total=40 * MIB
+)
+"""Slow enough for a download to be met in its midst, by clients and by kills."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """*without* names kinds of resources, faults, and ``kill``, that are to be left out."""
+
+    seconds: float
+    seed: int
+    clients: int = 10
+    without: Collection[str] = ()
+
+
+def soak(options: Options) -> tuple[Report, str]:
+    """Run it; return what was found, and the closing lines."""
+    report = Report(options.seed)
+    kinds = [kind for kind in KINDS if kind.name not in options.without]
+    with (
+        Origin(NETWORK) as origin,
+        tempfile.TemporaryDirectory(prefix="cachefsm-soak-", ignore_cleanup_errors=True) as name,
+    ):
+        world = World(origin, options.seed, kinds)
+        weather = Weather(world, options.without)
+        _Soak(options, report, world, weather, Path(name)).run()
+        return report, report.totals(weather.counts)
+
+
+class _Soak:
+    def __init__(
+        self, options: Options, report: Report, world: World, weather: Weather, directory: Path
+    ) -> None:
+        self._options = options
+        self._report = report
+        self._world = world
+        self._weather = weather
+        self._directory = directory
+        self._dice = random.Random(f"{options.seed}/lives")
+        self._door = Door()
+        self._examiner = Examiner(directory / "cache", world, report)
+        self._until_s = time.monotonic() + options.seconds
+        self._progress_s = time.monotonic() + PROGRESS_S
+
+    def run(self) -> None:
+        report, over = self._report, threading.Event()
+        threads = [
+            Client(number, self._world, self._door, report, over)
+            for number in range(self._options.clients)
+        ]
+        threads += [Person(self._world, self._door, report, over)]
+        threads += [threading.Thread(target=self._weather.blow, args=[over], daemon=True)]
+        for thread in threads:
+            thread.start()
+        number = 0
+        while time.monotonic() < self._until_s and not report.over.is_set():
+            number += 1
+            self._live(number)
+        over.set()
+        self._door.brick_up()
+        for thread in threads:
+            thread.join()
+        if not report.over.is_set():
+            self._recover(number + 1)
+
+    def _live(self, number: int) -> None:
+        """Run one process for a while, end it one way or the other, and look at what is left."""
+        killed = "kill" not in self._options.without and self._dice.random() < 0.75
+        with self._life(number) as life:
+            seconds = self._dice.choice(
+                (self._dice.uniform(0.05, 2.0), self._dice.uniform(2.0, 12.0))
+            )
+            self._wait(life, seconds)
+            if self._report.over.is_set():
+                life.complain("what every thread did then")
+            elif killed:
+                self._door.shut()
+                life.kill()
+            else:
+                life.come_to_rest(self._door, self._weather)
+                life.end()
+            self._door.shut()
+        if not self._report.over.is_set():
+            self._examiner.examine(life.log, killed=killed)
+
+    @contextmanager
+    def _life(self, number: int) -> Iterator[Life]:
+        log = self._directory / f"log-{number}"
+        with Life.begun(self._directory / "cache", self._world, self._report, log) as life:
+            self._door.open(life.address)
+            yield life
+
+    def _wait(self, life: Life, seconds: float) -> None:
+        """Watch *life* for a while, or until something is wrong."""
+        end_s = min(self._until_s, time.monotonic() + seconds)
+        while (left_s := end_s - time.monotonic()) > 0:
+            if self._report.over.wait(min(left_s, WATCH_S)):
+                return
+            life.watch()
+            if time.monotonic() >= self._progress_s:
+                self._progress_s += PROGRESS_S
+                self._report.progress()
+
+    def _recover(self, number: int) -> None:
+        """In fair weather everything must be had again, whatever happened to it."""
+        self._weather.calm = True
+        client = Client(-1, self._world, self._door, self._report, threading.Event())
+        with self._life(number) as life:
+            for entry in order(life.address, "GET", "entries")[1]:
+                if entry["state"] == "paused":
+                    order(life.address, "POST", f"entries/{entry['id']}/resume")
+            for subject in self._world.subjects:
+                self._have(client, life, subject)
+            life.come_to_rest(self._door, self._weather)
+            life.end()
+        self._examiner.examine(life.log, killed=False)
+
+    def _have(self, client: Client, life: Life, subject: Subject) -> None:
+        deadline_s = time.monotonic() + RECOVERY_S
+        while not client.has_whole(life.address, subject):
+            if self._report.over.is_set():
+                return
+            if time.monotonic() > deadline_s:
+                life.complain(f"{subject.name} cannot be had any more", *subject.history)
+                return
+            time.sleep(0.1)
