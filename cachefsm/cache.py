@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from .claims import Claim
+from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
@@ -253,7 +253,7 @@ class Cache:
         verify_reads: which stored blocks are checked when served; :class:`VerifyReads`.
         scrub_rate: how fast stored bytes are checked in the background, in bytes
             per second; 0 for not at all.
-        limits, retries, origin: see the classes.
+        speed, limits, retries, origin: see the classes.
         start: False leaves all downloads at rest, as for a look at the entries.
         restore: False leaves what earlier processes queued until :meth:`restore_queue`.
 
@@ -278,6 +278,7 @@ class Cache:
         durability: Durability | str = Durability.POWER,
         verify_reads: VerifyReads | str = VerifyReads.SAMPLE,
         scrub_rate: str | int = 0,
+        speed: SpeedLimits | None = None,
         limits: Limits | None = None,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
@@ -300,6 +301,7 @@ class Cache:
             playable_head_bytes=parse_size(playable_head),
             playable_tail_bytes=parse_size(playable_tail),
             retries=retries or RetryPolicy(),
+            speed=speed or SpeedLimits(),
             limits=limits or Limits(),
         )
         self._clock = clock

@@ -16,7 +16,7 @@ from .ranges import END
 from .representation import Representation
 from .scheduler import Open, Priority, StreamView
 
-__all__ = ["Claim", "Claims", "RateMeter"]
+__all__ = ["Claim", "Claims", "RateMeter", "SpeedLimits"]
 
 _ids: Final = count(1)
 
@@ -68,13 +68,52 @@ class Claim:
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     received_bytes: int = 0
+    opened_s: float = 0.0
+    heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
+
+    def received(self, size_bytes: int, now_s: float) -> None:
+        """Count bytes that came for it."""
+        self.meter.add(size_bytes, now_s)
+        self.received_bytes += size_bytes
+        self.heard_s = now_s
 
     def view(self, now_s: float) -> StreamView:
         """Return what the scheduler sees of it."""
         return StreamView(
             self.id, self.position, self.stop, self.reach, self.meter.rate_bytes_s(now_s)
         )
+
+
+@dataclass(frozen=True)
+class SpeedLimits:
+    """When a connection is too slow to keep: silent for ``silence_s``, or below
+    ``floor_bytes_s`` on the whole since it was opened, looked at after ``window_s``.
+
+    Another one usually does better: it may reach another of the origin's servers,
+    or get rid of a connection whose path has died without a word.
+    """
+
+    silence_s: float = 10.0
+    floor_bytes_s: float = 1024.0
+    window_s: float = 30.0
+
+    def is_enough(self, claim: Claim, now_s: float) -> bool:
+        """Say whether *claim*'s connection is worth keeping."""
+        if now_s >= claim.heard_s + self.silence_s:
+            return False
+        age_s = now_s - claim.opened_s
+        return age_s < self.window_s or claim.received_bytes >= self.floor_bytes_s * age_s
+
+    def due_s(self, claim: Claim) -> float:
+        """Return when to look at *claim* again.
+
+        A connection that has once been fast enough for the whole window falls
+        below the floor only by silence, or so slowly that looking now and then will do.
+        """
+        silent_s = claim.heard_s + self.silence_s
+        judged_s = claim.opened_s + self.window_s
+        return min(silent_s, judged_s) if claim.heard_s < judged_s else silent_s
 
 
 class Claims:
@@ -122,6 +161,8 @@ class Claims:
             reach=stop,
             priority=wish.priority,
             meter=RateMeter(now_s),
+            opened_s=now_s,
+            heard_s=now_s,
             held=content.representation if content.joinable else None,
         )
         content.file.retain()

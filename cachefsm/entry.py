@@ -22,6 +22,7 @@ from .errors import (
     CacheError,
     DownloadCancelled,
     OriginError,
+    OriginTimeout,
     RepresentationChanged,
     StorageError,
 )
@@ -280,6 +281,7 @@ class LiveEntry(StoredEntry):
         with self._lock:
             now_s = self._around.ticks()
             self._expire_demands(now_s)
+            self._replace_stalled(now_s)
             state, content = self._lifecycle.state, self._content
             if self._closed is not None or self._is_held():
                 return None
@@ -357,11 +359,16 @@ class LiveEntry(StoredEntry):
         """Return the monotonic time at which the conductor should look again, or None."""
         with self._lock:
             now_s = self._around.ticks()
-            moments = [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
+            moments: list[float | None] = [
+                self._policy.speed.due_s(claim) for claim in self._claims
+            ]
+            moments += [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
             not_before_s = self._attempts.not_before_s
             if self._demands and not_before_s > now_s:
                 moments.append(not_before_s)
-            return min((moment for moment in moments if moment is not None), default=None)
+            due = min((moment for moment in moments if moment is not None), default=None)
+            # Whatever is overdue has just been looked at: never spin on it.
+            return None if due is None else max(due, now_s + 0.05)
 
     # -- downloaders -----------------------------------------------------------
 
@@ -386,6 +393,7 @@ class LiveEntry(StoredEntry):
             if answer.start != claim.position or not new.accepts_ranges:
                 self._claims.take_all(claim, answer.start, answer.stop)
             claim.reach = answer.stop
+            claim.heard_s = self._around.ticks()
             claim.stop = min(claim.stop, answer.stop)
             self._learn(content, new)
             self._waiters.wake()
@@ -407,10 +415,9 @@ class LiveEntry(StoredEntry):
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
-            claim.meter.add(size, now_s)
+            claim.received(size, now_s)
             self._meter.add(size, now_s)
             claim.position = stop
-            claim.received_bytes += size
             self._waiters.wake()
             urgent = self._content.dirty_bytes >= FLUSH_BYTES
         self._around.on_dirty(self, urgent)
@@ -458,6 +465,14 @@ class LiveEntry(StoredEntry):
             cause = error if isinstance(error, CacheError) else _unexpected(error)
             self._fail(cause, rest_s=self._policy.retries.rest_s(cause))
         return None
+
+    def _replace_stalled(self, now_s: float) -> None:
+        """Break off streams that bring nothing, or next to nothing, for too long."""
+        speed = self._policy.speed
+        for claim in self._claims:
+            if not speed.is_enough(claim, now_s):
+                self._claims.cancel(claim)
+                self._try_again(claim, OriginTimeout("the origin's connection is too slow"))
 
     def _try_again(self, claim: Claim, error: Exception) -> None:
         delay_s = self._attempts.failed(

@@ -21,6 +21,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from .claims import SpeedLimits
 from .content import Content
 from .demands import Fill
 from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
@@ -62,6 +63,7 @@ class EntryPolicy:
     playable_tail_bytes: int = 256 << 10
     durability: Durability = Durability.POWER
     retries: RetryPolicy = field(default_factory=RetryPolicy)
+    speed: SpeedLimits = field(default_factory=SpeedLimits)
     limits: Limits = field(default_factory=Limits)
 
 

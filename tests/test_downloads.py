@@ -152,14 +152,14 @@ def test_readers_at_random_get_the_right_bytes_and_few_of_them_twice(cache: Cach
                 stream.seek(start)
                 assert stream.read(size) == content(start, min(SIZE, start + size))
 
-    # Of a stream that is called off, the sockets hold less the slower it is.
+    # A stream that is called off wastes at most what the sockets hold.
     with Origin(Shaping(rate_per_connection=20 * MIB)) as origin:
         film = cache.entry(_serve(origin))
         readers = [in_thread(read, seed) for seed in range(8)]
         for reading in readers:
             reading.result(6 * WAIT_S)
         assert film.wait_complete(WAIT_S)
-        assert origin.body_bytes_sent <= 1.5 * SIZE
+        assert origin.body_bytes_sent <= SIZE + len(origin.requests) * 256 * KIB
         assert origin.peak_connections <= Limits().per_entry
 
 

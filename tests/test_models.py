@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peewee import PostgresqlDatabase, SchemaManager, SqliteDatabase
 
-from cachefsm.errors import EntryNotFound, SchemaTooNew, StorageError
+from cachefsm.errors import DatabaseDamaged, EntryNotFound, SchemaTooNew, StorageError
 from cachefsm.models import (
     SCHEMA_VERSION,
     CacheChunk,
@@ -124,23 +124,27 @@ def test_a_newer_schema_is_refused_in_one_line_and_left_alone(path: Path) -> Non
 @pytest.mark.parametrize("content", [b"this is no database", bytes(range(256)) * 64])
 def test_garbage_is_refused_in_one_line_and_left_alone(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(StorageError, match="database") as caught:
+    with pytest.raises(DatabaseDamaged, match="not a database") as caught:
         open_store(path)
     assert_one_line(caught.value)
     assert path.read_bytes() == content
 
 
-def test_a_damaged_page_is_an_error_of_storage(path: Path) -> None:
+def test_a_damaged_page_is_found_by_the_check_and_by_who_reads_it(path: Path) -> None:
     store = open_store(path)
     for number in range(200):
         add_entry(store, f"{number}")
+    store.check()
     store.close()
     data = bytearray(path.read_bytes())
     data[4096:] = b"\xa5" * (len(data) - 4096)  # all but the page with the schema
     path.write_bytes(data)
-    with pytest.raises(StorageError) as caught:
-        open_store(path).entries()
-    assert_one_line(caught.value)
+    for look in (Store.check, Store.entries, Store.total_bytes):
+        with pytest.raises(DatabaseDamaged) as caught:
+            look(open_store(path))
+        assert_one_line(caught.value)
+    with pytest.raises(DatabaseDamaged):
+        Store.open(path, check=True)
 
 
 def test_text_that_has_rotted_is_an_error_of_storage(
@@ -230,7 +234,8 @@ def test_the_models_are_declared_for_postgresql_too() -> None:
     # No connection is made: only the statements that would be sent.
     postgresql = PostgresqlDatabase(None)
     for model in (CacheEntry, CacheChunk, CacheDownloadQueue):
-        sql, _ = SchemaManager(model, postgresql)._create_table().query()
+        manager: Any = SchemaManager(model, postgresql)
+        sql, _ = manager._create_table().query()
         assert '"id" SERIAL NOT NULL PRIMARY KEY' in sql
         assert "AUTOINCREMENT" not in sql
 
@@ -307,6 +312,30 @@ def test_an_update_cannot_touch_the_lifecycle(
     with pytest.raises(ValueError, match="lifecycle"):
         store.update(film, pinned=True, **{column: getattr(film, column)})
     assert stored_entry(path, film.id) == film
+
+
+def test_a_row_that_makes_no_sense_starts_afresh_under_its_key(
+    store: Store, path: Path, film: EntryRecord
+) -> None:
+    song = save(store, add_entry(store, "song"), (0, 5), bytes_present=5)
+    old = save(store, film, (0, 10), bytes_present=10)
+    execute(
+        path,
+        "PRAGMA ignore_check_constraints = ON",
+        f"UPDATE cache_entries SET state = 'dreaming', bytes_present = 'x' WHERE id = {film.id}",
+    )
+    (row,) = (row for row in store.raw_rows(CacheEntry) if row["id"] == film.id)
+    assert (row["state"], row["bytes_present"]) == ("dreaming", "x")
+    store.start_afresh(film.id, "ab/new", 50.0)
+    fresh = store.entry(film.id)
+    assert (fresh.key, fresh.url, fresh.state) == (film.key, film.url, "not_started")
+    assert (fresh.content_file, fresh.bytes_present, fresh.etag) == ("ab/new", 0, None)
+    assert fresh == stored_entry(path, film.id)
+    assert store.chunks(film.id) == []
+    with pytest.raises(StaleRow):
+        save(store, old, (0, 10), bytes_present=10)
+    assert store.entry(song.id) == song
+    assert store.chunks(song.id) == [(0, 5)]
 
 
 Write = Callable[[Store, EntryRecord], EntryRecord]
@@ -422,6 +451,14 @@ def test_offsets_reach_as_far_as_files_do(store: Store, film: EntryRecord) -> No
     assert store.entry(film.id).bytes_present == END
 
 
+def test_the_furthest_byte_of_an_entry_is_its_last_chunk_s(store: Store, film: EntryRecord) -> None:
+    add_entry(store, "without bytes")
+    song = add_entry(store, "song")
+    film = save(store, film, (0, 10), (50, 60), (20, 30))
+    song = save(store, song, (0, 5))
+    assert store.furthest_bytes() == [(film, 60), (song, 5)]
+
+
 def test_checksums_are_kept_with_their_ranges(store: Store, film: EntryRecord) -> None:
     sums = {0: b"\x00\xff", 20: b"twenty"}
     chunks = [ByteRange(0, 10), ByteRange(20, 30), ByteRange(40, 50)]
@@ -529,6 +566,12 @@ def test_nobody_can_ask_for_an_entry_that_is_not_there(store: Store, film: Entry
 
 # -- indexes ------------------------------------------------------------------
 
+
+def dequeue(store: Store, film: EntryRecord) -> None:
+    store.dequeue(film.id)
+    store.dequeue(film.id, "person")
+
+
 USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "entry": lambda store, film: store.entry(film.id),
     "find": lambda store, film: store.find(film.key),
@@ -543,7 +586,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "chunks": lambda store, film: store.chunks(film.id),
     "checksums": lambda store, film: store.checksums(film.id),
     "enqueue": lambda store, film: store.enqueue(demand(film)),
-    "dequeue": lambda store, film: (store.dequeue(film.id), store.dequeue(film.id, "person")),
+    "dequeue": dequeue,
     "note_attempt": lambda store, film: store.note_attempt(
         film.id, attempts=1, not_before=None, error=None
     ),
@@ -567,17 +610,17 @@ def test_every_query_goes_by_an_index(
 ) -> None:
     with caplog.at_level(logging.DEBUG, "peewee"):
         USES[method](store, film)
-    statements = [record.msg for record in caplog.records if record.name == "peewee"]
-    assert statements
-    for sql, parameters in statements:
-        for step in query_plan(path, sql, parameters):
-            assert step in READS_ALL.get(method, ()) or goes_by_an_index(step), f"{step}: {sql}"
+    steps = query_steps(path, caplog)
+    for step in steps:
+        assert step in READS_ALL.get(method, ()) or goes_by_an_index(step)
 
 
-# Who returns every row reads every row, in the order wanted.
+# What is asked of every row reads every row, in the order wanted: at start-up or by a person.
 READS_ALL = {
     "entries": ["SCAN t1"],
     "queue": ["SCAN t1 USING INDEX cachedownloadqueue_priority_created_at"],
+    "furthest_bytes": ["SCAN t1", "SCAN t1 USING INDEX cachechunk_entry_id_start"],
+    "raw_rows": ["SCAN t1"],
 }
 
 
@@ -592,15 +635,20 @@ def test_neither_the_queue_nor_the_evictable_are_sorted_by_the_query(
     with caplog.at_level(logging.DEBUG, "peewee"):
         store.queue()
         store.least_recently_used()
-    steps = [step for record in caplog.records for step in query_plan(path, *record.msg)]
-    assert steps
+    steps = query_steps(path, caplog)
     assert not any("TEMP B-TREE" in step for step in steps)
 
 
-def query_plan(path: Path, sql: str, parameters: list[Any]) -> list[str]:
+def query_steps(path: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return how SQLite would go about the statements that peewee has logged."""
+    logged: list[Any] = [record.msg for record in caplog.records if record.name == "peewee"]
+    assert logged
+    steps = []
     with closing(sqlite3.connect(path)) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters or []).fetchall()
-    return [detail for *_, detail in plan]
+        for sql, parameters in logged:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {sql}", parameters or ())
+            steps += [detail for *_, detail in plan]
+    return steps
 
 
 # -- transactions, threads, disks ---------------------------------------------

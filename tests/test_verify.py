@@ -112,6 +112,26 @@ def test_a_reader_that_has_its_reads_verified_never_gets_flipped_bytes(
     )
 
 
+def test_damage_that_is_found_bit_by_bit_is_dropped_bit_by_bit(cache: Cache, url: str) -> None:
+    film = _complete(cache, url)
+    file = recorded(cache.directory).file
+    for offset, block in zip(ROTTEN, DAMAGED, strict=True):
+        _flip(file, [offset])
+        assert film.verify().damaged == (block,)
+    file.unlink()
+    film.verify()
+    assert film.ranges == []
+    assert fetch(cache, film) == content(0, SIZE)
+
+
+def test_what_is_left_of_a_damaged_file_can_be_evicted(cache: Cache, url: str) -> None:
+    film = _complete(cache, url)
+    _flip(recorded(cache.directory).file)
+    film.verify()
+    assert cache.collect(max_size=0)["bytes_stored"] == 0
+    assert film.ranges == []
+
+
 def test_an_unjoinable_file_is_fetched_anew_as_a_whole(
     cache: Cache, origin: Origin, url: str
 ) -> None:

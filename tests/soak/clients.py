@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
-from tests.soak.report import Report
-
 from tests.soak.judge import Asked, Judgement, Span, Wrong
+from tests.soak.report import Report
 from tests.soak.world import Subject, World
 
 __all__ = ["MOUNT", "Client", "Door"]

@@ -204,15 +204,17 @@ class Judgement:
 
     def _failed_precondition(self) -> None:
         wanted = self.asked.if_match
-        if wanted is None or all(version.etag == wanted for version in self.candidates):
+        if wanted is None or all(v.size and v.etag == wanted for v in self.candidates):
             raise Wrong(f"a 412 to what was not asked, or holds: {self._head()}")
 
     def _labelled(self) -> None:
-        etag, modified = self._single.get("etag"), self._single.get("last-modified")
+        labels = self._single.get("etag"), self._single.get("last-modified")
         self.candidates = [
             version
             for version in self.candidates
-            if (version.etag, version.last_modified) == (etag, modified)
+            if (version.etag, version.last_modified) == labels
+            # An empty file may be known from a 416 alone, which tells nothing else.
+            or (version.size == 0 and labels == (None, None))
         ]
 
     def _sized(self, size: int) -> None:

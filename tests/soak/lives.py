@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from tests.soak.clients import MOUNT, Door
+from tests.soak.clients import Door
 from tests.soak.people import order
 from tests.soak.report import Report
 from tests.soak.weather import Weather
@@ -52,7 +52,7 @@ class Life:
             log.open("ab") as stderr,
             Child(
                 directory,
-                world.origin.url(MOUNT),
+                world.origin.url("/"),
                 program="tests.soak.server",
                 stderr=stderr,
             ) as child,
@@ -68,11 +68,8 @@ class Life:
 
     def _resources(self) -> dict[str, int]:
         process = Path(f"/proc/{self._child.pid}")
-        status = dict(
-            line.split(":\t", 1)
-            for line in (process / "status").read_text().splitlines()
-            if ":\t" in line
-        )
+        lines = (process / "status").read_text().splitlines()
+        status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
         targets = list(_links(process / "fd"))
         return {
             "memory, KiB": int(status["VmRSS"].split()[0]),
@@ -121,7 +118,7 @@ class Life:
         """Report a finding with every thread's stack, and with what it logged last."""
         os.kill(self._child.pid, signal.SIGUSR1)
         time.sleep(0.5)
-        tail = self.log.read_text(errors="replace").splitlines()[-300:]
+        tail = self.log.read_text(errors="replace").splitlines()[-120:]
         self._report.wrong(what, None, *more, *tail)
 
     # -- ending ----------------------------------------------------------------
@@ -143,7 +140,7 @@ class Life:
 def _links(directory: Path) -> Iterator[str]:
     for link in directory.iterdir():
         try:
-            yield os.readlink(link)
+            yield str(link.readlink())
         except FileNotFoundError:
             pass  # closed meanwhile
 
@@ -171,9 +168,10 @@ class Examiner:
             self._unclaimed[entry.file] = held
         if killed:
             self._report.lost_bytes.append(lost)
-        for line in log.read_text(errors="replace").splitlines():
+        lines = log.read_text(errors="replace").splitlines()
+        for number, line in enumerate(lines):
             if "Traceback" in line or " ERROR " in line or " CRITICAL " in line:
-                self._report.wrong(f"it logged {line!r}; see {log}")
+                self._report.wrong("it logged an error", None, *lines[number : number + 40])
                 return
 
     def _subject(self, entry: StoredEntry) -> Subject:

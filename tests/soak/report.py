@@ -67,8 +67,8 @@ class Report:
         lines.append("  at the origin: " + ", ".join(f"{n} {k}" for k, n in sorted(faults.items())))
         if lost:
             lines.append(
-                f"  fetched for nothing per kill, MiB: {sum(lost) / len(lost) / MIB:.2f} on average, "
-                f"{lost[-1] / MIB:.2f} at worst"
+                f"  fetched for nothing per kill: {sum(lost) / len(lost) / MIB:.2f} MiB on "
+                f"average, {lost[-1] / MIB:.2f} MiB at worst"
             )
         lines += [f"  most {name}: {number}" for name, number in sorted(self.highest.items())]
         lines.append(f"  wrong: {len(self.findings)}")

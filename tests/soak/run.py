@@ -97,10 +97,8 @@ class _Soak:
         """Run one process for a while, end it one way or the other, and look at what is left."""
         killed = "kill" not in self._options.without and self._dice.random() < 0.75
         with self._life(number) as life:
-            seconds = self._dice.choice(
-                (self._dice.uniform(0.05, 2.0), self._dice.uniform(2.0, 12.0))
-            )
-            self._wait(life, seconds)
+            longest_s = self._dice.choice((2.0, 12.0))
+            self._wait(life, self._dice.uniform(0.05, longest_s))
             if self._report.over.is_set():
                 life.complain("what every thread did then")
             elif killed:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -83,9 +84,8 @@ def read_entries(directory: Path) -> list[StoredEntry]:
     with copied(directory) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
-        if not database.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = 'cache_entries'"
-        ).fetchone():
+        tables = database.execute("SELECT name FROM sqlite_master")
+        if ("cache_entries",) not in tables:
             return []
         chunks: dict[int, list[Chunk]] = {}
         for entry_id, *values in database.execute(
@@ -117,7 +117,7 @@ def _contradictions(entry: StoredEntry) -> Iterator[str]:
         yield f"there is no such state as {entry.state!r}"
     if entry.bytes_present != total:
         yield f"bytes_present is {entry.bytes_present}, the chunks are {total}"
-    for chunk, following in zip(chunks, chunks[1:], strict=False):
+    for chunk, following in pairwise(chunks):
         if chunk.stop >= following.start:
             yield f"{chunk.start}-{chunk.stop} and {following.start}- should be one chunk"
     if length is not None and any(chunk.stop > length for chunk in chunks):
@@ -153,9 +153,8 @@ def _wrong_checksums(entry: StoredEntry, chunk: Chunk) -> Iterator[str]:
         for start, stop in blocks(chunk.start, chunk.stop)
         if start % BLOCK_BYTES == 0 and (stop % BLOCK_BYTES == 0 or ends_file)
     ]
-    known = [
-        int.from_bytes(chunk.checksum[i : i + 4], "big") for i in range(0, len(chunk.checksum), 4)
-    ]
+    text = chunk.checksum
+    known = [int.from_bytes(text[i : i + 4], "big") for i in range(0, len(text), 4)]
     if len(known) != len(whole):
         yield f"{len(known)} checksums for {len(whole)} blocks in {chunk.start}-{chunk.stop}"
         return
