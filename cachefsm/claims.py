@@ -52,10 +52,10 @@ class RateMeter:
 class Claim:
     """A promise to fetch ``[position, stop)`` of a content.
 
-    ``reach`` is the stop that the origin was asked for, and ``held`` what the
-    answer is to be joined with. A claim that is *cancelled* may write and report
-    nothing more; ``cancel_io`` wakes its thread out of a blocking read, and is
-    set by that thread.
+    ``reach`` is the stop that the origin was asked for, ``plain`` if that was
+    without Range, and ``held`` what the answer is to be joined with. A claim that
+    is *cancelled* may write and report nothing more; ``cancel_io`` wakes its thread
+    out of a blocking read, and is set by that thread.
     """
 
     content: Content
@@ -65,6 +65,7 @@ class Claim:
     priority: Priority
     meter: RateMeter
     held: Representation | None
+    plain: bool = False
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     received_bytes: int = 0
@@ -163,6 +164,7 @@ class Claims:
             meter=RateMeter(now_s),
             opened_s=now_s,
             heard_s=now_s,
+            plain=content.ask_plainly,
             held=content.representation if content.joinable else None,
         )
         content.file.retain()

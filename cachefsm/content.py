@@ -35,6 +35,7 @@ class Content:
     representation: Representation | None = None
     superseded: CacheError | None = None
     asked_past_end: bool = False  # the first question was; the next comes from the front
+    ask_plainly: bool = False  # without Range: of no bytes, no part can be asked for
 
     @property
     def complete_length(self) -> int | None:

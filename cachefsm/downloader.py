@@ -32,7 +32,7 @@ class _Origin(Protocol):
     def fetch(
         self,
         url: OriginUrl,
-        asked: ByteRange,
+        asked: ByteRange | None,
         *,
         held: Representation | None,
         canceller: Canceller,
@@ -68,7 +68,7 @@ class Downloader:
     def _fill(self) -> bool:
         """Return whether the body ended by itself, so that its end is the file's."""
         claim = self._claim
-        asked = ByteRange(claim.position, claim.reach)
+        asked = None if claim.plain else ByteRange(claim.position, claim.reach)
         with self._origin.fetch(
             self._entry.url, asked, held=claim.held, canceller=self._canceller
         ) as fetch:

@@ -252,7 +252,7 @@ class LiveEntry(StoredEntry):
     def evict(self) -> bool:
         """Invalidate the entry if nobody uses it; return whether it was so."""
         with self._lock:
-            if self.is_busy or not self._lifecycle.allows("invalidate"):
+            if self.is_busy or not self._content.present:
                 return False
             old = self._invalidate("evicted")
         remove_content(old)
@@ -457,6 +457,8 @@ class LiveEntry(StoredEntry):
         elif verdict is Verdict.LENGTH_TOLD:
             told = getattr(error, "complete_length", None)
             self._length_is(content, claim.position if told is None else told)
+        elif verdict is Verdict.ASK_PLAINLY:
+            content.ask_plainly = True
         elif verdict is Verdict.ASK_FROM_FRONT:
             content.asked_past_end = True
         elif verdict is Verdict.INVALIDATE:

@@ -136,12 +136,14 @@ class OriginClient:
     def fetch(
         self,
         url: OriginUrl,
-        asked: ByteRange,
+        asked: ByteRange | None,
         *,
         held: Representation | None,
         canceller: Canceller,
     ) -> Fetch:
         """Ask for *asked* (END means to the end) and return the accepted answer.
+
+        None asks for the whole without a Range field.
 
         *held* is what is known of the representation whose bytes are stored: its
         strong validator goes out as ``If-Range``, so that an origin with another
@@ -156,8 +158,9 @@ class OriginClient:
             "User-Agent": self._options.user_agent,
             "Accept": "*/*",
             "Accept-Encoding": "identity",
-            "Range": format_range(asked),
         }
+        if asked is not None:
+            fields["Range"] = format_range(asked)
         if validator is not None:
             fields["If-Range"] = validator
         for hop in range(self._options.redirects + 1):
@@ -172,7 +175,7 @@ class OriginClient:
                 answer = read_answer(
                     response.status_code,
                     list(response.raw.headers.items()),
-                    asked=asked,
+                    asked=asked or ByteRange(0, END),
                     held=held,
                     sent_if_range=validator is not None,
                     now_s=self._clock(),

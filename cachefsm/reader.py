@@ -65,7 +65,7 @@ class _Origin(Protocol):
     def fetch(
         self,
         url: OriginUrl,
-        asked: ByteRange,
+        asked: ByteRange | None,
         *,
         held: Representation | None,
         canceller: Canceller,

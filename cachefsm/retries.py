@@ -22,6 +22,8 @@ class Verdict(Enum):
     """The origin has another version: what is stored is worth nothing."""
     LENGTH_TOLD = auto()
     """There is no byte where the attempt began: the file ends there or before."""
+    ASK_PLAINLY = auto()
+    """There are no bytes, so no part to ask for; a 416 does not tell the file's fields."""
     ASK_FROM_FRONT = auto()
     """The first question of all went past the end; the length is to be learnt."""
     CANNOT_STORE = auto()
@@ -45,6 +47,8 @@ def judge(error: Exception, content: Content, position: int) -> Verdict:
 
 def _judge_416(error: UnsatisfiedByOrigin, content: Content, position: int) -> Verdict:
     known, told = content.complete_length, error.complete_length
+    if content.representation is None and position == 0 and not content.ask_plainly:
+        return Verdict.ASK_PLAINLY
     stored = max((run.stop for run in content.present), default=0)
     if known is None and told is None and content.has(0, position):
         return Verdict.LENGTH_TOLD

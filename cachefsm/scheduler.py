@@ -239,8 +239,10 @@ def _untangle(claims: list[_Claim]) -> None:
 
 def _serve(entry_plan: _EntryPlan, want: Want, missing: RangeSet, limits: Limits) -> None:
     """Make sure that somebody fetches the first missing byte of *want*."""
-    claims = entry_plan.claims
-    for gap in missing.intersection(want.start, min(want.stop, entry_plan.view.length)):
+    claims, end = entry_plan.claims, min(want.stop, entry_plan.view.length)
+    if end <= want.start:
+        return  # asked for before the length was known, and past the end as it turned out
+    for gap in missing.intersection(want.start, end):
         offset = gap.start
         while offset < gap.stop:
             holder = _holder(claims, offset)

@@ -98,9 +98,16 @@ class ContentFile:
             return self._fd
 
     def size(self) -> int | None:
-        """Return the file's length in bytes, or None where there is no file."""
+        """Return the file's length in bytes, None where there is none by that name.
+
+        A file that was deleted or replaced while it is open here can still be
+        read, but it is not the one that the next process will find.
+        """
         try:
-            return (os.fstat(self._fd) if self._fd >= 0 else self.path.stat()).st_size
+            found = self.path.stat()
+            if self._fd >= 0 and not os.path.samestat(found, os.fstat(self._fd)):
+                return None
+            return found.st_size
         except FileNotFoundError:
             return None
         except OSError as error:

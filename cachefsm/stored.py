@@ -331,6 +331,7 @@ class StoredEntry:
     def _keep(self, content: Content, durable: RangeSet, present: RangeSet, reason: str) -> None:
         """Move to a generation that has only *durable* of the same content."""
         left = tuple(durable)
+        self._leave_not_started()
         self._send(
             "invalidate",
             reason=reason,
@@ -458,6 +459,7 @@ class StoredEntry:
     def _invalidate(self, reason: str) -> Path:
         """Move to a new, empty generation; return the old file's path, to be removed."""
         name = content_name(self.key)
+        self._leave_not_started()
         self._send(
             "invalidate",
             reason=reason,
@@ -472,6 +474,11 @@ class StoredEntry:
         old.file.release()
         self._waiters.wake_all()
         return old.file.path
+
+    def _leave_not_started(self) -> None:
+        """Make the next invalidation a legal move: bytes may be left from the last one."""
+        if self._lifecycle.state is DownloadState.NOT_STARTED:
+            self._send("initialize")
 
     def _learn(self, content: Content, new: Representation) -> None:
         """Write what an answer told of the representation, with the move where there is one."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cachefsm import ByteRange, Cache, DownloadState, Entry
+from cachefsm.claims import SpeedLimits
 from cachefsm.errors import (
     BadAnswer,
     OriginError,
@@ -79,13 +80,18 @@ def test_every_size_framing_and_range_support_ends_complete(
     assert origin.body_bytes_sent == size
 
 
-def test_an_empty_file_needs_no_second_question(cache: Cache, origin: Origin) -> None:
-    origin.put("/empty", Resource(0))
+def test_an_empty_file_is_asked_for_plainly_as_a_416_does_not_tell_its_fields(
+    cache: Cache, origin: Origin
+) -> None:
+    origin.put("/empty", Resource(0, content_type="text/plain"))
     empty = cache.entry(origin.url("/empty"))
-    assert fetch(cache, empty) == b""
+    with closing(cache.open_reader(empty.id)) as reader:
+        assert ("Content-Type", "text/plain") in reader.representation().fields
+        assert reader.read(0, 1) == b""
     assert empty.wait_complete(WAIT_S)
     assert (empty.total_bytes, empty.ranges) == (0, [])
-    assert len(origin.requests) == 1
+    assert fetch(cache, empty) == b""
+    assert [request.range for request in origin.requests] == ["bytes=0-", None]
 
 
 def test_an_end_that_only_a_416_tells_makes_the_download_complete(
@@ -533,6 +539,35 @@ def test_a_stalled_connection_is_replaced(open_cache: OpenCache, origin: Origin)
         "bytes=0-",
         f"bytes=300000-{SIZE - 1}",
     ]
+
+
+def test_a_connection_that_falls_silent_is_replaced_before_its_timeout(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    origin.script(stall_after(300_000))
+    cache = open_cache(speed=SpeedLimits(silence_s=BRIEF_S))
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, SIZE)
+    asked = [request.range for request in origin.requests]
+    assert asked == ["bytes=0-", f"bytes=300000-{SIZE - 1}"]
+
+
+def test_a_connection_that_only_dribbles_is_replaced(open_cache: OpenCache, origin: Origin) -> None:
+    origin.put("/film", Resource(SIZE))
+    origin.script(trickle(piece_bytes=100, pause_s=0.01))
+    cache = open_cache(speed=SpeedLimits(floor_bytes_s=MIB, window_s=BRIEF_S))
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, SIZE)
+    first, second = origin.requests
+    assert not first.finished
+    assert second.finished
+
+
+def test_a_slow_connection_above_the_floor_is_kept(open_cache: OpenCache, origin: Origin) -> None:
+    origin.put("/film", Resource(5000))
+    origin.script(trickle(piece_bytes=100, pause_s=0.01))
+    cache = open_cache(speed=SpeedLimits(floor_bytes_s=100, window_s=BRIEF_S))
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, 5000)
+    assert len(origin.requests) == 1
 
 
 def test_an_origin_that_never_answers_is_said_to_be_silent(

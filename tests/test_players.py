@@ -155,8 +155,8 @@ def url(cache: Cache, origin: Origin) -> Iterator[str]:
         yield f"{server.url}m/film"
 
 
-CURL = ("curl", "--silent", "--show-error", "--fail", "--noproxy", "*")
-WGET = ("wget", "--quiet", "--no-proxy", "--tries=1")
+CURL = ("curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*")
+WGET = ("wget", "--no-config", "--quiet", "--no-proxy", "--tries=1")
 
 
 @needs("curl")

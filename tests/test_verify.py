@@ -124,9 +124,13 @@ def test_damage_that_is_found_bit_by_bit_is_dropped_bit_by_bit(cache: Cache, url
     assert fetch(cache, film) == content(0, SIZE)
 
 
-def test_what_is_left_of_a_damaged_file_can_be_evicted(cache: Cache, url: str) -> None:
-    film = _complete(cache, url)
+def test_what_is_left_of_a_damaged_file_can_be_evicted(open_cache: OpenCache, url: str) -> None:
+    cache = open_cache()
+    _complete(cache, url)
+    cache.close()
     _flip(recorded(cache.directory).file)
+    cache = open_cache()
+    film = cache.entry(url)
     film.verify()
     assert cache.collect(max_size=0)["bytes_stored"] == 0
     assert film.ranges == []

@@ -204,7 +204,9 @@ class Judgement:
 
     def _failed_precondition(self) -> None:
         wanted = self.asked.if_match
-        if wanted is None or all(v.size and v.etag == wanted for v in self.candidates):
+        holds = [v for v in self.candidates if v.size and v.etag == wanted]
+        # A weak tag never matches, RFC 9110 §13.1.1.
+        if wanted is None or (holds == self.candidates and not wanted.startswith("W/")):
             raise Wrong(f"a 412 to what was not asked, or holds: {self._head()}")
 
     def _labelled(self) -> None:
