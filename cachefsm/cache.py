@@ -327,7 +327,7 @@ class Cache:
             raise
         self._origin = OriginClient(origin, clock)
         self._events = EventHub()
-        self._flusher = Flusher()
+        self._flusher = Flusher(after=self._make_room)
         self._surroundings = Surroundings(
             store=self._store,
             directory=content,
@@ -560,6 +560,11 @@ class Cache:
         for record in self._store.active_entries():
             with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
+
+    def _make_room(self) -> None:
+        """Keep to the size while downloading, too."""
+        if self.max_size is not None:
+            self.registry.evict(self.max_size)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, self._origin)

@@ -134,10 +134,18 @@ class Conductor(Loop):
 
 
 class Flusher(Loop):
-    """Flushes entries that have unsynced bytes: the urgent ones now, the others soon."""
+    """Flushes entries that have unsynced bytes: the urgent ones now, the others soon.
 
-    def __init__(self, ticks: Callable[[], float] = time.monotonic) -> None:
+    *after* is called when bytes may have been added: the place to make room.
+    """
+
+    def __init__(
+        self,
+        after: Callable[[], object] = lambda: None,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__("cachefsm-flusher")
+        self._after = after
         self._ticks = ticks
         self._dirty: dict[LiveEntry, float] = {}
 
@@ -160,6 +168,8 @@ class Flusher(Loop):
                 del self._dirty[entry]
         for entry in due:
             self._flush(entry)
+        if due:
+            self._after()
         with self._condition:
             return min(self._dirty.values(), default=None)
 

@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ class DirectoryLock:
         except OSError as error:
             raise StorageError(f"cannot use {directory}: {error.strerror}") from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _nobody_looking(directory):
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = _read(self._fd)
             os.close(self._fd)
@@ -62,20 +64,20 @@ class DirectoryLock:
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
         self.was_left = _read(self._fd) is not None
         """Whether the last holder's process ended without releasing it."""
-        try:
-            self.announce(Holder(os.getpid()))
-        except OSError:
-            # A full disk: the lock holds all the same, only nameless.
-            _log.warning("cannot write to %s who holds it", path)
+        self.announce(Holder(os.getpid()))
 
     def announce(self, holder: Holder) -> None:
         """Write who holds the directory, for those who find it locked."""
         if self._fd < 0:
             return  # released: a server may be closed after its cache
         data = json.dumps(asdict(holder)).encode()
-        # In place: replacing the file would replace the lock as well.
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, data, 0)
+        try:
+            # In place: replacing the file would replace the lock as well.
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, data, 0)
+        except OSError as error:
+            # A full disk: the lock holds all the same, only nameless.
+            _log.warning("cannot write who holds the directory: %s", error.strerror)
 
     def release(self) -> None:
         """Let the directory go; safe to call twice."""
@@ -92,17 +94,34 @@ class DirectoryLock:
         except OSError:
             return None
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _read(fd) or Holder(0)
+            with _nobody_looking(directory):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return _read(fd) or Holder(0)
+                fcntl.flock(fd, fcntl.LOCK_UN)
             return None
         finally:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def _nobody_looking(directory: Path) -> Iterator[None]:
+    """Keep those apart who look, which takes the lock for a moment, and those who take it.
+
+    Otherwise a look would now and then have a process told that the directory is in use.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a network's file system may not lock directories
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
 def _read(fd: int) -> Holder | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         return Holder(**json.loads(os.pread(fd, 4096, 0)))
     return None  # the holder is just writing it, or is another version
 

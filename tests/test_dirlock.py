@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -162,11 +162,22 @@ def test_looking_does_not_make_a_lock_file(tmp_path: Path) -> None:
 
 
 def test_whoever_only_looks_keeps_nobody_out(tmp_path: Path) -> None:
-    # What a look takes for a moment, held for longer.
+    # A look takes the lock for a moment; thousands of them met by hundreds of takers.
     DirectoryLock(tmp_path).release()
-    with (tmp_path / "lock").open() as looking:
-        fcntl.flock(looking, fcntl.LOCK_SH)
-        DirectoryLock(tmp_path).release()
+    enough = threading.Event()
+
+    def look() -> None:
+        while not enough.is_set():
+            DirectoryLock.holder(tmp_path)
+
+    looking = [in_thread(look) for _ in range(2)]
+    try:
+        for _ in range(300):
+            DirectoryLock(tmp_path).release()
+    finally:
+        enough.set()
+    for done in looking:
+        done.result(WAIT_S)
 
 
 # -- what cannot be locked ----------------------------------------------------

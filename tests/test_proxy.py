@@ -341,6 +341,16 @@ def test_what_was_stored_before_a_failure_is_not_fetched_again(origin, proxy, ur
     assert origin.body_bytes_sent == SIZE
 
 
+def test_what_is_stored_is_served_while_a_failure_rests(origin, url) -> None:
+    origin.script(cut_after(HALF))
+    origin.script(status(410), nth=2)
+    assert _cut_body(url) == content(0, HALF)
+    here = ask(url, ranged(1000, HALF))
+    assert (here.status, here.body) == (206, content(1000, HALF))
+    assert ask(url, ranged(HALF, SIZE)).status == 410
+    assert len(origin.requests) == 2
+
+
 def test_a_file_that_changes_in_mid_body_is_never_mixed(origin, url) -> None:
     hold = origin.script(hold_after(HALF))
     origin.script(cut_after(HALF))

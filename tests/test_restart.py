@@ -328,6 +328,9 @@ def test_content_that_is_lost_while_nobody_reads_is_noticed_by_the_next_reader(
     assert film.wait_complete(WAIT_S)
     harm(recorded(cache.directory).file)
     assert fetch(cache, film) == content(0, SIZE)
+    assert film.wait_complete(WAIT_S)
+    cache.close()
+    _assert_true(recorded(cache.directory), SIZE)
 
 
 @pytest.mark.parametrize("harm", [_truncate, _empty], ids=["truncate", "empty"])

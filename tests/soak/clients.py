@@ -100,9 +100,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self._over.is_set():
-            subject = self._dice.choice(self._world.subjects)
-            if subject.kind.how_many > 1 and self._dice.random() < 0.6:
-                continue  # there are many of them
+            subject = self._world.choose(self._dice)
             with self._door.entered() as address:
                 if address is not None:
                     self._call(address, subject, self._visit)

@@ -13,9 +13,11 @@ from tests.soak.clients import Door
 from tests.soak.report import Report
 from tests.soak.world import Subject, World
 
-__all__ = ["Person", "order"]
+__all__ = ["TOKEN", "Person", "order"]
 
+TOKEN: Final = "soak"
 PATIENCE_S: Final = 10.0
+DEEDS: Final = {"start": 4, "remove": 6, "gc": 2}
 ORDERS: Final = {"pause": 3, "resume": 4, "cancel": 2, "retry": 4, "pin": 1, "unpin": 1}
 STATES: Final = frozenset(
     {"not_started", "initializing", "downloading", "paused", "complete", "failed"}
@@ -29,7 +31,7 @@ def order(address: str, method: str, path: str, body: Any = None) -> tuple[int, 
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE_S)
     try:
         data = None if body is None else json.dumps(body)
-        connection.request(method, f"/-/{path}", data)
+        connection.request(method, f"/-/{path}", data, {"Authorization": f"Bearer {TOKEN}"})
         response = connection.getresponse()
         text = response.read()
     finally:
@@ -49,7 +51,7 @@ class Person(threading.Thread):
         self._dice = random.Random(f"{world.seed}/person")
 
     def run(self) -> None:
-        while not self._over.wait(self._dice.expovariate(1 / 0.15)):
+        while not self._over.wait(self._dice.expovariate(1 / 0.05)):
             with self._door.entered() as address:
                 if address is None:
                     return
@@ -67,19 +69,29 @@ class Person(threading.Thread):
             return
         for entry in entries:
             self._check(entry)
-        if not entries:
-            return
-        if self._dice.random() < 0.1:
+        subject = self._world.choose(self._dice)
+        known = {urlsplit(entry["url"]).path: entry["id"] for entry in entries}
+        (deed,) = self._dice.choices([*DEEDS, *ORDERS], [*DEEDS.values(), *ORDERS.values()])
+        if deed == "gc":
             self._tell(order(address, "POST", "gc", {"max_size": self._dice.randrange(1 << 26)}))
+        elif deed == "start":
+            self._start(address, subject)
+        elif subject.path not in known:
             return
-        chosen = self._dice.choice(entries)
-        subject = self._world.at(urlsplit(chosen["url"]).path)
-        if self._dice.random() < 0.2:
-            self._remove(address, chosen["id"], subject)
-            return
-        (verb,) = self._dice.choices(list(ORDERS), list(ORDERS.values()))
-        answer = order(address, "POST", f"entries/{chosen['id']}/{verb}")
-        subject.note(self.name, f"{verb} {chosen['id']}: {answer[0]}")
+        elif deed == "remove":
+            self._remove(address, known[subject.path], subject)
+        else:
+            answer = order(address, "POST", f"entries/{known[subject.path]}/{deed}")
+            subject.note(self.name, f"{deed}: {answer[0]}")
+            self._tell(answer, 404, 409)
+
+    def _start(self, address: str, subject: Subject) -> None:
+        body = {
+            "url": self._world.origin.url(subject.path),
+            "priority": self._dice.choice(("person", "prefetch")),
+        }
+        answer = order(address, "POST", "entries", body)
+        subject.note(self.name, f"start as {body['priority']}: {answer[0]}")
         self._tell(answer, 404, 409)
 
     def _remove(self, address: str, entry_id: int, subject: Subject) -> None:

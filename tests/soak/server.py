@@ -15,6 +15,7 @@ from cachefsm import Cache
 from cachefsm.origin import OriginOptions
 from cachefsm.retries import RetryPolicy
 from tests.soak.clients import MOUNT
+from tests.soak.people import TOKEN
 
 __all__ = ["main"]
 
@@ -46,7 +47,7 @@ def main() -> None:
         retries=RETRIES,
         origin=OriginOptions(connect_timeout_s=2.0, read_timeout_s=1.5),
     )
-    with cache, cache.serve(mounts=[f"{MOUNT}={origin}"]) as server:
+    with cache, cache.serve(mounts=[f"{MOUNT}={origin}"], token=TOKEN) as server:
         print("open", flush=True)
         print(server.url, flush=True)
         signal.sigwait({signal.SIGTERM})

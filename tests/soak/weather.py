@@ -168,7 +168,7 @@ class Weather:
     def blow(self, over: threading.Event) -> None:
         """Change versions and have outages until *over*."""
         dice = random.Random(f"{self._world.seed}/weather")
-        while not over.wait(dice.expovariate(1 / 0.6)):
+        while not over.wait(dice.expovariate(1 / 0.4)):
             if self.calm:
                 continue
             if dice.random() < 0.1 and "outage" not in self._without:
@@ -177,7 +177,7 @@ class Weather:
                     over.wait(dice.uniform(0.1, 3.0))
             elif "change" not in self._without:
                 self.count("change")
-                self._world.change(dice.choice(self._world.subjects), dice)
+                self._world.change(self._world.choose(dice), dice)
 
 
 def _fits(name: str, exchange: Exchange, subject: Subject) -> bool:

@@ -222,6 +222,13 @@ class World:
         for subject in self.subjects:
             subject.put(self.origin)
 
+    def choose(self, dice: random.Random) -> Subject:
+        """Return one of the subjects; those of which there are many share what is theirs."""
+        subject = dice.choice(self.subjects)
+        while subject.kind.how_many > 1 and dice.random() < 0.9:
+            subject = dice.choice(self.subjects)
+        return subject
+
     def change(self, subject: Subject, dice: random.Random) -> None:
         """Let the origin have another version of *subject* from now on."""
         size = subject.current.size
