@@ -17,7 +17,15 @@ from typing import Final
 from .errors import UsageError
 from .urls import OriginUrl, parse_url
 
-__all__ = ["AllowList", "Mount", "check_path", "is_same_origin", "parse_mount", "split_host"]
+__all__ = [
+    "AllowList",
+    "Mount",
+    "check_path",
+    "host_matches",
+    "is_same_origin",
+    "parse_mount",
+    "split_host",
+]
 
 _MOUNT_NAME = re.compile(r"/[A-Za-z0-9._~-]+\Z")
 _RESERVED: Final = frozenset({"/-", "/http", "/https", "/.", "/.."})
@@ -85,7 +93,7 @@ class AllowList:
                 return True
         default = 80 if url.scheme == "http" else 443
         return any(
-            _host_matches(host, url.host) and port in ("*", str(url.port), *_own(url, default))
+            host_matches(host, url.host) and port in ("*", str(url.port), *_own(url, default))
             for host, port in self._patterns
         )
 
@@ -101,7 +109,8 @@ def _own(url: OriginUrl, default: int) -> tuple[str, ...]:
     return ("",) if url.port == default else ()
 
 
-def _host_matches(pattern: str, host: str) -> bool:
+def host_matches(pattern: str, host: str) -> bool:
+    """Say whether *host* is what *pattern* names: a host, ``*.suffix`` or ``*``."""
     if pattern == "*":
         return True
     if pattern.startswith("*."):

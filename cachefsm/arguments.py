@@ -206,6 +206,15 @@ def _serve(command: Parser) -> None:
         "HOST, HOST:PORT, '*.SUFFIX' or '*'; repeatable",
     )
     setting(
+        "--private",
+        read=_allowed,
+        many=True,
+        default=(),
+        metavar="HOST",
+        help="let this host, or '*.SUFFIX', lead to addresses of private networks, which "
+        "otherwise only an address or localhost may; repeatable",
+    )
+    setting(
         "--host-name",
         many=True,
         default=(),

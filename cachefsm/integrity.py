@@ -67,14 +67,19 @@ class Digests:
 
     def forget(self, start: int, stop: int) -> None:
         """Forget every block that ``[start, stop)`` touches."""
-        for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
-            self._known.pop(index, None)
+        for index in list(self._touched(start, stop)):
+            del self._known[index]
 
     def within(self, start: int, stop: int, length: int) -> Iterator[int]:
-        """Yield the numbers of the blocks touching ``[start, stop)`` that have a checksum."""
-        for index in range(start // BLOCK_BYTES, -(-min(stop, length) // BLOCK_BYTES)):
-            if index in self._known:
-                yield index
+        """Return the numbers of the blocks touching ``[start, stop)`` that have a checksum."""
+        return self._touched(start, min(stop, length))
+
+    def _touched(self, start: int, stop: int) -> Iterator[int]:
+        blocks = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        if len(blocks) > len(self._known):
+            # Nonsense in a row, or an unknown length, may make a range of exabytes.
+            return (index for index in sorted(self._known) if index in blocks)
+        return (index for index in blocks if index in self._known)
 
     def pack(self, run: ByteRange, length: int) -> bytes | None:
         """Return the text of a row's ``checksum``, None if a block's is missing."""

@@ -34,7 +34,7 @@ from .fields import value_of
 from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
-from .transport import Canceller, exchange, make_session
+from .transport import Canceller, MayConnect, exchange, make_session
 from .urls import OriginUrl, parse_url
 
 __all__ = ["Fetch", "OriginClient", "OriginOptions"]
@@ -50,8 +50,9 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class OriginOptions:
     """How origins are spoken to; times in seconds.
 
-    ``may_visit`` decides on every hop, the first one included; ``fields_for``
-    gives an origin's own request fields, credentials among them.
+    ``may_visit`` decides on every hop, the first one included, and ``may_connect``
+    on every address that a name leads to; ``fields_for`` gives an origin's own
+    request fields, credentials among them.
     """
 
     connect_timeout_s: float = 10.0
@@ -59,6 +60,7 @@ class OriginOptions:
     redirects: int = 10
     user_agent: str = "cachefsm"
     may_visit: Callable[[OriginUrl], bool] = lambda _url: True
+    may_connect: MayConnect = lambda _host, _address: True
     fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda _url: {}
 
 
@@ -199,7 +201,14 @@ class OriginClient:
         try:
             with _translated():
                 timeout = (self._options.connect_timeout_s, self._options.read_timeout_s)
-                return session, exchange(session, prepared, url.target, canceller, timeout)
+                return session, exchange(
+                    session,
+                    prepared,
+                    url.target,
+                    canceller,
+                    timeout,
+                    self._options.may_connect,
+                )
         except BaseException:
             session.close()
             raise

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from .access import AllowList, Mount, parse_mount
+from .addresses import AddressGuard
 from .arguments import default_cache_dir
 from .backend import PATIENCE_S
 from .cache import Cache
@@ -141,7 +142,9 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
                 first_byte_timeout=options.first_byte_timeout,
                 stall_timeout=options.stall_timeout,
                 # Asked at every redirect too, so that none leads to where it may not.
-                origin=OriginOptions(may_visit=allowed.__contains__),
+                origin=OriginOptions(
+                    may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)
+                ),
                 restore=False,
             )
         except CacheBusy:

@@ -20,6 +20,7 @@ import contextlib
 import http.client
 import socket
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
@@ -28,8 +29,11 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 
-__all__ = ["Canceller", "exchange", "make_session"]
+from .errors import OriginRefused
+
+__all__ = ["Canceller", "MayConnect", "exchange", "make_session"]
 
 _LONGEST_INTERIM_FIELDS: Final = 100
 
@@ -68,10 +72,45 @@ class Canceller:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
+MayConnect = Callable[[str, str], bool]
+"""Says whether a host, as a URL names it, may be connected to at an address."""
+
+
 class _Exchange:
-    def __init__(self, target: str, canceller: Canceller) -> None:
+    def __init__(self, target: str, canceller: Canceller, may_connect: MayConnect) -> None:
         self.target = target
         self.canceller = canceller
+        self.may_connect = may_connect
+
+
+def _connect(host: str, port: int, timeout: Any, current: _Exchange) -> socket.socket:
+    """Connect to the first of *host*'s addresses that may be used and answers.
+
+    The canceller knows each socket before it connects, so that a connect that
+    hangs can be stopped; and the address that is checked is the one that is used.
+    """
+    failure: OSError | None = None
+    refused = 0
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        if not current.may_connect(host, str(address[0])):
+            refused += 1
+            continue
+        sock = socket.socket(family, kind, protocol)
+        try:
+            current.canceller.attach(sock)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if isinstance(timeout, (int, float)):
+                sock.settimeout(timeout)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        else:
+            return sock
+    if refused == len(found):
+        raise OriginRefused(f"{host} leads to an address that it may not lead to")
+    raise failure or OSError(f"{host} has no address")
 
 
 _current: ContextVar[_Exchange | None] = ContextVar("cachefsm_exchange", default=None)
@@ -97,6 +136,10 @@ class _Exact:
 
     response_class: Any = _FinalResponse
     sock: Any
+    host: str
+    port: int
+    timeout: Any
+    _dns_host: str
 
     def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
         current = _current.get()
@@ -106,11 +149,18 @@ class _Exact:
         super().putrequest(method, url, *args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self) -> socket.socket:
-        sock: socket.socket = super()._new_conn()  # type: ignore[misc]
         current = _current.get()
-        if current is not None:
-            current.canceller.attach(sock)
-        return sock
+        if current is None:
+            sock: socket.socket = super()._new_conn()  # type: ignore[misc]
+            return sock
+        try:
+            return _connect(self._dns_host, self.port, self.timeout, current)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error  # type: ignore[arg-type]
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, "the connection was not made in time") from error
+        except OSError as error:
+            raise NewConnectionError(self, str(error)) from error  # type: ignore[arg-type]
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
@@ -159,13 +209,14 @@ def exchange(
     target: str,
     canceller: Canceller,
     timeout: tuple[float, float],
+    may_connect: MayConnect = lambda _host, _address: True,
 ) -> requests.Response:
     """Send *prepared* with *target* on its request line; the body is left unread.
 
     Redirects are handed back, not followed. Raises what requests, urllib3 and
-    the socket raise.
+    the socket raise, and OriginRefused where *may_connect* allows no address.
     """
-    token = _current.set(_Exchange(target, canceller))
+    token = _current.set(_Exchange(target, canceller, may_connect))
     try:
         return session.send(
             prepared, stream=True, allow_redirects=False, timeout=timeout, proxies={}

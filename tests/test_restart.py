@@ -371,7 +371,11 @@ def test_a_lost_half_is_fetched_again_and_the_other_is_not(
 
 @pytest.mark.parametrize("garbage", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_database_that_is_none_is_kept_aside_and_begun_anew(
-    open_cache: OpenCache, tmp_path: Path, url: str, garbage: bytes, caplog: pytest.LogCaptureFixture
+    open_cache: OpenCache,
+    tmp_path: Path,
+    url: str,
+    garbage: bytes,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     open_cache().close()
     database = tmp_path / "cache" / "cache.sqlite3"
