@@ -67,13 +67,13 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # Run for a long time under random load and faults
-soak: $(RUN)
-	$(BIN)/python bench/soak.py $(ARGS)
+soak: $(DEV)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Remove everything that make and the tools have made
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find cachefsm tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cachefsm tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # pip tells about every package that is there already; show the ones it fetches.
 # A pipe's status is its last command's, so pip leaves its own in a file.

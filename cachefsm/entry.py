@@ -322,8 +322,9 @@ class LiveEntry(StoredEntry):
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
                 return None
-            if not self._content.joinable and not self._claims and self._content.present:
-                # What is stored can't be joined with a new answer: begin again.
+            if not self._content.joinable and not self._claims:
+                # What is stored, or what readers were told, can't be joined with what
+                # a new answer brings: begin again.
                 old = self._invalidate("the origin's answers cannot be joined")
                 wish = replace(wish, start=0, stop=END)
             state = self._lifecycle.state
@@ -383,7 +384,7 @@ class LiveEntry(StoredEntry):
                 return False
             content, new = claim.content, answer.representation
             if (
-                content.present
+                content.representation is not None
                 and not new.joinable
                 and not new.validator.same_version(
                     content.representation.validator if content.representation else Validator()
@@ -416,6 +417,8 @@ class LiveEntry(StoredEntry):
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
             claim.received(size, now_s)
+            if self._around.trouble.is_on:
+                self._written_in_trouble = True
             self._meter.add(size, now_s)
             claim.position = stop
             self._waiters.wake()

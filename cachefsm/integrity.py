@@ -75,7 +75,7 @@ class Digests:
         return self._touched(start, min(stop, length))
 
     def _touched(self, start: int, stop: int) -> Iterator[int]:
-        blocks = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        blocks = range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES) if start < stop else 0)
         if len(blocks) > len(self._known):
             # Nonsense in a row, or an unknown length, may make a range of exabytes.
             return (index for index in sorted(self._known) if index in blocks)
@@ -90,7 +90,13 @@ class Digests:
         return struct.pack(f">{len(values)}I", *values)
 
     def unpack(self, run: ByteRange, blob: bytes, length: int) -> None:
-        """Learn what :meth:`pack` wrote; a text of another size teaches nothing."""
+        """Learn what :meth:`pack` wrote; a text of another size teaches nothing.
+
+        But for one that was written while the length was unknown, and so without the
+        last, short block.
+        """
         blocks = whole_blocks(*run, length)
+        if len(blob) != 4 * len(blocks):
+            blocks = whole_blocks(*run, END)
         if len(blob) == 4 * len(blocks):
             self._known.update(zip(blocks, struct.unpack(f">{len(blocks)}I", blob), strict=True))

@@ -186,11 +186,16 @@ class Reader:
         Raises:
             CacheError: why it cannot; it can still be said to a client as a status.
         """
-        if self._straight is None:
-            try:
-                self.available(start, stop)
-            except StorageError as error:
-                self._go_straight(start, stop, error)
+        straight = self._straight
+        if straight is not None:
+            if straight.answer.start > start or min(straight.answer.stop, self.length) < stop:
+                # It was opened for a wish that turned out to be another one.
+                self._go_straight(start, stop, None)
+            return
+        try:
+            self.available(start, stop)
+        except StorageError as error:
+            self._go_straight(start, stop, error)
 
     def spans(self, start: int, stop: int) -> Iterator[ByteRange | bytes]:
         """Yield ``[start, stop)`` as it arrives: stored spans, or bytes straight from the origin.
@@ -285,12 +290,13 @@ class Reader:
 
     # -- what cannot be stored -------------------------------------------------
 
-    def _go_straight(self, start: int, stop: int, refusal: StorageError) -> Fetch:
+    def _go_straight(self, start: int, stop: int, refusal: StorageError | None) -> Fetch:
         """Ask the origin for ``[start, stop)``, past the cache; raise *refusal* if that mixes."""
-        content = self._content
-        held = content.representation
+        held = self._content.representation
+        if self._straight is not None:
+            held = self._straight.answer.representation
         if held is not None and not held.joinable and (start > 0 or self._started):
-            raise refusal
+            raise refusal or StorageError("what cannot be stored cannot be read in parts")
         self._let_go(linger=False)
         joined = held if held is not None and held.joinable else None
         with self._watch(self):
@@ -303,6 +309,8 @@ class Reader:
 
     def _straight_pieces(self, fetch: Fetch, position: int, stop: int) -> Iterator[bytes]:
         offset = fetch.answer.start
+        if offset > position:
+            raise OriginUnreachable(f"the origin's body begins at {offset}, not {position}")
         while position < stop:
             data = fetch.read()
             if not data:

@@ -16,7 +16,8 @@ The rules, in the order they are applied:
    past what is wanted is shortened, one that may go further is lengthened.
 3. A blocked reader is served by a stream that will be there soon, else by a new
    one at its first missing byte, which takes the rest of the claim it falls in.
-4. Other wants get streams for what nobody has claimed: one each.
+4. Every other want's first missing byte is fetched too: by the claim that it falls
+   in, else by a new stream. So there is at most one stream for each want.
 5. Limits per entry, per host and in all are kept by giving connections to the
    most urgent first; a blocked reader takes the place of a stream that nobody
    is waiting for.
@@ -179,11 +180,6 @@ def plan(entries: Iterable[EntryView], limits: Limits) -> list[Action]:
     return [*endings, *openings]
 
 
-def _near(stream: StreamView, offset: int, limits: Limits, *, impatient: bool = False) -> bool:
-    reach = limits.near_s * stream.rate_bytes_s
-    return offset - stream.position <= (reach if impatient else max(limits.near_bytes, reach))
-
-
 def _plan_entry(view: EntryView, limits: Limits) -> _EntryPlan:
     missing = _missing(view)
     entry_plan = _EntryPlan(view)
@@ -197,7 +193,7 @@ def _plan_entry(view: EntryView, limits: Limits) -> _EntryPlan:
     for want in sorted(view.wants, key=lambda want: want.priority):
         _serve(entry_plan, want, missing, limits)
     for claim in entry_plan.claims:
-        claim.priority = _urgency(claim, view.wants, limits)
+        claim.priority = _urgency(claim, view, missing, limits)
     return entry_plan
 
 
@@ -239,34 +235,30 @@ def _untangle(claims: list[_Claim]) -> None:
 
 def _serve(entry_plan: _EntryPlan, want: Want, missing: RangeSet, limits: Limits) -> None:
     """Make sure that somebody fetches the first missing byte of *want*."""
-    claims, end = entry_plan.claims, min(want.stop, entry_plan.view.length)
-    if end <= want.start:
-        return  # asked for before the length was known, and past the end as it turned out
-    for gap in missing.intersection(want.start, end):
-        offset = gap.start
-        while offset < gap.stop:
-            holder = _holder(claims, offset)
-            if holder is None:
-                _open(claims, offset, missing.run_stop(offset), want.priority)
-                return
-            if want.priority is Priority.BLOCKED:
-                if not _serves_soon(holder, offset, want, limits):
-                    stop, holder.stop = holder.stop, offset
-                    _open(claims, offset, stop, want.priority)
-                return
-            if holder.stream is None and holder.priority == want.priority:
-                return  # one new stream for each kind of want is enough
-            offset = holder.stop
+    claims, offset = entry_plan.claims, _first_missing(want, entry_plan.view, missing)
+    if offset is None:
+        return
+    holder = next((claim for claim in claims if claim.position <= offset < claim.stop), None)
+    if holder is None:
+        _open(claims, offset, missing.run_stop(offset), want.priority)
+    elif want.priority is Priority.BLOCKED and not _is_near(holder, offset, want, limits):
+        stop, holder.stop = holder.stop, offset
+        _open(claims, offset, stop, want.priority)
 
 
-def _holder(claims: Sequence[_Claim], offset: int) -> _Claim | None:
-    return next((claim for claim in claims if claim.position <= offset < claim.stop), None)
+def _first_missing(want: Want, view: EntryView, missing: RangeSet) -> int | None:
+    """Return the first byte of *want* that has to be fetched: what a blocked reader waits for."""
+    # It may lie past the end, asked for before the length was known.
+    stop = max(want.start, min(want.stop, view.length))
+    gap = next(missing.intersection(want.start, stop), None)
+    return None if gap is None else gap.start
 
 
-def _serves_soon(claim: _Claim, offset: int, want: Want, limits: Limits) -> bool:
-    if claim.stream is None:
-        return offset - claim.position <= limits.near_bytes
-    return _near(claim.stream, offset, limits, impatient=want.impatient)
+def _is_near(claim: _Claim, offset: int, want: Want, limits: Limits) -> bool:
+    """Say whether *claim* will be at *offset*, which it holds, soon enough for *want*."""
+    reach = limits.near_s * claim.stream.rate_bytes_s if claim.stream else 0.0
+    near = reach if want.impatient else max(limits.near_bytes, reach)
+    return offset - claim.position <= near
 
 
 def _open(claims: list[_Claim], start: int, stop: int, priority: Priority) -> None:
@@ -274,15 +266,20 @@ def _open(claims: list[_Claim], start: int, stop: int, priority: Priority) -> No
     claims.append(_Claim(start, min([stop, *ahead]), None, priority))
 
 
-def _urgency(claim: _Claim, wants: Sequence[Want], limits: Limits) -> Priority:
+def _urgency(claim: _Claim, view: EntryView, missing: RangeSet, limits: Limits) -> Priority:
     """Return the priority of the most urgent want that this claim serves soon."""
-    near = claim.position + limits.near_bytes
-    served = [
-        want.priority
-        for want in wants
-        if want.start < min(claim.stop, near + 1) and want.stop > claim.position
-    ]
-    return min(served, default=Priority.FILL)
+    near = min(claim.stop, claim.position + limits.near_bytes + 1)
+    served = [Priority.FILL]
+    for want in view.wants:
+        if want.priority is Priority.BLOCKED:
+            offset = _first_missing(want, view, missing)
+            holds = offset is not None and claim.position <= offset < claim.stop
+            if offset is not None and holds and _is_near(claim, offset, want, limits):
+                return Priority.BLOCKED
+        if want.start < near and want.stop > claim.position:
+            # What lies ahead in a blocked reader's window is not what it waits for.
+            served.append(max(want.priority, Priority.READ_AHEAD))
+    return min(served)
 
 
 def _keep_limits(plans: Sequence[_EntryPlan], limits: Limits) -> None:

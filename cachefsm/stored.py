@@ -26,7 +26,7 @@ from .content import Content
 from .demands import Fill
 from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
 from .integrity import BLOCK_BYTES, block_at, digest
-from .lifecycle import Lifecycle, Move
+from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
 from .ranges import ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of
@@ -125,6 +125,7 @@ class StoredEntry:
         self._content = self._load_content(record)
         self._waiters = Waiters(self._lock)
         self._accesses = 0
+        self._written_in_trouble = False
         self._failure: CacheError | None = None
         self._closed: CacheError | None = None
 
@@ -293,11 +294,18 @@ class StoredEntry:
                 for index in content.digests.within(start, stop, length)
                 if chosen(index)
             }
+            content.file.retain()
         blocks = {block_at(index, length): expected for index, expected in known.items()}
-        return Found(
-            sum(min(block.stop, stop) - max(block.start, start) for block in blocks),
-            tuple(b for b, expected in blocks.items() if _digest_of(content.file, b) != expected),
-        )
+        try:
+            damaged = tuple(
+                block
+                for block, expected in blocks.items()
+                if _digest_of(content.file, block) != expected
+            )
+        finally:
+            content.file.release()
+        checked = sum(min(block.stop, stop) - max(block.start, start) for block in blocks)
+        return Found(checked, damaged)
 
     def drop(self, content: Content, damaged: Iterable[ByteRange], reason: str) -> None:
         """Forget damaged ranges of *content*, keep the rest; nothing if it is superseded.
@@ -312,23 +320,31 @@ class StoredEntry:
         with self._flush_lock, self._lock:
             if content is not self._content:
                 return
+            ranges = tuple(damaged)
             durable, present = content.durable.copy(), content.present.copy()
-            for start, stop in damaged:
+            for start, stop in ranges:
                 durable.remove(start, stop)
                 present.remove(start, stop)
-                content.digests.forget(start, stop)
             if present == content.present:
                 return  # somebody else found the same damage
+            record, old = self._lifecycle.record, None
             if content.joinable and present:
-                old: Path | None = None
-                self._keep(content, durable, present, reason)
+                self._keep(content, durable, reason)
             else:
                 old = self._invalidate(reason)
+            # Only now, and for whoever still reads it too: had the database refused,
+            # the damaged blocks would have to stay known as such.
+            content.durable, content.present = durable, present
+            for start, stop in ranges:
+                content.digests.forget(start, stop)
+            if record.state == DownloadState.PAUSED and record.state_reason == PERSON:
+                self._send("initialize")
+                self._send("pause", reason=PERSON)  # damage does not end a person's pause
         if old is not None:
             remove_content(old)
         self._around.on_change(self)
 
-    def _keep(self, content: Content, durable: RangeSet, present: RangeSet, reason: str) -> None:
+    def _keep(self, content: Content, durable: RangeSet, reason: str) -> None:
         """Move to a generation that has only *durable* of the same content."""
         left = tuple(durable)
         self._leave_not_started()
@@ -340,7 +356,6 @@ class StoredEntry:
             checksums=self._pack(content, left),
         )
         self._stop_filling()
-        content.durable, content.present = durable, present
 
     # -- flushing --------------------------------------------------------------
 
@@ -356,11 +371,10 @@ class StoredEntry:
                 fresh = content.present.difference(content.durable)
                 content.file.retain()
             try:
-                if fresh:
-                    if self._around.policy.durability is Durability.POWER:
-                        content.file.flush()
-                    self._digest(content, fresh)
-                self._record_progress(content, fresh)
+                if fresh and self._around.policy.durability is Durability.POWER:
+                    content.file.flush()
+                learnt = self._digest(content, fresh)
+                self._record_progress(content, fresh, learnt)
                 self._record_accesses()
             except StorageError as error:
                 self._around.trouble.note(error)
@@ -368,26 +382,37 @@ class StoredEntry:
             finally:
                 content.file.release()
 
-        if fresh:
+        if self._written_in_trouble:
+            # Bytes were written after the refusal, and recorded: the disk is well again.
+            self._written_in_trouble = False
             self._around.trouble.over()
 
-    def _digest(self, content: Content, fresh: RangeSet) -> None:
+    def _digest(self, content: Content, fresh: RangeSet) -> list[ByteRange]:
+        """Learn the checksums of the blocks that *fresh* bytes made whole; return those blocks."""
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
             length = content.length
-            missing = {
+            touched = {
                 index
                 for start, stop in fresh
                 for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
-                if index not in content.digests
-                # While the length is unknown, so is whether a last block is whole.
-                and content.present.contains(*block_at(index, length))
             }
-        known = {index: _digest_of(content.file, block_at(index, length)) for index in missing}
+            if 0 < length < END:
+                # It may be whole only since the length is known, with no byte added.
+                touched.add((length - 1) // BLOCK_BYTES)
+            missing = [
+                index
+                for index in touched
+                if index not in content.digests
+                and content.present.contains(*block_at(index, length))
+            ]
+        found = {index: _digest_of(content.file, block_at(index, length)) for index in missing}
+        known = {index: value for index, value in found.items() if value is not None}
         with self._lock:
-            content.digests.update({i: value for i, value in known.items() if value is not None})
+            content.digests.update(known)
+        return [block_at(index, length) for index in known]
 
-    def _record_progress(self, content: Content, fresh: RangeSet) -> None:
+    def _record_progress(self, content: Content, fresh: RangeSet, learnt: list[ByteRange]) -> None:
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
             if content is not self._content:
@@ -395,7 +420,12 @@ class StoredEntry:
             durable = content.durable.copy()
             for start, stop in fresh:
                 durable.add(start, stop)
-            grown = tuple(run for run in durable if not content.durable.contains(*run))
+            grown = tuple(
+                run
+                for run in durable
+                if not content.durable.contains(*run)
+                or any(run.start <= block.start and block.stop <= run.stop for block in learnt)
+            )
             if durable.total == content.complete_length and self._may_finish():
                 self._send(
                     "finish",

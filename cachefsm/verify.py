@@ -6,13 +6,15 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from .conductor import Loop
+from .content import Content
 from .entry import LiveEntry
-from .errors import CacheError, EntryNotFound
+from .errors import CacheClosed, CacheError, EntryNotFound, StorageError
 from .integrity import BLOCK_BYTES
 from .models import Store
 from .ranges import ByteRange
@@ -25,6 +27,11 @@ _log = logging.getLogger(__name__)
 
 STEP_BYTES: Final = 8 * BLOCK_BYTES
 """What is read between two reports of progress."""
+
+PAUSE_S: Final = 60.0
+"""Between two looks at everything: a small cache is not read all day."""
+
+DAMAGED: Final = "the stored bytes are damaged"
 
 _CONTENT = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}\Z")
 
@@ -52,38 +59,63 @@ class Verification:
 def verify(
     entry: LiveEntry, progress: Callable[[int, int], None] = lambda _done, _total: None
 ) -> Verification:
-    """Compare every stored block of *entry* with its checksum; drop what differs.
+    """Compare every stored block of *entry* with its checksum; drop what differs at once.
 
-    *progress* is called with the bytes looked at so far and in all.
+    *progress* is called with the bytes looked at so far and in all; what it raises
+    ends the look.
 
     Raises:
         StorageError: the damage could not be written down.
     """
     before = entry.ranges()
     entry.check_file()
-    content = entry.content
-    runs = entry.ranges()
-    total = sum(run.size for run in runs)
-    damaged = list(_lost(before, runs))
-    done = checked = 0
-    for run in runs:
-        for start in range(run.start, run.stop, STEP_BYTES):
-            stop = min(start + STEP_BYTES, run.stop)
-            found = entry.damaged(content, start, stop)
-            damaged += [block for block in found.damaged if block not in damaged]
+    with _held(entry) as content:
+        runs = entry.ranges()
+        total = sum(run.size for run in runs)
+        damaged = list(_lost(before, runs))
+        done = checked = 0
+        for step in (step for run in runs for step in _steps(run, STEP_BYTES)):
+            found = entry.damaged(content, *step)
+            if found.damaged:
+                entry.drop(content, found.damaged, DAMAGED)
+                damaged += found.damaged
             checked += found.checked_bytes
-            done += stop - start
+            done += step.size
             progress(done, total)
-    if damaged:
-        entry.drop(content, damaged, "the stored bytes are damaged")
-    return Verification(entry.id, entry.shown_url, checked, max(0, total - checked), tuple(damaged))
+    return Verification(entry.id, entry.shown_url, checked, total - checked, tuple(damaged))
+
+
+@contextmanager
+def _held(entry: LiveEntry) -> Iterator[Content]:
+    """Keep the file of the present content open, whatever becomes of the entry meanwhile."""
+    while True:
+        content = entry.content
+        content.file.retain()
+        try:
+            with suppress(StorageError):  # there is none: then whatever is claimed is damaged
+                content.file.fileno()
+            if content.superseded is None:
+                yield content
+                return
+        finally:
+            content.file.release()
 
 
 def _lost(before: list[ByteRange], after: list[ByteRange]) -> Iterator[ByteRange]:
+    """Yield what has gone from the end of *before*."""
     stop = after[-1].stop if after else 0
     for run in before:
         if run.stop > stop:
             yield ByteRange(max(run.start, stop), run.stop)
+
+
+def _steps(run: ByteRange, size_bytes: int) -> Iterator[ByteRange]:
+    """Yield *run* in parts that end where blocks do, so that no block is read twice."""
+    start = run.start
+    while start < run.stop:
+        stop = min(run.stop, (start // size_bytes + 1) * size_bytes)
+        yield ByteRange(start, stop)
+        start = stop
 
 
 def find_orphans(directory: Path, store: Store) -> list[Path]:
@@ -112,51 +144,75 @@ class Scrubber(Loop):
 
     def step(self) -> float | None:
         """Do the next piece of work; return when the one after it is due."""
-        if self._work is None:
-            self.survey()
-            self._work = self._blocks()
+        try:
+            if self._work is None:
+                self.survey()
+                self._work = self._blocks()
+            size = next(self._work, None) if self._rate_bytes_s > 0 else 0
+        except CacheClosed:
+            return None  # and the thread is about to end
         if self._rate_bytes_s <= 0:
             return None
-        size = next(self._work, None)
         if size is None:
             self._work = self._blocks()
-            size = BLOCK_BYTES
+            return time.monotonic() + PAUSE_S
         return time.monotonic() + size / self._rate_bytes_s
 
     def survey(self) -> None:
         """Drop what rows claim of files that cannot hold it; delete files without rows."""
         for record, stop in self._store.furthest_bytes():
-            path = self._directory / record.content_file
-            if not path.exists() or path.stat().st_size < stop:
-                self._check(record.id)
+            if _size(self._directory / record.content_file) < stop:
+                with self._tolerant(record.id), self._registry.lease(record.id) as entry:
+                    entry.check_file()
         for path in find_orphans(self._directory, self._store):
             _log.info("removing %s, which belongs to no entry", path.name)
-            remove_content(path)
-
-    def _check(self, entry_id: int) -> None:
-        try:
-            with self._registry.lease(entry_id) as entry:
-                entry.check_file()
-        except EntryNotFound:
-            return  # removed since the list was made
+            try:
+                remove_content(path)
+            except StorageError as error:
+                _log.warning("%s", error)
 
     def _blocks(self) -> Iterator[int]:
         """Check one entry's blocks after the other's; yield the bytes that each step read."""
-        for record in self._store.entries():
-            try:
-                with self._registry.lease(record.id) as entry:
-                    yield from self._scrub(entry)
-            except EntryNotFound:
-                continue
-            except CacheError as error:
-                _log.warning("entry %s could not be scrubbed: %s", record.id, error)
+        for record, _ in self._store.furthest_bytes():
+            position: int | None = 0
+            while position is not None:
+                size, position = self._look(record.id, position)
+                if size:
+                    yield size
 
-    def _scrub(self, entry: LiveEntry) -> Iterator[int]:
-        content = entry.content
-        for run in entry.ranges():
-            for start in range(run.start, run.stop, BLOCK_BYTES):
-                found = entry.damaged(content, start, min(start + BLOCK_BYTES, run.stop))
-                if found.damaged:
-                    _log.warning("%s: %d bytes are damaged", entry.shown_url, BLOCK_BYTES)
-                    entry.drop(content, found.damaged, "the stored bytes are damaged")
-                yield found.checked_bytes or 1
+    def _look(self, entry_id: int, position: int) -> tuple[int, int | None]:
+        """Check the first stored block at *position*; return its size and the next position."""
+        # A lease for each block: one for hours would keep the entry from eviction.
+        with self._tolerant(entry_id), self._registry.lease(entry_id) as entry:
+            for run in entry.ranges():
+                if run.stop > position:
+                    block = next(_steps(ByteRange(max(run.start, position), run.stop), BLOCK_BYTES))
+                    return self._check(entry, block), block.stop
+        return 0, None
+
+    def _check(self, entry: LiveEntry, block: ByteRange) -> int:
+        with _held(entry) as content:
+            found = entry.damaged(content, *block)
+            if found.damaged:
+                _log.warning("%s: %s", entry.shown_url, DAMAGED)
+                entry.drop(content, found.damaged, DAMAGED)
+            return found.checked_bytes
+
+    @contextmanager
+    def _tolerant(self, entry_id: int) -> Iterator[None]:
+        """Let one entry's trouble keep no other from being looked at."""
+        try:
+            yield
+        except EntryNotFound:
+            pass  # removed since the list was made
+        except CacheClosed:
+            raise
+        except CacheError as error:
+            _log.warning("entry %s cannot be checked: %s", entry_id, error)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

@@ -168,11 +168,21 @@ class Examiner:
             self._unclaimed[entry.file] = held
         if killed:
             self._report.lost_bytes.append(lost)
+        else:
+            self._look_for_orphans(log)
         lines = log.read_text(errors="replace").splitlines()
         for number, line in enumerate(lines):
             if "Traceback" in line or " ERROR " in line or " CRITICAL " in line:
                 self._report.wrong("it logged an error", None, *lines[number : number + 40])
                 return
+
+    def _look_for_orphans(self, log: Path) -> None:
+        """A kill may leave files that no entry owns; whoever ends in order may not."""
+        owned = {entry.file for entry in read_entries(self._directory)}
+        began_s = log.stat().st_ctime
+        for file in (self._directory / "content").glob("*/*"):
+            if file not in owned and file.stat().st_mtime > began_s:
+                self._report.wrong(f"{file} is nobody's")
 
     def _subject(self, entry: StoredEntry) -> Subject:
         return self._world.at(urlsplit(entry.url).path)

@@ -7,7 +7,7 @@ import json
 import random
 import threading
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from tests.soak.clients import Door
 from tests.soak.report import Report
@@ -63,27 +63,37 @@ class Person(threading.Thread):
                         self._report.wrong(f"control did not answer: {error!r}")
 
     def _act(self, address: str) -> None:
-        status, entries = order(address, "GET", "entries")
-        if status != 200:
-            self._report.wrong(f"the list of entries is a {status}: {entries}")
-            return
-        for entry in entries:
-            self._check(entry)
+        if self._dice.random() < 0.05:
+            for entry in self._list(address):
+                self._check(entry)
         subject = self._world.choose(self._dice)
-        known = {urlsplit(entry["url"]).path: entry["id"] for entry in entries}
         (deed,) = self._dice.choices([*DEEDS, *ORDERS], [*DEEDS.values(), *ORDERS.values()])
         if deed == "gc":
             self._tell(order(address, "POST", "gc", {"max_size": self._dice.randrange(1 << 26)}))
         elif deed == "start":
             self._start(address, subject)
-        elif subject.path not in known:
-            return
-        elif deed == "remove":
-            self._remove(address, known[subject.path], subject)
         else:
-            answer = order(address, "POST", f"entries/{known[subject.path]}/{deed}")
-            subject.note(self.name, f"{deed}: {answer[0]}")
-            self._tell(answer, 404, 409)
+            for entry in self._list(address, subject):
+                self._check(entry)
+                self._order(address, deed, entry["id"], subject)
+
+    def _list(self, address: str, subject: Subject | None = None) -> list[dict[str, Any]]:
+        """Return what the proxy says of all its entries, or of one."""
+        url = subject and quote(self._world.origin.url(subject.path))
+        status, entries = order(address, "GET", f"entries?url={url}" if url else "entries")
+        if status == 200:
+            return list(entries)
+        if status != 404 or url is None:
+            self._report.wrong(f"the list of entries is a {status}: {entries}")
+        return []
+
+    def _order(self, address: str, deed: str, entry_id: int, subject: Subject) -> None:
+        if deed == "remove":
+            self._remove(address, entry_id, subject)
+            return
+        answer = order(address, "POST", f"entries/{entry_id}/{deed}")
+        subject.note(self.name, f"{deed}: {answer[0]}")
+        self._tell(answer, 404, 409)
 
     def _start(self, address: str, subject: Subject) -> None:
         body = {

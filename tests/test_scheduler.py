@@ -1,0 +1,606 @@
+"""The planner: drawn cases for each of its rules, then a simulation that runs until quiet.
+
+A drawing has one character per byte. ``D`` is present; ``w`` is wanted; a stream is
+``>`` at its next byte and ``=`` on the rest of its claim, with ``-`` for what it could
+also bring because it asked for it; ``N`` begins a claim that the plan opens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import count
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from cachefsm.ranges import END, RangeSet
+from cachefsm.scheduler import (
+    EntryView,
+    Limits,
+    Open,
+    Priority,
+    SetStop,
+    StreamView,
+    Want,
+    plan,
+)
+
+NEAR = 3
+LIMITS = Limits(per_entry=4, per_host=6, total=16, near_bytes=NEAR, near_s=0.25)
+
+
+def drawn_range(drawing: str, marks: str) -> tuple[int, int]:
+    """Return from the first of *marks* in *drawing* to behind the last."""
+    places = [place for place, mark in enumerate(drawing) if mark in marks]
+    return places[0], places[-1] + 1
+
+
+def drawn_stream(number: int, drawing: str, rate_bytes_s: float = 0.0) -> StreamView:
+    position, stop = drawn_range(drawing, ">=")
+    return StreamView(number, position, stop, drawn_range(drawing, ">=-")[1], rate_bytes_s)
+
+
+def drawn(present: str, *streams: str, **wants: str) -> EntryView:
+    """Return the view of an entry; *wants* are drawings by the name of their priority."""
+    return EntryView(
+        id=1,
+        host="http://origin.test",
+        present=RangeSet((i, i + 1) for i, mark in enumerate(present) if mark == "D"),
+        wants=tuple(
+            Want(*drawn_range(drawing, "w"), Priority[name.upper()])
+            for name, drawing in wants.items()
+        ),
+        streams=tuple(drawn_stream(number, drawing) for number, drawing in enumerate(streams)),
+        length=len(present),
+    )
+
+
+def planned(view: EntryView, limits: Limits = LIMITS) -> list[str]:
+    """Return the drawings of the claims as they are once the plan is carried out."""
+    claims = {stream.id: (stream.position, stream.stop, ">") for stream in view.streams}
+    opened = []
+    for action in plan([view], limits):
+        if isinstance(action, Open):
+            opened.append((action.start, action.stop, "N"))
+        else:
+            position, _, mark = claims.pop(action.stream_id)
+            if action.stop > position:
+                claims[action.stream_id] = (position, action.stop, mark)
+    return [
+        ("." * position + mark + "=" * (stop - position - 1)).ljust(view.length, ".")
+        for position, stop, mark in sorted([*claims.values(), *opened])
+    ]
+
+
+# -- rule 1: only what is wanted and missing ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "after"),
+    [
+        ("..........", "..www.....", ["..N==....."]),
+        ("..........", "wwwwwwwwww", ["N========="]),
+        ("DDDDDDDDDD", "wwwwwwwwww", []),
+        ("..DDD.....", "..www.....", []),
+        ("..DDD.....", ".wwwwww...", [".N........"]),  # then the rest
+        (".DDDD.....", ".wwwwww...", [".....N=..."]),
+        ("D.........", "w.........", []),
+    ],
+)
+@pytest.mark.parametrize("priority", [priority.name for priority in Priority])
+def test_only_what_is_wanted_and_missing_is_asked_for(
+    present: str, wanted: str, after: list[str], priority: str
+) -> None:
+    assert planned(drawn(present, **{priority: wanted})) == after
+
+
+def test_nothing_is_asked_for_when_nobody_wants_anything() -> None:
+    assert plan([drawn("..........")], LIMITS) == []
+    assert plan([], LIMITS) == []
+
+
+def test_a_want_past_the_end_asks_for_nothing() -> None:
+    view = replace(drawn("DDDD......"), length=4, wants=(Want(4, 9, Priority.BLOCKED),))
+    assert plan([view], LIMITS) == []
+
+
+def test_an_open_end_is_clipped_to_the_length_where_it_is_known() -> None:
+    view = replace(drawn("DD........"), wants=(Want(0, END, Priority.FILL),))
+    assert plan([view], LIMITS) == [Open(1, 2, 10, Priority.FILL)]
+    assert plan([replace(view, length=END)], LIMITS) == [Open(1, 2, END, Priority.FILL)]
+
+
+# -- rule 2: running streams --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "stream", "after"),
+    [
+        ("..........", "......wwww", ".>===.....", ["......N==="]),  # not wanted: it stops
+        ("..........", ".www......", ".>======..", [".>==......"]),  # past it: shortened
+        ("..........", ".wwwwwwww.", ".>==-----.", [".>=======."]),  # and back again
+        (
+            ".....DD...",
+            ".wwwwwwww.",
+            ".>=======.",
+            [".>===.....", ".......N=."],
+        ),  # up to stored bytes
+        ("..........", ".wwwwwwwww", ".>==......", [".>==......", "....N====="]),  # asked no more
+        (".DDD......", ".wwwwwwwww", "....>=====", ["....>====="]),  # as it should be
+    ],
+)
+def test_a_stream_goes_as_far_as_it_can_and_is_wanted(
+    present: str, wanted: str, stream: str, after: list[str]
+) -> None:
+    assert planned(drawn(present, stream, person=wanted)) == after
+
+
+def test_a_stream_whose_bytes_nobody_wants_any_more_ends_at_once() -> None:
+    assert plan([drawn("..........", ".>====....")], LIMITS) == [SetStop(1, 0, 1)]
+
+
+def test_the_second_of_two_streams_never_goes_over_the_first_one_s_bytes() -> None:
+    view = drawn("..........", ".>==----..", "....>====.", fill="wwwwwwwwww")
+    assert planned(view) == ["N.........", ".>==......", "....>====."]
+
+
+# -- rule 3: blocked readers --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "filled", "stream", "after"),
+    [
+        # It is the very next byte; or near enough to wait for.
+        (".w........", ".wwwwwwwww", ".>========", [".>========"]),
+        ("....w.....", ".wwwwwwwww", ".>========", [".>========"]),
+        # Too far: the new stream takes the rest.
+        (".....w....", ".wwwwwwwww", ".>========", [".>===.....", ".....N===="]),
+        # Just behind the stream; or beyond its claim.
+        (".....w....", "......wwww", "......>===", [".....N....", "......>==="]),
+        (".....w....", ".www.wwwww", ".>==......", [".>==......", ".....N===="]),
+    ],
+)
+def test_a_blocked_reader_waits_for_what_is_near_and_gets_a_stream_for_what_is_far(
+    wanted: str, filled: str, stream: str, after: list[str]
+) -> None:
+    view = drawn("..........", stream, blocked=wanted)
+    fills = [Want(i, i + 1, Priority.FILL) for i, mark in enumerate(filled) if mark == "w"]
+    assert planned(replace(view, wants=(*view.wants, *fills))) == after
+
+
+def test_a_fast_stream_is_near_from_farther_away() -> None:
+    view = drawn("..........", blocked="........w.", fill="wwwwwwwwww")
+    slow, fast = (drawn_stream(0, ">=========", rate_bytes_s=rate) for rate in (31.0, 32.0))
+    assert len(planned(replace(view, streams=(slow,)))) == 2
+    assert planned(replace(view, streams=(fast,))) == [">========="]
+
+
+def test_an_impatient_reader_believes_only_the_rate() -> None:
+    patient = drawn("..........", ">=========", blocked="..w.......", fill="wwwwwwwwww")
+    (blocked, fill) = patient.wants
+    impatient = replace(patient, wants=(replace(blocked, impatient=True), fill))
+    assert planned(patient) == [">========="]
+    assert planned(impatient) == [">=........", "..N======="]
+
+
+def test_a_reader_in_the_middle_of_its_window_is_served_from_its_first_missing_byte() -> None:
+    assert planned(drawn("..DD......", blocked="..wwwwww..")) == ["....N===.."]
+
+
+def test_two_blocked_readers_near_each_other_share_a_stream() -> None:
+    view = drawn("..........", blocked=".www......", fill="wwwwwwwwww")
+    view = replace(view, wants=(*view.wants, Want(3, 5, Priority.BLOCKED)))
+    assert planned(view) == ["N.........", ".N========"]
+
+
+def test_two_blocked_readers_far_from_each_other_get_a_stream_each() -> None:
+    view = drawn("..........", blocked=".ww.......", fill=".wwwwwwwww")
+    view = replace(view, wants=(*view.wants, Want(7, 9, Priority.BLOCKED)))
+    assert planned(view) == [".N=====...", ".......N=="]
+
+
+# -- rule 4: everybody else ---------------------------------------------------
+
+
+def test_each_kind_of_want_gets_one_stream_for_what_nobody_has_claimed() -> None:
+    view = drawn("..D..D..D.", person="ww........", prefetch="......w...", fill="wwwwwwwwww")
+    assert planned(view) == ["N=........", "...N=.....", "......N=.."]
+
+
+def test_what_a_stream_will_bring_anyway_is_not_asked_for_again() -> None:
+    view = drawn("..........", "..>=======", read_ahead="..www.....", fill="..wwwwwwww")
+    assert planned(view) == ["..>======="]
+
+
+# -- rule 5: limits -----------------------------------------------------------
+
+
+def crowd(*, hosts: str, priority: Priority, running: bool) -> list[EntryView]:
+    """Entries of ten missing bytes, one for each letter of *hosts*, each wanted from byte 0."""
+    return [
+        EntryView(
+            id=number,
+            host=host,
+            present=RangeSet(),
+            wants=(Want(0, 10, priority),),
+            streams=(StreamView(number, 0, 10, 10),) if running else (),
+            length=10,
+        )
+        for number, host in enumerate(hosts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "opened"),
+    [
+        (replace(LIMITS, total=3), [0, 1, 2]),
+        (replace(LIMITS, per_host=1), [0, 2]),
+        (replace(LIMITS, per_host=2, total=3), [0, 1, 2]),
+        (replace(LIMITS, total=1), [0]),
+    ],
+)
+def test_no_more_connections_than_allowed_are_opened(limits: Limits, opened: list[int]) -> None:
+    entries = crowd(hosts="aabb", priority=Priority.PREFETCH, running=False)
+    assert sorted(a.entry_id for a in plan(entries, limits)) == opened
+
+
+@pytest.mark.parametrize("limits", [replace(LIMITS, total=1), replace(LIMITS, per_host=1)])
+def test_the_most_urgent_gets_the_connection(limits: Limits) -> None:
+    entries = crowd(hosts="aaaaa", priority=Priority.FILL, running=False)
+    entries = [
+        replace(entry, wants=(Want(0, 10, priority),))
+        for entry, priority in zip(entries, reversed(Priority), strict=True)
+    ]
+    assert plan(entries, limits) == [Open(4, 0, 10, Priority.BLOCKED)]
+
+
+@pytest.mark.parametrize("limits", [replace(LIMITS, total=2), replace(LIMITS, per_host=2)])
+def test_a_blocked_reader_takes_the_place_of_a_stream_that_nobody_waits_for(
+    limits: Limits,
+) -> None:
+    running = crowd(hosts="aa", priority=Priority.PREFETCH, running=True)
+    blocked = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
+    actions = plan([*running, blocked], limits)
+    assert actions == [SetStop(1, 1, 0), Open(7, 0, 10, Priority.BLOCKED)]
+
+
+@pytest.mark.parametrize("waiting", [priority for priority in Priority if priority > 0])
+def test_nobody_but_a_blocked_reader_ends_a_running_stream(waiting: Priority) -> None:
+    running = crowd(hosts="a", priority=Priority.FILL, running=True)
+    other = replace(crowd(hosts="a", priority=waiting, running=False)[0], id=7)
+    assert plan([*running, other], replace(LIMITS, total=1)) == []
+
+
+def test_blocked_readers_do_not_take_streams_from_each_other() -> None:
+    running = crowd(hosts="aa", priority=Priority.BLOCKED, running=True)
+    other = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
+    assert plan([*running, other], replace(LIMITS, total=2)) == []
+
+
+def test_a_stream_ahead_in_a_blocked_reader_s_window_does_not_keep_its_byte_waiting() -> None:
+    # It brings what the reader will want later; the reader waits for byte 0 now.
+    view = drawn("..........", ".....>====", blocked="wwwwwwwwww")
+    assert planned(view, replace(LIMITS, per_entry=1)) == ["N====....."]
+
+
+def test_a_claim_is_not_cut_for_a_stream_that_may_not_be_opened() -> None:
+    view = drawn("..........", ".>========", blocked=".w........", fill=".wwwwwwwww")
+    view = replace(view, wants=(*view.wants, Want(8, 10, Priority.BLOCKED)))
+    assert planned(view, replace(LIMITS, per_entry=1)) == [".>========"]
+
+
+def test_endings_come_before_openings_and_the_urgent_first() -> None:
+    entries = crowd(hosts="abcde", priority=Priority.FILL, running=False)
+    entries = [
+        replace(entry, wants=(Want(0, 10, priority),))
+        for entry, priority in zip(entries, reversed(Priority), strict=True)
+    ]
+    unwanted = replace(crowd(hosts="f", priority=Priority.FILL, running=True)[0], id=9, wants=())
+    first, *opened = plan([*entries, unwanted], LIMITS)
+    assert first == SetStop(9, 0, 0)
+    assert [action.priority for action in opened if isinstance(action, Open)] == list(Priority)
+
+
+# -- one stream does it all ---------------------------------------------------
+
+
+def unsettled(present: str, *streams: str, **wants: str) -> EntryView:
+    return replace(drawn(present, *streams, **wants), settled=False)
+
+
+def whole(present: str, *streams: str, **wants: str) -> EntryView:
+    return replace(drawn(present, *streams, **wants), seekable=False)
+
+
+@pytest.mark.parametrize(
+    ("view", "after"),
+    [
+        # Until the first answer has come, there is one question: the most urgent.
+        (unsettled("..........", fill="wwwwwwwwww", blocked="....ww...."), ["....N====="]),
+        (unsettled("..........", fill="wwwwwwwwww"), ["N========="]),
+        (unsettled("..........", "....>=====", blocked="w........."), ["....>====="]),
+        (unsettled("..........", "....>====="), []),
+        # Answers that can't be joined are one answer, from the front.
+        (whole("..........", blocked="......w..."), ["N========="]),
+        (whole("DDD.......", blocked="......w..."), ["N========="]),
+        (whole("DDD.......", "...>======", blocked="......w..."), ["...>======"]),
+        (
+            whole("DDD.......", "...>======", blocked="w.........", fill="...wwwwwww"),
+            ["...>======"],
+        ),
+        (whole("DDD.......", "...>======", fill="ww........"), []),
+        (whole("DDDDDDDDDD", fill="wwwwwwwwww"), []),
+    ],
+)
+def test_where_answers_cannot_be_joined_there_is_one_stream(
+    view: EntryView, after: list[str]
+) -> None:
+    assert planned(view) == after
+
+
+# -- a simulation -------------------------------------------------------------
+
+SIZE = 24
+FEW = Limits(per_entry=2, per_host=3, total=4, near_bytes=NEAR, near_s=0.25)
+HOSTS = ("a", "a", "b")
+
+
+@dataclass
+class Stream:
+    position: int
+    stop: int
+    reach: int
+    rate_bytes_s: float
+
+
+@dataclass
+class Entry:
+    """An entry of SIZE bytes and its origin, which tells its nature with the first answer."""
+
+    id: int
+    host: str
+    seekable: bool
+    tells_length: bool
+    present: RangeSet = field(default_factory=RangeSet)
+    wants: list[Want] = field(default_factory=list)
+    streams: dict[int, Stream] = field(default_factory=dict)
+    settled: bool = False
+    length: int = END
+
+    @property
+    def view(self) -> EntryView:
+        return EntryView(
+            id=self.id,
+            host=self.host,
+            present=self.present.copy(),
+            wants=tuple(self.wants),
+            streams=tuple(
+                StreamView(number, s.position, s.stop, s.reach, s.rate_bytes_s)
+                for number, s in self.streams.items()
+            ),
+            length=self.length,
+            seekable=self.seekable or not self.settled,
+            settled=self.settled,
+        )
+
+    @property
+    def single(self) -> bool:
+        return not (self.settled and self.seekable)
+
+    @property
+    def missing(self) -> set[int]:
+        wanted = {
+            offset for want in self.wants for offset in range(want.start, min(want.stop, SIZE))
+        }
+        return {offset for offset in wanted if not self.present.contains(offset, offset + 1)}
+
+    def awaited(self, want: Want) -> int | None:
+        """The first missing byte of *want*, which a blocked reader waits for."""
+        return min(
+            (o for o in self.missing if want.start <= o < want.stop),
+            default=None,
+        )
+
+    def serves_soon(self, stream: Stream, want: Want) -> bool:
+        offset = self.awaited(want)
+        if offset is None or not stream.position <= offset < stream.stop:
+            return False
+        reach = FEW.near_s * stream.rate_bytes_s
+        near = reach if want.impatient else max(NEAR, reach)
+        return offset - stream.position <= near
+
+    def is_waited_for(self, stream: Stream) -> bool:
+        """Whether a blocked reader depends on it; a lone stream is never given up either."""
+        blocked = [want for want in self.wants if want.priority is Priority.BLOCKED]
+        return self.single or any(self.serves_soon(stream, want) for want in blocked)
+
+    def answer(self, stream: Stream) -> None:
+        """Take note of what the first answer tells."""
+        self.settled = True
+        if self.tells_length:
+            self.length = SIZE
+        if not self.seekable:
+            stream.position, stream.stop = 0, END
+            stream.reach = END
+        stream.reach = min(stream.reach, self.length)
+        stream.stop = min(stream.stop, self.length)
+
+    def bring(self, number: int, size: int) -> None:
+        """Let the origin send *size* more bytes on a stream."""
+        stream = self.streams[number]
+        if not self.settled:
+            self.answer(stream)
+        stop = min(stream.position + size, stream.stop, SIZE)
+        if stop > stream.position:
+            assert self.present.add(stream.position, stop) == stop - stream.position
+            stream.position = stop
+        if stream.position >= SIZE:
+            self.length = SIZE  # the body has ended: that is how long it was
+        if stream.position >= min(stream.stop, self.length):
+            del self.streams[number]
+
+
+def want(start: int, size: int | None, priority: Priority, impatient: bool) -> Want:
+    stop = END if size is None else start + size
+    return Want(start, stop, priority, impatient and priority is Priority.BLOCKED)
+
+
+wants = st.builds(
+    want,
+    st.integers(0, SIZE - 1),
+    st.none() | st.integers(1, 12),
+    st.sampled_from(Priority),
+    st.booleans(),
+)
+
+
+class Conducting(RuleBasedStateMachine):
+    """Wants come and go, streams bring bytes; after every step the plan is carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: list[Entry] = []
+        self.numbers = count(1)
+
+    @precondition(lambda self: len(self.entries) < len(HOSTS))
+    @rule(seekable=st.booleans(), tells_length=st.booleans(), want=wants)
+    def begin(self, seekable: bool, tells_length: bool, want: Want) -> None:
+        number = len(self.entries)
+        self.entries.append(Entry(number, HOSTS[number], seekable, tells_length, wants=[want]))
+        self.carry_out()
+
+    @precondition(lambda self: len(self.entries) < len(HOSTS))
+    @rule(
+        runs=st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, 6)), max_size=3),
+        new=st.lists(wants, min_size=1, max_size=3),
+    )
+    def resume(self, runs: list[tuple[int, int]], new: list[Want]) -> None:
+        """An entry of which an earlier process has stored parts."""
+        present = RangeSet((start, min(start + size, SIZE)) for start, size in runs)
+        number = len(self.entries)
+        self.entries.append(
+            Entry(
+                number,
+                HOSTS[number],
+                seekable=True,
+                tells_length=True,
+                present=present,
+                wants=new,
+                settled=True,
+                length=SIZE,
+            )
+        )
+        self.carry_out()
+
+    @precondition(lambda self: self.entries)
+    @rule(which=st.integers(0, 2), want=wants)
+    def ask(self, which: int, want: Want) -> None:
+        entry = self.entries[which % len(self.entries)]
+        entry.wants.append(want)
+        self.carry_out()
+
+    @precondition(lambda self: any(entry.wants for entry in self.entries))
+    @rule(which=st.integers(0, 8))
+    def leave(self, which: int) -> None:
+        asked = [(entry, want) for entry in self.entries for want in entry.wants]
+        entry, want = asked[which % len(asked)]
+        entry.wants.remove(want)
+        self.carry_out()
+
+    @precondition(lambda self: any(entry.streams for entry in self.entries))
+    @rule(which=st.integers(0, 8), size=st.integers(0, 9), rate=st.sampled_from([0.0, 40.0]))
+    def bring(self, which: int, size: int, rate: float) -> None:
+        running = [(entry, number) for entry in self.entries for number in entry.streams]
+        entry, number = running[which % len(running)]
+        entry.streams[number].rate_bytes_s = rate
+        entry.bring(number, size)
+        self.carry_out()
+
+    def carry_out(self) -> None:
+        for action in plan([entry.view for entry in self.entries], FEW):
+            entry = self.entries[action.entry_id]
+            if isinstance(action, Open):
+                self.open(entry, action)
+            else:
+                stream = entry.streams[action.stream_id]
+                assert action.stop <= stream.reach
+                stream.stop = action.stop
+                if stream.stop <= stream.position:
+                    del entry.streams[action.stream_id]
+        self.check_limits()
+        for entry in self.entries:
+            self.check_claims(entry)
+            self.check_blocked_readers(entry)
+        views = [entry.view for entry in self.entries]
+        assert plan(views, FEW) == [], "the plan is not content with its own work"
+
+    def open(self, entry: Entry, action: Open) -> None:
+        if entry.settled and not entry.seekable:
+            # It begins again from the front, and what was stored is dropped.
+            assert not entry.streams
+            assert (action.start, action.stop) == (0, entry.length)
+            entry.present.clear()
+        number = next(self.numbers)
+        entry.streams[number] = Stream(action.start, action.stop, action.stop, 0.0)
+
+    def check_limits(self) -> None:
+        hosts = Counter(entry.host for entry in self.entries for _ in entry.streams)
+        assert hosts.total() <= FEW.total
+        assert all(number <= FEW.per_host for number in hosts.values())
+        assert all(len(entry.streams) <= FEW.per_entry for entry in self.entries)
+
+    def check_claims(self, entry: Entry) -> None:
+        """No byte is claimed twice, none that is stored, none that nobody wants."""
+        if entry.single:
+            assert len(entry.streams) <= 1
+            assert bool(entry.streams) <= bool(entry.missing)
+            return
+        claimed = [
+            offset
+            for stream in entry.streams.values()
+            for offset in range(stream.position, min(stream.stop, SIZE))
+        ]
+        assert len(claimed) == len(set(claimed))
+        assert set(claimed) <= entry.missing
+
+    def check_blocked_readers(self, entry: Entry) -> None:
+        """Each is served soon, or every connection there may be is needed by another one."""
+        for want in entry.wants:
+            if want.priority is not Priority.BLOCKED or entry.awaited(want) is None:
+                continue
+            if entry.single and entry.streams:
+                continue
+            if any(entry.serves_soon(stream, want) for stream in entry.streams.values()):
+                continue
+            needed = Counter(
+                other.id
+                for other in self.entries
+                for stream in other.streams.values()
+                if other.is_waited_for(stream)
+            )
+            host = sum(needed[e.id] for e in self.entries if e.host == entry.host)
+            assert (
+                needed[entry.id] == FEW.per_entry
+                or host == FEW.per_host
+                or needed.total() == FEW.total
+            ), f"nobody serves {want}"
+
+    def teardown(self) -> None:
+        """Let the streams bring their bytes: it ends, with all that is wanted fetched."""
+        for turn in range(1000):
+            running = [(entry, number) for entry in self.entries for number in entry.streams]
+            if not running:
+                break
+            entry, number = running[turn * 7 % len(running)]
+            entry.bring(number, 1 + turn % 3)
+            self.carry_out()
+        else:
+            raise AssertionError("it never comes to rest")
+        assert [entry.missing for entry in self.entries if entry.missing] == []
+
+
+TestConducting = Conducting.TestCase
+TestConducting.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
