@@ -19,26 +19,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from . import facts
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
+from .content import Content
 from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
 from .downloader import Downloader
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
-from .events import EventHub
+from .events import Event, EventHub, Mailbox
 from .lifecycle import PERSON
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
-from .ranges import END, ByteRange
+from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, Reader, ReaderOptions, VerifyReads
+from .records import representation_of
 from .registry import Registry
 from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Limits, Priority
 from .states import DownloadState
-from .storage import disk_usage, remove_content
-from .stored import Durability, EntryPolicy, Surroundings, Transition
+from .storage import ContentFile, disk_usage, remove_content
+from .stored import Durability, EntryPolicy, Surroundings
 from .units import parse_duration, parse_size
 from .urls import OriginUrl, parse_url, redact
 from .verify import Scrubber, Verification, find_orphans, verify
@@ -53,6 +56,9 @@ _log = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S: Final = 1.5
 """How long :meth:`Cache.close` waits for its threads; with the last flush it stays
 within the two seconds that a service manager's users expect."""
+
+PAGE_ENTRIES: Final = 2000
+"""How many entries are listed at once: the store's lock is held for 50 ms then."""
 
 _PRIORITIES: Final = {
     "person": (PERSON, Priority.PERSON),
@@ -386,6 +392,27 @@ class Cache:
         """Return every entry, oldest first."""
         return [Entry(self, record.id, redact(record.url)) for record in self._records()]
 
+    def describe_all(self, *, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+        """Return what may be shown of every entry, oldest first, as :meth:`Entry.describe` does.
+
+        At most *limit* of them, with higher ids than *after*. Entries that are not in
+        memory are not brought there: it takes two queries for many of them.
+        """
+        self._check_open()
+        found: list[dict[str, Any]] = []
+        while limit is None or len(found) < limit:
+            wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
+            page = self._store.page(after, wanted)
+            # After the rows were read: what has come to life since knows better.
+            live = {entry.id: entry for entry in self.registry.live()}
+            for record, ranges in page:
+                entry = live.get(record.id)
+                found.append(entry.describe() if entry else self._at_rest(record, ranges))
+            if len(page) < wanted:
+                break
+            after = found[-1]["id"]
+        return found
+
     def find(self, which: int | str) -> Entry:
         """Return the entry with that id or URL, or raise EntryNotFound."""
         self._check_open()
@@ -480,9 +507,18 @@ class Cache:
             with self._tolerant(queued.entry_id), self.registry.lease(queued.entry_id) as entry:
                 entry.restore(queued)
 
-    def subscribe(self, callback: Callable[[Transition], None]) -> Callable[[], None]:
-        """Call *callback* with every transition, in a thread of its own; returns the way out."""
+    def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
+        """Call *callback* with every Transition, and with Progress at times; returns the way out.
+
+        It is called in a thread of its own, so it may take its time and use the
+        cache. Progress comes at most four times a second for each entry whose bytes
+        grow, with the numbers of that moment; transitions are all told, in order.
+        """
         return self._events.subscribe(callback)
+
+    def listen(self) -> Mailbox:
+        """Return a mailbox of the same events, for a thread that waits for them itself."""
+        return self._events.listen()
 
     # -- the proxy -------------------------------------------------------------
 
@@ -539,6 +575,14 @@ class Cache:
     def _records(self) -> list[EntryRecord]:
         self._check_open()
         return self._store.entries()
+
+    def _at_rest(self, record: EntryRecord, ranges: list[ByteRange]) -> dict[str, Any]:
+        file, stored = (
+            ContentFile(self._surroundings.directory / record.content_file),
+            RangeSet(ranges),
+        )
+        content = Content(file, stored, stored, representation=representation_of(record))
+        return facts.describe(record, content, self._policy)
 
     def _check_open(self) -> None:
         if self._closed:

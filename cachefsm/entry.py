@@ -383,13 +383,8 @@ class LiveEntry(StoredEntry):
             if claim.cancelled:
                 return False
             content, new = claim.content, answer.representation
-            if (
-                content.representation is not None
-                and not new.joinable
-                and not new.validator.same_version(
-                    content.representation.validator if content.representation else Validator()
-                )
-            ):
+            old = content.representation
+            if old is not None and not new.validator.same_version(old.validator):
                 raise RepresentationChanged("the answer cannot be joined with the stored bytes")
             if answer.start != claim.position or not new.accepts_ranges:
                 self._claims.take_all(claim, answer.start, answer.stop)

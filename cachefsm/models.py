@@ -345,6 +345,21 @@ class Store:
         """Return every row, oldest first."""
         return self._entries(None)
 
+    def page(self, after: int, limit: int) -> list[tuple[EntryRecord, list[ByteRange]]]:
+        """Return up to *limit* rows with a higher id than *after*, each with its stored ranges."""
+        rows = CacheEntry.select(*_ENTRY_COLUMNS).where(CacheEntry.id > after)
+        rows = rows.order_by(CacheEntry.id).limit(limit).tuples()
+        with self.transaction():
+            page = [(EntryRecord(*row), list[ByteRange]()) for row in rows.execute(self._database)]
+            if page:
+                stored = {record.id: ranges for record, ranges in page}
+                chunks = CacheChunk.select(CacheChunk.entry, CacheChunk.start, CacheChunk.stop)
+                chunks = chunks.where(CacheChunk.entry.between(page[0][0].id, page[-1][0].id))
+                chunks = chunks.order_by(CacheChunk.entry, CacheChunk.start).tuples()
+                for entry_id, start, stop in chunks.execute(self._database):
+                    stored[entry_id].append(ByteRange(start, stop))
+        return page
+
     def active_entries(self) -> list[EntryRecord]:
         """Return the rows whose state says that somebody is fetching them."""
         return self._entries(CacheEntry.state.in_([state.value for state in ACTIVE]))

@@ -28,7 +28,7 @@ from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageErr
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
-from .ranges import ByteRange, RangeSet
+from .ranges import END, ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of
 from .representation import Representation
 from .retries import RetryPolicy

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .conductor import Loop
 from .content import Content
@@ -17,7 +17,7 @@ from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError
 from .integrity import BLOCK_BYTES
 from .models import Store
-from .ranges import ByteRange
+from .ranges import END, ByteRange, RangeSet
 from .registry import Registry
 from .storage import remove_content
 
@@ -32,6 +32,8 @@ PAUSE_S: Final = 60.0
 """Between two looks at everything: a small cache is not read all day."""
 
 DAMAGED: Final = "the stored bytes are damaged"
+
+EVERYWHERE: Final = ByteRange(0, END)
 
 _CONTENT = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}\Z")
 
@@ -55,14 +57,28 @@ class Verification:
         """How many bytes were dropped."""
         return sum(block.size for block in self.damaged)
 
+    def describe(self) -> dict[str, Any]:
+        """Return it as JSON values, with the names that an entry's description has."""
+        return {
+            "id": self.entry_id,
+            "url": self.url,
+            "checked_bytes": self.checked_bytes,
+            "unchecked_bytes": self.unchecked_bytes,
+            "damaged_bytes": self.damaged_bytes,
+            "damaged": [[start, stop] for start, stop in self.damaged],
+        }
+
 
 def verify(
-    entry: LiveEntry, progress: Callable[[int, int], None] = lambda _done, _total: None
+    entry: LiveEntry,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    within: ByteRange = EVERYWHERE,
 ) -> Verification:
-    """Compare every stored block of *entry* with its checksum; drop what differs at once.
+    """Compare the stored blocks of *entry* with their checksums; drop what differs at once.
 
     *progress* is called with the bytes looked at so far and in all; what it raises
-    ends the look.
+    ends the look. *within* limits the look to the blocks that it touches; that the
+    file ends too early is noticed in any case.
 
     Raises:
         StorageError: the damage could not be written down.
@@ -70,9 +86,10 @@ def verify(
     before = entry.ranges()
     entry.check_file()
     with _held(entry) as content:
-        runs = entry.ranges()
+        stored = RangeSet(entry.ranges())
+        runs = list(stored.intersection(*within))
         total = sum(run.size for run in runs)
-        damaged = list(_lost(before, runs))
+        damaged = list(_lost(before, list(stored)))
         done = checked = 0
         for step in (step for run in runs for step in _steps(run, STEP_BYTES)):
             found = entry.damaged(content, *step)

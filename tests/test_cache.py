@@ -399,11 +399,12 @@ def test_a_head_alone_is_not_playable_where_a_tail_can_be_had(
 @pytest.mark.parametrize(
     "resource",
     [
-        Resource(SIZE, framing="chunked"),
-        Resource(SIZE, framing="close"),
+        Resource(SIZE, framing="chunked", accepts_ranges=False),
+        Resource(SIZE, framing="close", accepts_ranges=False),
         Resource(SIZE, accepts_ranges=False),
+        Resource(SIZE, etag=None),
     ],
-    ids=["chunked", "close-delimited", "no ranges"],
+    ids=["chunked", "close-delimited", "no ranges", "no validator"],
 )
 def test_a_head_must_do_where_no_tail_can_be_asked_for(
     open_cache: OpenCache, origin: Origin, resource: Resource
@@ -413,6 +414,16 @@ def test_a_head_must_do_where_no_tail_can_be_asked_for(
     film = open_cache(playable_head=1000).entry(origin.url("/film"))
     assert film.wait_playable(WAIT_S)
     assert not film.has(1000, 1001)
+    hold.release()
+
+
+def test_a_tail_is_wanted_as_soon_as_the_length_turns_out(cache: Cache, origin: Origin) -> None:
+    # Ranges, but of an unknown total: only the answer to a question past the end tells it.
+    origin.put("/film", Resource(4 * MIB, framing="chunked"))
+    hold = origin.script(hold_after(2 * MIB))
+    film = cache.entry(origin.url("/film"))
+    assert film.wait_playable(WAIT_S)
+    assert film.has(0, MIB)
     hold.release()
 
 

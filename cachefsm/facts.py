@@ -1,0 +1,63 @@
+"""What may be shown of an entry, as JSON values; no locks, no I/O.
+
+One description for entries in memory and for those that are only rows, so that a
+long list need not bring every entry to life.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .content import Content
+from .fields import value_of
+from .models import EntryRecord
+from .ranges import END
+from .stored import EntryPolicy
+from .urls import redact
+
+__all__ = ["describe", "is_playable", "playable_ranges"]
+
+
+def describe(record: EntryRecord, content: Content, policy: EntryPolicy) -> dict[str, Any]:
+    """Return an entry that nobody uses; whoever has it in memory fills in who does."""
+    fields = content.representation.fields if content.representation else ()
+    return {
+        "id": record.id,
+        "url": redact(record.url),
+        "state": record.state,
+        "reason": record.state_reason,
+        "since": record.state_since,
+        "total_size": content.complete_length,
+        "downloaded_bytes": content.present.total,
+        "ranges": [[start, stop] for start, stop in content.present],
+        "playable": is_playable(content, policy),
+        "rate_bytes_s": 0,
+        "streams": [],
+        "readers": 0,
+        "asked_by": [],
+        "pinned": record.pinned,
+        "generation": record.generation,
+        "created_at": record.created_at,
+        "last_accessed_at": record.last_accessed_at,
+        "access_count": record.access_count,
+        "content_type": value_of(fields, "Content-Type"),
+    }
+
+
+def is_playable(content: Content, policy: EntryPolicy) -> bool:
+    """Say whether enough is here to start playing: a head, and a tail.
+
+    MP4 and MKV keep their index at either end. Where the length is unknown,
+    or the origin cannot be asked for ranges, the head has to do.
+    """
+    return content.representation is not None and all(
+        content.has(start, stop) for start, stop in playable_ranges(content, policy)
+    )
+
+
+def playable_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, int]]:
+    """Return which bytes that takes, as far as is known."""
+    head, length = policy.playable_head_bytes, content.length
+    if length == END or not content.joinable:
+        return [(0, head)]
+    return [(0, head), (max(0, length - policy.playable_tail_bytes), length)]
