@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from . import facts
 from .acceptance import Answer
 from .claims import Claim, Claims, RateMeter
 from .content import Content
@@ -26,7 +27,6 @@ from .errors import (
     RepresentationChanged,
     StorageError,
 )
-from .fields import value_of
 from .lifecycle import PERSON
 from .models import EntryRecord, QueueRecord
 from .ranges import END, ByteRange
@@ -78,43 +78,19 @@ class LiveEntry(StoredEntry):
             )
 
     def is_playable(self) -> bool:
-        """Say whether enough is here to start playing: a head, and a tail.
-
-        MP4 and MKV keep their index at either end. Where the length is unknown,
-        or the origin cannot be asked for ranges, the head has to do.
-        """
+        """Say whether enough is here to start playing; see :func:`cachefsm.facts.is_playable`."""
         with self._lock:
-            content = self._content
-            return content.representation is not None and all(
-                content.has(start, stop) for start, stop in self._playable_ranges()
-            )
+            return facts.is_playable(self._content, self._policy)
 
     def describe(self) -> dict[str, Any]:
         """Return what may be shown of it, as JSON values; no secrets."""
         with self._lock:
-            record, content = self._lifecycle.record, self._content
             rate = self._meter.rate_bytes_s(self._around.ticks()) if self._claims else 0
-            fields = content.representation.fields if content.representation else ()
-            return {
-                "id": record.id,
-                "url": self.shown_url,
-                "state": record.state,
-                "reason": record.state_reason,
-                "since": record.state_since,
-                "total_size": content.complete_length,
-                "downloaded_bytes": content.present.total,
-                "ranges": [[start, stop] for start, stop in content.present],
-                "playable": self.is_playable(),
+            return facts.describe(self._lifecycle.record, self._content, self._policy) | {
                 "rate_bytes_s": round(rate),
                 "streams": self._claims.describe(),
                 "readers": self._readers,
                 "asked_by": sorted(self._demands.askers),
-                "pinned": record.pinned,
-                "generation": record.generation,
-                "created_at": record.created_at,
-                "last_accessed_at": record.last_accessed_at,
-                "access_count": record.access_count,
-                "content_type": value_of(fields, "Content-Type"),
             }
 
     # -- waiting ---------------------------------------------------------------
@@ -134,7 +110,7 @@ class LiveEntry(StoredEntry):
         ):
             return False
         with self._lock:
-            wanted = self._playable_ranges()
+            wanted = facts.playable_ranges(self._content, self._policy)
         left_s = None if timeout_s is None else timeout_s - (time.monotonic() - started_s)
         return self._wait_wanting(wanted, self.is_playable, left_s)
 
@@ -419,6 +395,7 @@ class LiveEntry(StoredEntry):
             self._waiters.wake()
             urgent = self._content.dirty_bytes >= FLUSH_BYTES
         self._around.on_dirty(self, urgent)
+        self._around.on_progress(self)
 
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
         """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
@@ -544,12 +521,6 @@ class LiveEntry(StoredEntry):
     def _is_held(self) -> bool:
         record = self._lifecycle.record
         return record.state == DownloadState.PAUSED and record.state_reason == PERSON
-
-    def _playable_ranges(self) -> list[tuple[int, int]]:
-        head, length = self._policy.playable_head_bytes, self._content.length
-        if length == END or not self._content.joinable:
-            return [(0, head)]
-        return [(0, head), (max(0, length - self._policy.playable_tail_bytes), length)]
 
     def _expire_demands(self, now_s: float) -> None:
         before = self._demands.askers

@@ -106,6 +106,7 @@ class Surroundings:
     on_change: Callable[[Any], None] = lambda _entry: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None
+    on_progress: Callable[[Any], None] = lambda _entry: None
 
 
 class StoredEntry:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachefsm import Cache
-from tests.support.caches import HASTY, WAIT_S, OpenCache, live_threads
+from tests.support.caches import HASTY, UNHURRIED, WAIT_S, OpenCache, live_threads
 from tests.support.origin import Origin
 
 
@@ -30,7 +30,12 @@ def open_cache(tmp_path: Path) -> Iterator[OpenCache]:
     opened: list[Cache] = []
 
     def open_one(name: str = "cache", **options: Any) -> Cache:
-        patience = {"first_byte_timeout": WAIT_S, "stall_timeout": WAIT_S, "retries": HASTY}
+        patience = {
+            "first_byte_timeout": WAIT_S,
+            "stall_timeout": WAIT_S,
+            "speed": UNHURRIED,
+            "retries": HASTY,
+        }
         cache = Cache(tmp_path / name, **{**patience, **options})
         opened.append(cache)
         return cache

@@ -26,7 +26,15 @@ from cachefsm.errors import (
     WaitTimeout,
 )
 from cachefsm.semantics import parse_range
-from tests.support.caches import HASTY, WAIT_S, Clock, OpenCache, fetch, live_threads
+from tests.support.caches import (
+    HASTY,
+    WAIT_S,
+    Clock,
+    OpenCache,
+    eventually,
+    fetch,
+    live_threads,
+)
 from tests.support.faults import hold_after, hold_before_headers, stall_after, status
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -420,11 +428,17 @@ def test_a_head_must_do_where_no_tail_can_be_asked_for(
 def test_a_tail_is_wanted_as_soon_as_the_length_turns_out(cache: Cache, origin: Origin) -> None:
     # Ranges, but of an unknown total: only the answer to a question past the end tells it.
     origin.put("/film", Resource(4 * MIB, framing="chunked"))
-    hold = origin.script(hold_after(2 * MIB))
+    in_head, behind_head = hold_after(1000), hold_after(2 * MIB)
+    for hold in (in_head, behind_head):
+        origin.script(hold)
     film = cache.entry(origin.url("/film"))
-    assert film.wait_playable(WAIT_S)
-    assert film.has(0, MIB)
-    hold.release()
+    waiting = in_thread(film.wait_playable, WAIT_S)
+    assert in_head.reached.wait(WAIT_S)
+    eventually(lambda: film.total_bytes == 4 * MIB)
+    in_head.release()
+    assert waiting.result(2 * WAIT_S)
+    assert film.has(4 * MIB - 1000, 4 * MIB)
+    behind_head.release()
 
 
 @pytest.mark.parametrize("size", [0, 1, 500])

@@ -37,7 +37,15 @@ from tests.support.faults import (
     trickle,
     wrong_content_range,
 )
-from tests.support.origin import Exchange, Origin, Request, Resource, Shaping, content
+from tests.support.origin import (
+    Exchange,
+    Origin,
+    Request,
+    Resource,
+    Script,
+    Shaping,
+    content,
+)
 from tests.support.threads import in_thread
 
 MIB = 1 << 20
@@ -179,9 +187,41 @@ def test_an_origin_that_stops_serving_ranges_corrupts_nothing(
 
 # -- answers that cannot be true ---------------------------------------------------
 
+
+def _misplaced(by: int) -> Script:
+    """Say that the bytes asked for lie elsewhere; all else agrees."""
+
+    def script(exchange: Exchange) -> None:
+        first, last = exchange.answer.start + by, exchange.answer.stop - 1 + by
+        wrong_content_range(f"bytes {first}-{last}/{SIZE}")(exchange)
+
+    return script
+
+
+def _overlong(exchange: Exchange) -> None:
+    """Send more than was asked for, and say so."""
+    exchange.answer.stop += 10
+    wrong_content_range("bytes {start}-{last}/{size}")(exchange)
+    _length(str(exchange.answer.length))(exchange)
+
+
+def _length(text: str) -> Script:
+    def script(exchange: Exchange) -> None:
+        exchange.answer.drop("Content-Length")
+        exchange.answer.headers.append(("Content-Length", text))
+
+    return script
+
+
+def _several_parts(exchange: Exchange) -> None:
+    exchange.answer.drop("Content-Type")
+    exchange.answer.headers.append(("Content-Type", "multipart/byteranges; boundary=x"))
+
+
 _LIES = {
-    "starts elsewhere": wrong_content_range("bytes 1-{last}/{size}"),
-    "starts far before": wrong_content_range("bytes 0-{last}/{size}"),
+    "starts behind": _misplaced(1),
+    "starts before": _misplaced(-400),
+    "more than was asked for": _overlong,
     "ends past what was asked": wrong_content_range("bytes {start}-{stop}/{size}"),
     "ends before it starts": wrong_content_range("bytes {stop}-{start}/{size}"),
     "ends past its own total": wrong_content_range("bytes {start}-{last}/{start}"),
@@ -190,32 +230,23 @@ _LIES = {
     "not a range": wrong_content_range("bytes everything"),
     "unsatisfied in a 206": wrong_content_range("bytes */{size}"),
     "no Content-Range": drop_headers("Content-Range"),
-    "another length than the interval": lambda exchange: (
-        exchange.answer.drop("Content-Length"),
-        exchange.answer.headers.append(("Content-Length", "7")),
-    ),
+    "another length than the interval": _length("7"),
     "two lengths": extra_headers(("Content-Length", "7")),
-    "a length that is no number": lambda exchange: (
-        exchange.answer.drop("Content-Length"),
-        exchange.answer.headers.append(("Content-Length", "-5")),
-    ),
+    "a length that is no number": _length("-5"),
     "an unknown transfer coding": extra_headers(("Transfer-Encoding", "gzip, chunked")),
-    "several parts": lambda exchange: (
-        exchange.answer.drop("Content-Type"),
-        exchange.answer.headers.append(("Content-Type", "multipart/byteranges; boundary=x")),
-    ),
+    "several parts": _several_parts,
     "a coded part": extra_headers(("Content-Encoding", "gzip")),
 }
 
 
 @pytest.mark.parametrize("lie", _LIES.values(), ids=_LIES.keys())
 def test_a_206_that_cannot_be_trusted_is_rejected_and_nothing_is_recorded(
-    open_cache: OpenCache, origin: Origin, lie: object
+    open_cache: OpenCache, origin: Origin, lie: Script
 ) -> None:
     origin.put("/film", Resource(SIZE))
     cache = open_cache(fill="requested")
     film = cache.entry(origin.url("/film"))
-    origin.script(lie, times=None)  # type: ignore[type-var]
+    origin.script(lie, times=None)
     with pytest.raises(BadAnswer):
         fetch(cache, film, 500, 1000)
     assert film.state is DownloadState.FAILED
@@ -225,12 +256,12 @@ def test_a_206_that_cannot_be_trusted_is_rejected_and_nothing_is_recorded(
 
 @pytest.mark.parametrize("lie", _LIES.values(), ids=_LIES.keys())
 def test_one_206_that_cannot_be_trusted_is_made_good_by_the_next(
-    open_cache: OpenCache, origin: Origin, lie: object
+    open_cache: OpenCache, origin: Origin, lie: Script
 ) -> None:
     origin.put("/film", Resource(SIZE))
     cache = open_cache(fill="requested")
     film = cache.entry(origin.url("/film"))
-    origin.script(lie, nth=2)  # type: ignore[type-var]
+    origin.script(lie, nth=2)
     assert fetch(cache, film, 500, 1000) == content(500, 1000)
     assert fetch(cache, film, 2000, 3000) == content(2000, 3000)
     assert len(origin.requests) == 3

@@ -128,7 +128,7 @@ def test_an_open_end_is_clipped_to_the_length_where_it_is_known() -> None:
             ".>=======.",
             [".>===.....", ".......N=."],
         ),  # up to stored bytes
-        ("..........", ".wwwwwwwww", ".>==......", [".>==......", "....N====="]),  # asked no more
+        ("..........", ".wwwwwwwww", ".>==......", [".>==......"]),  # asked no more
         (".DDD......", ".wwwwwwwww", "....>=====", ["....>====="]),  # as it should be
     ],
 )
@@ -205,14 +205,23 @@ def test_two_blocked_readers_far_from_each_other_get_a_stream_each() -> None:
 # -- rule 4: everybody else ---------------------------------------------------
 
 
-def test_each_kind_of_want_gets_one_stream_for_what_nobody_has_claimed() -> None:
-    view = drawn("..D..D..D.", person="ww........", prefetch="......w...", fill="wwwwwwwwww")
-    assert planned(view) == ["N=........", "...N=.....", "......N=.."]
+def test_every_want_has_a_stream_at_its_first_missing_byte() -> None:
+    view = drawn("..D..D....", person="...ww.....", prefetch=".......ww.", fill="wwwwwwwwww")
+    assert planned(view) == ["N=........", "...N=.....", ".......N=="]
+
+
+def test_wants_that_begin_with_the_same_byte_share_a_stream() -> None:
+    view = drawn("..D..D....", person="wwww......", prefetch=".www......", fill="wwwwwwwwww")
+    assert planned(view) == ["N=........"]
 
 
 def test_what_a_stream_will_bring_anyway_is_not_asked_for_again() -> None:
     view = drawn("..........", "..>=======", read_ahead="..www.....", fill="..wwwwwwww")
     assert planned(view) == ["..>======="]
+
+
+def test_a_want_that_has_its_stream_gets_no_second_one_for_its_next_gap() -> None:
+    assert planned(drawn("...DD.....", ".>=.......", fill=".wwwwwwwww")) == [".>=......."]
 
 
 # -- rule 5: limits -----------------------------------------------------------

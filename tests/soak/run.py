@@ -126,7 +126,7 @@ class _Soak:
                 return
             life.watch()
             if time.monotonic() >= self._progress_s:
-                self._progress_s += PROGRESS_S
+                self._progress_s = time.monotonic() + PROGRESS_S
                 self._report.progress()
 
     def _recover(self, number: int) -> None:

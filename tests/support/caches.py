@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cachefsm import ByteRange, Cache, Entry
+from cachefsm.claims import SpeedLimits
 from cachefsm.ranges import END
 from cachefsm.retries import RetryPolicy
 
 __all__ = [
     "HASTY",
+    "UNHURRIED",
     "WAIT_S",
     "Clock",
     "OpenCache",
@@ -39,6 +41,9 @@ HASTY = RetryPolicy(
     cancelled_s=3600.0,
 )
 """Asks again at once and gives up soon, so that no test waits for a back-off."""
+
+UNHURRIED = SpeedLimits(silence_s=3600.0, window_s=3600.0)
+"""Keeps a connection that the origin holds, however long a slow machine takes."""
 
 
 class OpenCache(Protocol):
