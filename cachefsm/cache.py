@@ -220,15 +220,19 @@ class Entry:
         self.pin(False)
 
     def verify(
-        self, progress: Callable[[int, int], None] = lambda _done, _total: None
+        self,
+        progress: Callable[[int, int], None] = lambda _done, _total: None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
     ) -> Verification:
         """Compare every stored block with its checksum; what differs is dropped at once.
 
-        *progress* is called with the bytes looked at so far and in all. To fetch
-        what was dropped again, :meth:`start` the entry.
+        *progress* is called with the bytes looked at so far and in all; *start* and
+        *stop* limit the look. To fetch what was dropped again, :meth:`start` the entry.
         """
         with self._leased() as entry:
-            return verify(entry, progress)
+            return verify(entry, progress, ByteRange(start, END if stop is None else stop))
 
     def remove(self) -> None:
         """Forget the entry and delete its bytes; readers are cut off."""
@@ -431,6 +435,7 @@ class Cache:
         states: Counter[str] = Counter()
         for state, _, count, _ in kinds:
             states[state] += count
+        live = [entry.describe() for entry in self.registry.live()]
         return {
             "directory": str(self.directory),
             "entries": sum(states.values()),
@@ -439,6 +444,9 @@ class Cache:
             "bytes_pinned": sum(size for _, pinned, _, size in kinds if pinned),
             "max_size": self.max_size,
             "bytes_free": shutil.disk_usage(self.directory).free,
+            "bytes_from_origin": self._origin.received_bytes,
+            "streams": sum(len(entry["streams"]) for entry in live),
+            "readers": sum(entry["readers"] for entry in live),
         }
 
     def collect(self, max_size: str | int | None = None) -> dict[str, int]:

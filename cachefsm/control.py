@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from .access import AllowList, is_same_origin
 from .cache import Cache, Entry, parse_priority
-from .errors import CacheError, EntryNotFound, IllegalMove, UsageError
+from .errors import CacheError, IllegalMove, UsageError
+from .eventstream import event_response
+from .metrics import CONTENT_TYPE, render
+from .ranges import END
 from .urls import parse_url
-from .web import Request, Response, error_fields, json_response, plain
+from .web import Request, Response, error_fields, json_response, plain, text_response
 
 __all__ = ["Control"]
 
@@ -79,7 +81,7 @@ class Control:
             case "GET" | "HEAD", []:
                 return self._overview()
             case "GET" | "HEAD", ["entries"]:
-                return json_response(self._list(parse_qs(request.query).get("url")))
+                return json_response(self._list(parse_qs(request.query)))
             case "POST", ["entries"]:
                 return self._add(request)
             case "GET" | "HEAD", ["entries", number]:
@@ -89,35 +91,44 @@ class Control:
                 return Response(HTTPStatus.NO_CONTENT)
             case "GET" | "HEAD", ["entries", number, "content"]:
                 return self._serve(request, self._entry(number).id)
+            case "POST", ["entries", number, "start"]:
+                return self._start(request, self._entry(number))
+            case "POST", ["entries", number, "verify"]:
+                first, stop = _offsets(request.json())
+                found = self._entry(number).verify(start=first, stop=stop)
+                return json_response(found.describe())
             case "POST", ["entries", number, order] if order in _ORDERS:
                 entry = self._entry(number)
                 if order in ("resume", "retry"):
-                    # It may have come here from a cache that allowed its origin.
-                    with self._cache.registry.lease(entry.id) as live:
-                        self._allowed.add(live.url, by_url=False)
+                    self._allow(entry)
                 _ORDERS[order](entry)
                 return json_response(entry.describe())
             case "GET" | "HEAD", ["stats"]:
                 return json_response(self._cache.stats())
+            case "GET" | "HEAD", ["events"]:
+                return event_response(request, self._cache.listen())
+            case "GET" | "HEAD", ["metrics"]:
+                traffic = request.environ.get("cachefsm.traffic")
+                return text_response(render(self._cache.stats(), traffic), CONTENT_TYPE)
             case "POST", ["gc"]:
                 return json_response(self._cache.collect(_size(request.json(), "max_size")))
         return json_response(
             {"error": f"there is no {request.method} {request.path}"}, HTTPStatus.NOT_FOUND
         )
 
-    def _list(self, urls: list[str] | None) -> list[dict[str, Any]]:
-        """Return every entry, or those of *urls*, in full: descriptions hold no query."""
-        if urls is not None:
-            return [self._cache.find(url).describe() for url in urls]
-        found = []
-        for entry in self._cache.entries():
-            with suppress(EntryNotFound):  # removed meanwhile
-                found.append(entry.describe())
-        return found
+    def _list(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """Return every entry, a page of them, or those of some URLs.
+
+        The URLs are in full, as no description can be found by what it shows.
+        """
+        if "url" in query:
+            return [self._cache.find(url).describe() for url in query["url"]]
+        after, limit = _number(query, "after"), _number(query, "limit")
+        return self._cache.describe_all(after=after or 0, limit=limit)
 
     def _overview(self) -> Response:
         lines = ["cachefsm", ""]
-        for facts in self._list(None):
+        for facts in self._cache.describe_all():
             total = facts["total_size"]
             size = "?" if total is None else f"{total}"
             lines.append(
@@ -129,8 +140,7 @@ class Control:
     def _add(self, request: Request) -> Response:
         body = request.json()
         url = _text(body, "url")
-        priority = _text(body, "priority") if "priority" in body else "person"
-        parse_priority(priority)  # before anything is added
+        priority = _priority(body)  # before anything is added
         parsed = parse_url(url)
         if not self._allowed.names(parsed):
             if not self._has_token(request):
@@ -144,8 +154,21 @@ class Control:
         entry.start(priority)
         return json_response(entry.describe(), HTTPStatus.CREATED)
 
+    def _start(self, request: Request, entry: Entry) -> Response:
+        body = request.json()
+        first, stop = _offsets(body)
+        priority = _priority(body)
+        self._allow(entry)
+        entry.start(priority, first, stop)
+        return json_response(entry.describe())
+
+    def _allow(self, entry: Entry) -> None:
+        """Let the entry's origin be visited: it may have come here from a cache that did."""
+        with self._cache.registry.lease(entry.id) as live:
+            self._allowed.add(live.url, by_url=False)
+
     def _entry(self, number: str) -> Entry:
-        if not (number.isascii() and number.isdigit() and len(number) < 19):
+        if not _is_number(number):
             raise UsageError(f"{number!r} is not an entry's id")
         return self._cache.find(int(number))
 
@@ -156,11 +179,39 @@ class Control:
         )
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def _number(query: dict[str, list[str]], name: str) -> int | None:
+    """Return a number from the query, or None if it is not there."""
+    texts = query.get(name)
+    if texts is None:
+        return None
+    if not _is_number(texts[-1]):
+        raise UsageError(f"{name}={texts[-1]!r} is not a number")
+    return int(texts[-1])
+
+
 def _size(body: dict[str, Any], name: str) -> int | None:
     value = body.get(name)
-    if value is None or (type(value) is int and value >= 0):
+    if value is None or (type(value) is int and 0 <= value <= END):
         return value
     raise UsageError(f"the request body's {name!r} is not a number of bytes")
+
+
+def _offsets(body: dict[str, Any]) -> tuple[int, int | None]:
+    """Return the ``start`` and ``stop`` of a request body; all of the file by default."""
+    start, stop = _size(body, "start") or 0, _size(body, "stop")
+    if stop is not None and stop <= start:
+        raise UsageError(f"there is no byte from {start} to {stop}")
+    return start, stop
+
+
+def _priority(body: dict[str, Any]) -> str:
+    name = _text(body, "priority") if "priority" in body else "person"
+    parse_priority(name)
+    return name
 
 
 def _text(body: dict[str, Any], name: str) -> str:

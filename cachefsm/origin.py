@@ -68,10 +68,15 @@ class Fetch:
     """One answer whose body is being read; a context manager that always lets go."""
 
     def __init__(
-        self, response: requests.Response, answer: Answer, on_close: Callable[[bool], None]
+        self,
+        response: requests.Response,
+        answer: Answer,
+        on_read: Callable[[int], None],
+        on_close: Callable[[bool], None],
     ):
         self.answer = answer
         self._response = response
+        self._on_read = on_read
         self._on_close: Callable[[bool], None] | None = on_close
         self._position = answer.start
         self._ended = False
@@ -105,6 +110,7 @@ class Fetch:
             size = min(PIECE_BYTES, self.answer.stop - self._position)
             data: bytes = self._response.raw.read1(size, decode_content=False)
         self._position += len(data)
+        self._on_read(len(data))
         if not data:
             if self.answer.stop != END:
                 raise OriginUnreachable(
@@ -124,7 +130,14 @@ class OriginClient:
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: defaultdict[str, list[requests.Session]] = defaultdict(list)
+        self._received_bytes = 0
         self._closed = False
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes of content came from all origins, whatever became of them."""
+        with self._lock:
+            return self._received_bytes
 
     def close(self) -> None:
         """Close the idle connections and keep none from now on."""
@@ -187,7 +200,8 @@ class OriginClient:
             finally:
                 if not keep:
                     _discard(session, response)
-            return Fetch(response, answer, partial(self._finish, url.origin, session, response))
+            finish = partial(self._finish, url.origin, session, response)
+            return Fetch(response, answer, self._received, finish)
         raise OriginError(f"more than {self._options.redirects} redirects")
 
     def _send(
@@ -226,6 +240,10 @@ class OriginClient:
         with self._lock:
             idle = self._idle[origin]
             return idle.pop() if idle else make_session()
+
+    def _received(self, size_bytes: int) -> None:
+        with self._lock:
+            self._received_bytes += size_bytes
 
     def _finish(
         self, origin: str, session: requests.Session, response: requests.Response, reuse: bool

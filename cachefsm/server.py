@@ -38,6 +38,7 @@ from .answer import Answer
 from .clientsocket import ClientGone, ClientSocket, FileSlice, Limits, RequestBody, StopSignal
 from .clientwatch import ClientWatch
 from .errors import CacheError, UsageError, WaitCancelled
+from .metrics import Traffic
 from .wire import BadRequest, RequestHead, plain_answer
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class _Handler(WSGIRequestHandler):
                 request = client.read_head(first=False)
         except BadRequest as refusal:
             _log.info("%s refused: %d %s", self._peer, refusal.status_hint, refusal)
+            self.server.traffic.count(refusal.status_hint)
             self._say(plain_answer(refusal.status_hint, str(refusal)))
         except ClientGone as gone:
             _log.debug("%s: %s", self._peer, gone)
@@ -106,6 +108,7 @@ class _Handler(WSGIRequestHandler):
             self._failed(request, answer, error)
             return False
         finally:
+            self.server.traffic.count(answer.status, answer.sent_bytes)
             if _log.isEnabledFor(logging.INFO):
                 self._log_access(request, answer)
         if answer.keep_alive and (body is None or body.drain(_DRAIN_BYTES)):
@@ -171,6 +174,7 @@ class _Server(ThreadedWSGIServer):
         self.limits = limits
         self.stop = StopSignal()
         self.watch = ClientWatch()
+        self.traffic = Traffic()
         self._lock = threading.Lock()
         self._live: dict[socket.socket, threading.Thread] = {}
         self._ending: list[threading.Thread] = []  # let go, perhaps not quite ended
@@ -194,6 +198,7 @@ class _Server(ThreadedWSGIServer):
             "SCRIPT_NAME": "",
             "cachefsm.sendfile": hasattr(os, "sendfile"),
             "cachefsm.clientwatch": self.watch,
+            "cachefsm.traffic": self.traffic,
         }
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
@@ -250,6 +255,7 @@ class _Server(ThreadedWSGIServer):
 
     def _turn_away(self, sock: socket.socket) -> None:
         """Answer 503 from the accepting thread, so never wait for anything."""
+        self.traffic.count(503)
         if not self._full:
             self._full = True
             _log.warning("all %d connections are in use", self.limits.max_connections)
@@ -294,8 +300,9 @@ class ProxyServer:
 
     To the application's environ it adds ``REQUEST_URI`` and ``RAW_URI`` (the
     target as it came), ``werkzeug.socket``, ``cachefsm.sendfile`` (whether
-    ``FileSlice`` objects may be yielded among the bytes) and
-    ``cachefsm.clientwatch`` (a ``ClientWatch`` that closes with the server).
+    ``FileSlice`` objects may be yielded among the bytes),
+    ``cachefsm.clientwatch`` (a ``ClientWatch`` that closes with the server) and
+    ``cachefsm.traffic`` (a ``Traffic`` that counts what it answers).
 
     A body that cannot be finished must *raise*: the client then sees a
     connection cut short. So it does when fewer or more bytes come than

@@ -20,7 +20,7 @@ from .urls import redact
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["Request", "Response", "error_fields", "json_response", "plain"]
+__all__ = ["Request", "Response", "error_fields", "json_response", "plain", "text_response"]
 
 _LONGEST_BODY_BYTES: Final = 64 << 10
 
@@ -126,37 +126,47 @@ class Response:
 
 def plain(status: int, line: str, fields: Iterable[tuple[str, str]] = ()) -> Response:
     """Return one line of text."""
-    data = f"{line}\n".encode()
+    return text_response(
+        f"{line}\n", "text/plain; charset=utf-8", status=status, fields=fields, note=line
+    )
+
+
+def text_response(
+    text: str,
+    content_type: str,
+    *,
+    status: int = 200,
+    fields: Iterable[tuple[str, str]] = (),
+    note: str = "",
+) -> Response:
+    """Return *text*, which is never cached, nor taken for what it isn't."""
+    data = text.encode()
     return Response(
         status,
         [
-            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Content-Type", content_type),
             ("X-Content-Type-Options", "nosniff"),
             ("Cache-Control", "no-store"),
             *fields,
         ],
         [data],
         length=len(data),
-        note=line,
+        note=note,
     )
 
 
 def json_response(
     value: Any, status: int = 200, fields: Iterable[tuple[str, str]] = ()
 ) -> Response:
-    """Return *value* as JSON that is never cached."""
-    data = json.dumps(value, indent=2).encode() + b"\n"
-    return Response(
-        status,
-        [
-            ("Content-Type", "application/json"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Cache-Control", "no-store"),
-            *fields,
-        ],
-        [data],
-        length=len(data),
-    )
+    """Return *value* as JSON that is never cached; a list has a line for each item.
+
+    Lines because a list may be long: the indented form takes four times as long.
+    """
+    if isinstance(value, list) and value:
+        text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
+    else:
+        text = json.dumps(value, indent=2)
+    return text_response(f"{text}\n", "application/json", status=status, fields=fields)
 
 
 def error_fields(error: CacheError) -> list[tuple[str, str]]:

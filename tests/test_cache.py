@@ -31,7 +31,6 @@ from tests.support.caches import (
     WAIT_S,
     Clock,
     OpenCache,
-    eventually,
     fetch,
     live_threads,
 )
@@ -423,22 +422,6 @@ def test_a_head_must_do_where_no_tail_can_be_asked_for(
     assert film.wait_playable(WAIT_S)
     assert not film.has(1000, 1001)
     hold.release()
-
-
-def test_a_tail_is_wanted_as_soon_as_the_length_turns_out(cache: Cache, origin: Origin) -> None:
-    # Ranges, but of an unknown total: only the answer to a question past the end tells it.
-    origin.put("/film", Resource(4 * MIB, framing="chunked"))
-    in_head, behind_head = hold_after(1000), hold_after(2 * MIB)
-    for hold in (in_head, behind_head):
-        origin.script(hold)
-    film = cache.entry(origin.url("/film"))
-    waiting = in_thread(film.wait_playable, WAIT_S)
-    assert in_head.reached.wait(WAIT_S)
-    eventually(lambda: film.total_bytes == 4 * MIB)
-    in_head.release()
-    assert waiting.result(2 * WAIT_S)
-    assert film.has(4 * MIB - 1000, 4 * MIB)
-    behind_head.release()
 
 
 @pytest.mark.parametrize("size", [0, 1, 500])

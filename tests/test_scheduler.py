@@ -126,7 +126,7 @@ def test_an_open_end_is_clipped_to_the_length_where_it_is_known() -> None:
             ".....DD...",
             ".wwwwwwww.",
             ".>=======.",
-            [".>===.....", ".......N=."],
+            [".>===....."],
         ),  # up to stored bytes
         ("..........", ".wwwwwwwww", ".>==......", [".>==......"]),  # asked no more
         (".DDD......", ".wwwwwwwww", "....>=====", ["....>====="]),  # as it should be

@@ -485,7 +485,7 @@ def test_a_flipped_byte_reaches_no_client_of_the_proxy(
         for first, stop in [(3 * MIB + 4, 3 * MIB + 10), (0, SIZE)]:
             reply = ask(f"{proxy.url}m/film", {"Range": f"bytes={first}-{stop - 1}"})
             assert (reply.status, reply.body) == (206, content(first, stop))
-    assert _asked(origin) == _questions(*DAMAGED)
+    assert origin.body_bytes_sent == SIZE + sum(block.size for block in DAMAGED)
 
 
 def test_a_reader_that_is_there_already_gets_no_flipped_byte(

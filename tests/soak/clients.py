@@ -231,6 +231,7 @@ class Client(threading.Thread):
         subject.note(self.name, str(asked))
         connection.request(asked.method, MOUNT + subject.path, headers=asked.fields)
         response = connection.getresponse()
+        self._report.peak("milliseconds to a head", int(1000 * (time.monotonic() - asked.at_s)))
         judgement = Judgement(
             asked,
             response.status,
@@ -243,7 +244,7 @@ class Client(threading.Thread):
         self._report.count(f"status {response.status}")
         deadline_s = time.monotonic() + patience_s
         left = at_most
-        while data := response.read1(piece if left is None else max(1, min(piece, left))):
+        while data := self._read(response, piece if left is None else max(1, min(piece, left))):
             self._report.count("bytes served", len(data))
             judgement.take(data)
             left = None if left is None else left - len(data)
@@ -253,6 +254,12 @@ class Client(threading.Thread):
                 return False
             self._over.wait(pause_s)
         return self._judge_end(judgement, response)
+
+    def _read(self, response: http.client.HTTPResponse, size: int) -> bytes:
+        began_s = time.monotonic()
+        data = response.read1(size)
+        self._report.peak("milliseconds of silence", int(1000 * (time.monotonic() - began_s)))
+        return data
 
     def _judge_end(self, judgement: Judgement, response: http.client.HTTPResponse) -> bool:
         subject = judgement.asked.subject
