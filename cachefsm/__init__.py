@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .cache import Cache, Entry
     from .demands import Fill
     from .errors import CacheError
+    from .events import Progress
     from .ranges import ByteRange
     from .states import DownloadState
     from .stored import Transition
@@ -20,6 +21,7 @@ __all__ = [
     "DownloadState",
     "Entry",
     "Fill",
+    "Progress",
     "Transition",
     "__version__",
 ]
@@ -35,6 +37,7 @@ _HOMES = {
     "DownloadState": "states",
     "Entry": "cache",
     "Fill": "demands",
+    "Progress": "events",
     "Transition": "stored",
 }
 

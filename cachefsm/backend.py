@@ -50,6 +50,8 @@ class Backend(Protocol):
     def stats(self) -> Facts: ...
     def add(self, url: str, priority: str) -> Facts: ...
     def order(self, name: str, which: int | str) -> Facts: ...
+    def start(self, entry_id: int, start: int, stop: int | None) -> Facts: ...
+    def verify(self, entry_id: int, start: int, stop: int) -> Facts: ...
     def collect(self, max_size: int | None) -> dict[str, int]: ...
     def wait(self, seconds: float) -> None: ...
     def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]: ...
@@ -126,7 +128,7 @@ class _IdleCache:
         self._moved = threading.Event()
         self._end_server: Callable[[], None] = lambda: None
         if downloads:
-            self._cache.subscribe(lambda _transition: self._moved.set())
+            self._cache.subscribe(lambda _event: self._moved.set())
             self._end_server = _serve_others(self._cache)
 
     def close(self) -> None:
@@ -134,7 +136,7 @@ class _IdleCache:
         self._cache.close()
 
     def entries(self) -> list[Facts]:
-        return [entry.describe() for entry in self._cache.entries()]
+        return self._cache.describe_all()
 
     def find(self, which: int | str) -> Facts:
         return self._cache.find(which).describe()
@@ -157,6 +159,14 @@ class _IdleCache:
         with self._cache.registry.lease(entry.id) as live:
             live.rest("shutdown")
         return entry.describe()
+
+    def start(self, entry_id: int, start: int, stop: int | None) -> Facts:
+        entry = self._cache.find(entry_id)
+        entry.start("person", start, stop)
+        return entry.describe()
+
+    def verify(self, entry_id: int, start: int, stop: int) -> Facts:
+        return self._cache.find(entry_id).verify(start=start, stop=stop).describe()
 
     def collect(self, max_size: int | None) -> dict[str, int]:
         return self._cache.collect(max_size)
@@ -199,6 +209,9 @@ class _NoCache:
             "bytes_pinned": 0,
             "max_size": None,
             "bytes_free": None,
+            "bytes_from_origin": 0,
+            "streams": 0,
+            "readers": 0,
         }
 
     def add(self, url: str, priority: str) -> Facts:
@@ -206,6 +219,12 @@ class _NoCache:
 
     def order(self, name: str, which: int | str) -> Facts:
         return self.find(which)
+
+    def start(self, entry_id: int, start: int, stop: int | None) -> Facts:
+        return self.find(entry_id)
+
+    def verify(self, entry_id: int, start: int, stop: int) -> Facts:
+        return self.find(entry_id)
 
     def collect(self, max_size: int | None) -> dict[str, int]:
         return dict.fromkeys(("evicted_bytes", "orphan_files", "orphan_bytes", "bytes_stored"), 0)

@@ -346,6 +346,7 @@ class Cache:
             on_change=lambda _entry: self._conductor.poke(),
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,
+            on_progress=self._events.progressed,
         )
         self.registry: Final = Registry(self._store, self._make_entry, clock)
         self._conductor = Conductor(

@@ -84,6 +84,18 @@ class ServedCache:
         after: Facts = self._ask("POST", f"{path}/{name}")
         return after
 
+    def start(self, entry_id: int, start: int, stop: int | None) -> Facts:
+        """Queue an entry's bytes, as a person's wish; return its description after that."""
+        wanted = {"start": start, "stop": stop}
+        facts: Facts = self._ask("POST", f"/-/entries/{entry_id}/start", wanted)
+        return facts
+
+    def verify(self, entry_id: int, start: int, stop: int) -> Facts:
+        """Have some of an entry's bytes compared with their checksums; return what was found."""
+        within = {"start": start, "stop": stop}
+        found: Facts = self._ask("POST", f"/-/entries/{entry_id}/verify", within)
+        return found
+
     def collect(self, max_size: int | None) -> dict[str, int]:
         """Make room, by the server's own limit if *max_size* is None."""
         freed: dict[str, int] = self._ask("POST", "/-/gc", {"max_size": max_size})

@@ -14,6 +14,7 @@ from .units import format_size
 
 __all__ = [
     "file_name",
+    "format_count",
     "format_eta",
     "format_percent",
     "format_state",
@@ -105,6 +106,11 @@ _REASONS: Final = {
 }
 
 
+def format_count(count: int, one: str, many: str = "") -> str:
+    """Return ``1 file`` or ``2 files``."""
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
+
+
 def format_eta(left_s: float) -> str:
     """Return ``0:38`` or ``1:02:03``; nothing for more than four days."""
     if not 0 <= left_s < 100 * 3600:
@@ -184,8 +190,18 @@ def format_stats(stats: dict[str, Any]) -> list[str]:
         ("stored", format_size(stats["bytes_stored"]) + used),
         ("pinned", format_size(pinned) if pinned else ""),
         ("disk", f"{format_size(free)} free" if free is not None else ""),
+        ("now", _activity(stats)),
     ]
     return [f"{label:<10} {text}" for label, text in lines if text]
+
+
+def _activity(stats: dict[str, Any]) -> str:
+    readers, streams = stats["readers"], stats["streams"]
+    told = [
+        format_count(readers, "reader") if readers else "",
+        f"{format_count(streams, 'connection')} to origins" if streams else "",
+    ]
+    return ", ".join(filter(None, told))
 
 
 def _stored(facts: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from .backend import open_backend
-from .display import format_state, format_stats, shades, show_entry, show_list
+from .display import format_count, format_state, format_stats, shades, show_entry, show_list
 from .errors import CacheError, IllegalMove
 from .units import format_size
 from .urls import redact
@@ -97,10 +97,9 @@ def collect(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(freed)
         return 0
-    files = freed["orphan_files"]
-    orphans = f"{files} file{'' if files == 1 else 's'} without an entry"
+    orphans = format_count(freed["orphan_files"], "file")
     print(
-        f"evicted {format_size(freed['evicted_bytes'])}, removed {orphans} "
+        f"evicted {format_size(freed['evicted_bytes'])}, removed {orphans} without an entry "
         f"({format_size(freed['orphan_bytes'])}); {format_size(freed['bytes_stored'])} stored"
     )
     return 0

@@ -8,6 +8,7 @@ connection that is visibly cut: once the head is out, whatever goes wrong is
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
@@ -27,11 +28,12 @@ from .errors import (
     WaitCancelled,
 )
 from .fields import is_sendable
+from .multipart import Multipart, Part
 from .preconditions import evaluate_preconditions, if_range_holds
 from .ranges import END, ByteRange
 from .reader import Reader
 from .representation import Representation
-from .semantics import ContentRange, RangeSpec, parse_range
+from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
 from .server import ProxyServer
 from .states import ACTIVE
 from .urls import OriginUrl, parse_url
@@ -95,6 +97,7 @@ class Proxy:
         token: str | None,
         *,
         require_token: bool,
+        boundary: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self._cache = cache
         self._mounts = {mount.name: mount for mount in mounts}
@@ -104,6 +107,7 @@ class Proxy:
             cache, self._serve_entry, allowed, token, require_token=require_token
         )
         self._watch = ClientWatch()
+        self._boundary = boundary
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[Any]:
         request = Request(environ)
@@ -220,7 +224,7 @@ class Proxy:
         if decided is not None:
             reader.close()
             told = [field for field in fields if field[0].lower() in _WITHOUT_CONTENT]
-            return Response(decided, [*told, status_of_cache.field(0, 0)], note=str(decided))
+            return Response(decided, [*told, status_of_cache.field(())], note=str(decided))
         if_range = request.field("If-Range")
         if if_range is not None and not if_range_holds(
             if_range,
@@ -229,20 +233,29 @@ class Proxy:
             date=validator.date,
         ):
             specs = None
-        chosen = _choose(specs, length)
-        start, stop = chosen or (0, END if length is None else length)
-        cache_status = status_of_cache.field(start, stop)
-        if request.method == "GET" and start < stop:
+        ranges = _choose(specs, length)
+        whole = ByteRange(0, END if length is None else length)
+        cache_status = status_of_cache.field(ranges or [whole])
+        fields.append(cache_status)
+        if ranges is not None and len(ranges) > 1 and length is not None:
+            body = Multipart.of(ranges, length, _content_type(fields), self._boundary())
+            fields = [field for field in fields if field[0].lower() != "content-type"]
+            fields.append(("Content-Type", body.content_type))
+            size: int | None = body.size_bytes
+        else:
+            only = ranges[0] if ranges else whole
+            if ranges:
+                fields.append(("Content-Range", str(ContentRange(only, length))))
+            body = Multipart((Part(b"", only),), b"", "")
+            size = None if only.stop == END else only.size
+        first = body.parts[0].range
+        if request.method == "GET" and first.size:
             # A refusal that can still be said is better than a cut connection.
-            reader.ready(start, stop)
-            stop = min(stop, reader.length)
-        size = None if stop == END else stop - start
-        if chosen is not None:
-            fields.append(("Content-Range", str(ContentRange(chosen, length))))
+            reader.ready(*first)
         return Response(
-            HTTPStatus.OK if chosen is None else HTTPStatus.PARTIAL_CONTENT,
-            [*fields, cache_status],
-            _body(reader, start, stop, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
+            HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
+            fields,
+            _body(reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
             length=size,
             note=cache_status[1],
             on_close=reader.close,
@@ -278,10 +291,9 @@ class _CacheStatus:
         self._entry = reader.entry
         self._known = content.representation is not None
         self._collapsed = reader.entry.state in ACTIVE
-        self._reader = reader
 
-    def field(self, start: int, stop: int) -> tuple[str, str]:
-        if self._known and self._entry.has(start, stop):
+    def field(self, ranges: Iterable[ByteRange]) -> tuple[str, str]:
+        if self._known and all(self._entry.has(*wanted) for wanted in ranges):
             return ("Cache-Status", "cachefsm; hit")
         forward = "partial" if self._known else "miss"
         joined = "; collapsed" if self._collapsed else ""
@@ -299,18 +311,25 @@ def _first_wish(specs: tuple[RangeSpec, ...] | None) -> tuple[int, int]:
     return first, END if last is None else last + 1
 
 
-def _choose(specs: tuple[RangeSpec, ...] | None, length: int | None) -> ByteRange | None:
-    """Return the one range to answer with, or None for all of it.
+def _choose(
+    specs: tuple[RangeSpec, ...] | None, length: int | None
+) -> tuple[ByteRange, ...] | None:
+    """Return the ranges to answer with, or None for all of it.
 
-    Ranges of a representation whose length is unknown are ignored, as RFC 9110
-    §14.2 lets a server do: whether they can be satisfied isn't known either.
+    Overlapping and adjacent ones are answered as one. Ranges of a representation
+    whose length is unknown are ignored, as RFC 9110 §14.2 lets a server do:
+    whether they can be satisfied isn't known either.
     """
     if specs is None or length is None:
         return None
     satisfiable = [found for spec in specs if (found := spec.resolve(length)) is not None]
     if not satisfiable:
         raise RangeNotSatisfiable(length)
-    return satisfiable[0] if len(satisfiable) == 1 else None
+    return coalesce_ranges(satisfiable)
+
+
+def _content_type(fields: Sequence[tuple[str, str]]) -> str:
+    return next(value for name, value in fields if name.lower() == "content-type")
 
 
 def _served_fields(representation: Representation) -> list[tuple[str, str]]:
@@ -324,16 +343,21 @@ def _served_fields(representation: Representation) -> list[tuple[str, str]]:
     return fields
 
 
-def _body(reader: Reader, start: int, stop: int, *, sendfile: bool) -> Iterator[Any]:
-    """Yield the bytes as they arrive; raise if they stop arriving."""
-    if not sendfile:
-        yield from reader.pieces(start, stop)
-        return
-    for span in reader.spans(start, stop):
-        if isinstance(span, bytes):
-            yield span
-        else:
-            yield FileSlice(reader.content.file.fileno(), span.start, span.size)
+def _body(reader: Reader, body: Multipart, *, sendfile: bool) -> Iterator[Any]:
+    """Yield heads and bytes as they arrive; raise if they stop arriving."""
+    for part in body.parts:
+        if part.head:
+            yield part.head
+        if not sendfile:
+            yield from reader.pieces(*part.range)
+            continue
+        for span in reader.spans(*part.range):
+            if isinstance(span, bytes):
+                yield span
+            else:
+                yield FileSlice(reader.content.file.fileno(), span.start, span.size)
+    if body.end:
+        yield body.end
 
 
 def _error_response(error: CacheError) -> Response:

@@ -278,7 +278,7 @@ def test_an_illegal_move_is_a_409_with_the_state(
 
 
 def test_an_unknown_order_is_a_404(proxy, entry) -> None:
-    for verb in ("start", "finish", "invalidate", "fail", "__class__"):
+    for verb in ("finish", "invalidate", "fail", "__class__"):
         assert order(proxy, verb).status == 404
     assert entry.state is DownloadState.NOT_STARTED
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from cachefsm import Cache, DownloadState, Transition
+from cachefsm import Cache, DownloadState, Entry, Progress, Transition
 from cachefsm.errors import OriginStatus
+from cachefsm.events import PROGRESS_EVERY_S, Event, Mailbox
 from tests.support.caches import WAIT_S, OpenCache, fetch
 from tests.support.faults import hold_after, status
 from tests.support.origin import Origin, Resource, content
@@ -25,11 +27,15 @@ def url(origin: Origin) -> str:
 
 
 class Heard:
-    """A subscriber that keeps what it hears."""
+    """A subscriber that keeps the moves that it hears of."""
 
     def __init__(self, cache: Cache) -> None:
         self._moves: queue.Queue[Transition] = queue.Queue()
-        self.unsubscribe = cache.subscribe(self._moves.put)
+        self.unsubscribe = cache.subscribe(self._keep)
+
+    def _keep(self, event: Event) -> None:
+        if isinstance(event, Transition):
+            self._moves.put(event)
 
     def until(self, event: str) -> list[Transition]:
         """Return what was heard up to and including the next *event*."""
@@ -148,7 +154,7 @@ def test_a_slow_callback_slows_nobody(cache: Cache, url: str) -> None:
     release, entered = threading.Event(), threading.Event()
     slowly: queue.Queue[str] = queue.Queue()
 
-    def slow(move: Transition) -> None:
+    def slow(move: Event) -> None:
         entered.set()
         release.wait(WAIT_S)
         slowly.put(move.event)
@@ -172,8 +178,9 @@ def test_a_callback_that_raises_is_logged_and_told_the_next_event(
 ) -> None:
     told: queue.Queue[str] = queue.Queue()
 
-    def broken(move: Transition) -> None:
-        told.put(move.event)
+    def broken(event: Event) -> None:
+        if isinstance(event, Transition):
+            told.put(event.event)
         raise RuntimeError("a subscriber's bug")
 
     cache.subscribe(broken)
@@ -189,7 +196,7 @@ def test_a_callback_may_use_the_cache(cache: Cache, url: str, origin: Origin) ->
     origin.put("/next", Resource(1000))
     heard = Heard(cache)
 
-    def prefetch_next(move: Transition) -> None:
+    def prefetch_next(move: Event) -> None:
         if move.event == "finish" and move.url == url:
             cache.entry(origin.url("/next")).start(priority="prefetch")
 
@@ -214,7 +221,7 @@ def test_a_callback_may_end_its_own_subscription_and_hears_nothing_more(
     told: queue.Queue[str] = queue.Queue()
     others_are_waiting = threading.Event()
 
-    def once(move: Transition) -> None:
+    def once(move: Event) -> None:
         told.put(move.event)
         others_are_waiting.wait(WAIT_S)
         leave()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -122,12 +123,7 @@ def test_an_open_end_is_clipped_to_the_length_where_it_is_known() -> None:
         ("..........", "......wwww", ".>===.....", ["......N==="]),  # not wanted: it stops
         ("..........", ".www......", ".>======..", [".>==......"]),  # past it: shortened
         ("..........", ".wwwwwwww.", ".>==-----.", [".>=======."]),  # and back again
-        (
-            ".....DD...",
-            ".wwwwwwww.",
-            ".>=======.",
-            [".>===....."],
-        ),  # up to stored bytes
+        (".....DD...", ".wwwwwwww.", ".>=======.", [".>===....."]),  # up to stored bytes
         ("..........", ".wwwwwwwww", ".>==......", [".>==......"]),  # asked no more
         (".DDD......", ".wwwwwwwww", "....>=====", ["....>====="]),  # as it should be
     ],
@@ -284,9 +280,20 @@ def test_nobody_but_a_blocked_reader_ends_a_running_stream(waiting: Priority) ->
 
 
 def test_blocked_readers_do_not_take_streams_from_each_other() -> None:
-    running = crowd(hosts="aa", priority=Priority.BLOCKED, running=True)
+    running = replace(
+        crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0],
+        wants=(Want(5, 10, Priority.BLOCKED),),
+        streams=(StreamView(0, 5, 10, 10),),
+    )
     other = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
-    assert plan([*running, other], replace(LIMITS, total=2)) == []
+    assert plan([running, other], replace(LIMITS, total=1)) == []
+
+
+@pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])
+def test_a_stream_that_could_not_be_taken_up_again_is_not_ended(nature: dict[str, Any]) -> None:
+    (running,) = crowd(hosts="a", priority=Priority.FILL, running=True)
+    blocked = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
+    assert plan([replace(running, **nature), blocked], replace(LIMITS, total=1)) == []
 
 
 def test_a_stream_ahead_in_a_blocked_reader_s_window_does_not_keep_its_byte_waiting() -> None:

@@ -92,9 +92,11 @@ class Life:
             weather.calm = False
 
     def _wait_for_rest(self) -> None:
-        deadline_s = time.monotonic() + REST_S
+        began_s = time.monotonic()
+        deadline_s = began_s + REST_S
         while (busy := self._what_is_busy()) and time.monotonic() < deadline_s:
             time.sleep(0.1)
+        self._report.peak("milliseconds to rest", int(1000 * (time.monotonic() - began_s)))
         if busy:
             self.complain("it does not come to rest", *busy)
 

@@ -11,17 +11,30 @@ import shutil
 import sqlite3
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
-__all__ = ["Chunk", "StoredEntry", "Truth", "complaints", "copied", "read_entries", "unclaimed"]
+__all__ = [
+    "Chunk",
+    "StoredEntry",
+    "Truth",
+    "complaints",
+    "entries_in",
+    "read_entries",
+    "read_file",
+    "unclaimed",
+]
 
 STATES: Final = ("not_started", "initializing", "downloading", "paused", "complete", "failed")
 BLOCK_BYTES: Final = 1 << 20  # what one checksum is of
+
+
+ReadFile = Callable[[Path, int, int], bytes]
+"""Returns what a file has between two offsets, as far as it goes."""
 
 
 class Truth(Protocol):
@@ -82,32 +95,48 @@ def read_entries(directory: Path) -> list[StoredEntry]:
     if not (directory / "cache.sqlite3").exists():
         return []
     with copied(directory) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
-        tables = database.execute("SELECT name FROM sqlite_master")
-        if ("cache_entries",) not in tables:
-            return []
-        chunks: dict[int, list[Chunk]] = {}
-        for entry_id, *values in database.execute(
-            "SELECT entry_id, start, stop, checksum FROM cache_chunks ORDER BY entry_id, start"
-        ):
-            chunks.setdefault(entry_id, []).append(Chunk(*values))
-        return [
-            StoredEntry(
-                *values,
-                file=directory / "content" / name,
-                chunks=tuple(chunks.get(values[0], ())),
-            )
-            for *values, name in database.execute(
-                "SELECT id, url, state, bytes_present, complete_length, etag, last_modified,"
-                " generation, content_file FROM cache_entries ORDER BY id"
-            )
-        ]
+        return entries_in(database, directory)
 
 
-def complaints(entry: StoredEntry, truths: Sequence[Truth]) -> list[str]:
+def entries_in(database: sqlite3.Connection, directory: Path) -> list[StoredEntry]:
+    """Return what *database* says is in *directory*; fails where it is damaged."""
+    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+    if ("cache_entries",) not in database.execute("SELECT name FROM sqlite_master").fetchall():
+        return []  # ended before its tables were made
+    chunks: dict[int, list[Chunk]] = {}
+    for entry_id, *values in database.execute(
+        "SELECT entry_id, start, stop, checksum FROM cache_chunks ORDER BY entry_id, start"
+    ):
+        chunks.setdefault(entry_id, []).append(Chunk(*values))
+    return [
+        StoredEntry(
+            *values,
+            file=directory / "content" / name,
+            chunks=tuple(chunks.get(values[0], ())),
+        )
+        for *values, name in database.execute(
+            "SELECT id, url, state, bytes_present, complete_length, etag, last_modified,"
+            " generation, content_file FROM cache_entries ORDER BY id"
+        )
+    ]
+
+
+def read_file(file: Path, start: int, stop: int) -> bytes:
+    """Return what *file* has there, nothing where it has ended or is not there."""
+    try:
+        with file.open("rb") as opened:
+            opened.seek(start)
+            return opened.read(stop - start)
+    except FileNotFoundError:
+        return b""
+
+
+def complaints(
+    entry: StoredEntry, truths: Sequence[Truth], read: ReadFile = read_file
+) -> list[str]:
     """Return what is wrong with *entry*, which should be of one of *truths*."""
-    return [*_contradictions(entry), *_untruths(entry, truths)]
+    return [*_contradictions(entry), *_untruths(entry, truths, read)]
 
 
 def _contradictions(entry: StoredEntry) -> Iterator[str]:
@@ -128,23 +157,23 @@ def _contradictions(entry: StoredEntry) -> Iterator[str]:
         yield "chunks of what was not started"
 
 
-def _untruths(entry: StoredEntry, truths: Sequence[Truth]) -> Iterator[str]:
+def _untruths(entry: StoredEntry, truths: Sequence[Truth], read: ReadFile) -> Iterator[str]:
     if entry.complete_length is not None or entry.state == "complete":
         truths = [truth for truth in truths if truth.size == entry.complete_length]
         if not truths:
             yield f"there is no such version of {entry.complete_length} bytes"
     for chunk in entry.chunks:
         for start, stop in blocks(chunk.start, chunk.stop):
-            data = read_file(entry.file, start, stop)
+            data = read(entry.file, start, stop)
             right = [truth for truth in truths if truth.read(start, stop) == data]
             if truths and not right:
                 what = "zeros" if not data.strip(b"\0") else "other bytes"
                 yield f"the file has {what} in {start}-{stop}, or ends at {start + len(data)}"
             truths = right
-        yield from _wrong_checksums(entry, chunk)
+        yield from _wrong_checksums(entry, chunk, read)
 
 
-def _wrong_checksums(entry: StoredEntry, chunk: Chunk) -> Iterator[str]:
+def _wrong_checksums(entry: StoredEntry, chunk: Chunk, read: ReadFile) -> Iterator[str]:
     if chunk.checksum is None:
         return
     ends_file = chunk.stop == entry.complete_length
@@ -159,7 +188,7 @@ def _wrong_checksums(entry: StoredEntry, chunk: Chunk) -> Iterator[str]:
         yield f"{len(known)} checksums for {len(whole)} blocks in {chunk.start}-{chunk.stop}"
         return
     for (start, stop), expected in zip(whole, known, strict=True):
-        if zlib.crc32(read_file(entry.file, start, stop)) != expected:
+        if zlib.crc32(read(entry.file, start, stop)) != expected:
             yield f"the checksum of {start}-{stop} is another one"
 
 
@@ -169,16 +198,6 @@ def blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
         end = min(stop, (start // BLOCK_BYTES + 1) * BLOCK_BYTES)
         yield start, end
         start = end
-
-
-def read_file(file: Path, start: int, stop: int) -> bytes:
-    """Return what *file* has there, nothing where it has ended or is not there."""
-    try:
-        with file.open("rb") as opened:
-            opened.seek(start)
-            return opened.read(stop - start)
-    except FileNotFoundError:
-        return b""
 
 
 def unclaimed(entry: StoredEntry) -> int:
