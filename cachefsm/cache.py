@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -616,8 +616,9 @@ class Cache:
 
     def _make_room(self) -> None:
         """Keep to the size while downloading, too."""
-        if self.max_size is not None:
-            self.registry.evict(self.max_size)
+        if self.max_size is not None and not self._closed:
+            with suppress(CacheClosed):
+                self.registry.evict(self.max_size)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, self._origin)

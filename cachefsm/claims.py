@@ -69,7 +69,7 @@ class Claim:
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     received_bytes: int = 0
-    opened_s: float = 0.0
+    answered_s: float | None = None
     heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
 
@@ -89,7 +89,8 @@ class Claim:
 @dataclass(frozen=True)
 class SpeedLimits:
     """When a connection is too slow to keep: silent for ``silence_s``, or below
-    ``floor_bytes_s`` on the whole since it was opened, looked at after ``window_s``.
+    ``floor_bytes_s`` on the whole since it answered, looked at after ``window_s``.
+    How long an answer may take is the origin client's timeout.
 
     Another one usually does better: it may reach another of the origin's servers,
     or get rid of a connection whose path has died without a word.
@@ -101,19 +102,23 @@ class SpeedLimits:
 
     def is_enough(self, claim: Claim, now_s: float) -> bool:
         """Say whether *claim*'s connection is worth keeping."""
+        if claim.answered_s is None:
+            return True
         if now_s >= claim.heard_s + self.silence_s:
             return False
-        age_s = now_s - claim.opened_s
+        age_s = now_s - claim.answered_s
         return age_s < self.window_s or claim.received_bytes >= self.floor_bytes_s * age_s
 
-    def due_s(self, claim: Claim) -> float:
-        """Return when to look at *claim* again.
+    def due_s(self, claim: Claim) -> float | None:
+        """Return when to look at *claim* again, or None while it has no answer.
 
         A connection that has once been fast enough for the whole window falls
         below the floor only by silence, or so slowly that looking now and then will do.
         """
+        if claim.answered_s is None:
+            return None
         silent_s = claim.heard_s + self.silence_s
-        judged_s = claim.opened_s + self.window_s
+        judged_s = claim.answered_s + self.window_s
         return min(silent_s, judged_s) if claim.heard_s < judged_s else silent_s
 
 
@@ -162,7 +167,6 @@ class Claims:
             reach=stop,
             priority=wish.priority,
             meter=RateMeter(now_s),
-            opened_s=now_s,
             heard_s=now_s,
             plain=content.ask_plainly,
             held=content.representation if content.joinable else None,

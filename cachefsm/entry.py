@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from . import facts
@@ -36,7 +35,7 @@ from .retries import Attempts, Verdict, judge
 from .scheduler import EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
-from .storage import remove_content
+from .storage import ContentFile
 from .stored import StoredEntry, Surroundings
 
 __all__ = ["LiveEntry"]
@@ -103,16 +102,21 @@ class LiveEntry(StoredEntry):
 
     def wait_playable(self, timeout_s: float | None) -> bool:
         """Wait until :meth:`is_playable`, fetching head and tail first."""
-        started_s = time.monotonic()
-        head = [(0, max(1, self._policy.playable_head_bytes))]
-        if not self._wait_wanting(
-            head, lambda: self._content.representation is not None, timeout_s
-        ):
-            return False
-        with self._lock:
-            wanted = facts.playable_ranges(self._content, self._policy)
-        left_s = None if timeout_s is None else timeout_s - (time.monotonic() - started_s)
-        return self._wait_wanting(wanted, self.is_playable, left_s)
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            with self._lock:
+                wanted = facts.playable_ranges(self._content, self._policy)
+
+            def decided(asked: list[tuple[int, int]] = wanted) -> bool:
+                # Once the length is known there is a tail, which somebody has to want.
+                now_wanted = facts.playable_ranges(self._content, self._policy)
+                return self.is_playable() or now_wanted != asked
+
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if not self._wait_wanting(wanted, decided, left_s):
+                return False
+            if self.is_playable():
+                return True
 
     def wait_complete(self, timeout_s: float | None) -> bool:
         """Wait until every byte is here and durable, fetching all of them."""
@@ -231,7 +235,7 @@ class LiveEntry(StoredEntry):
             if self.is_busy or not self._content.present:
                 return False
             old = self._invalidate("evicted")
-        remove_content(old)
+        old.discard()
         return True
 
     def restore(self, queued: QueueRecord) -> None:
@@ -263,10 +267,13 @@ class LiveEntry(StoredEntry):
                 return None
             if state in (DownloadState.COMPLETE, DownloadState.FAILED):
                 return None
-            if state in ACTIVE and not self._claims and content.is_whole:
-                self._around.on_dirty(self, True)  # the flush will finish it
-                return None
             wants = self._demands.wants(now_s, self._policy.limits.patience_s)
+            if content.is_here and not self._claims:
+                if wants and state is DownloadState.PAUSED:
+                    self._send("resume")
+                if self._lifecycle.state in ACTIVE:
+                    self._around.on_dirty(self, True)  # the flush will finish it
+                return None
             if not wants and not self._claims:
                 if state in ACTIVE:
                     self._send("pause", reason="idle")
@@ -293,7 +300,7 @@ class LiveEntry(StoredEntry):
             StorageError: the move could not be written; nothing has changed.
         """
         self.check_file()
-        old: Path | None = None
+        old: ContentFile | None = None
         with self._lock:
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
@@ -314,7 +321,7 @@ class LiveEntry(StoredEntry):
             if state not in ACTIVE and READER in self._demands.askers:
                 self._enqueue(READER, Priority.FILL)
         if old is not None:
-            remove_content(old)
+            old.discard()
         return claim
 
     def refuse(self, error: CacheError) -> None:
@@ -365,7 +372,7 @@ class LiveEntry(StoredEntry):
             if answer.start != claim.position or not new.accepts_ranges:
                 self._claims.take_all(claim, answer.start, answer.stop)
             claim.reach = answer.stop
-            claim.heard_s = self._around.ticks()
+            claim.answered_s = claim.heard_s = self._around.ticks()
             claim.stop = min(claim.stop, answer.stop)
             self._learn(content, new)
             self._waiters.wake()
@@ -399,7 +406,7 @@ class LiveEntry(StoredEntry):
 
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
         """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
-        old: Path | None = None
+        old: ContentFile | None = None
         with self._lock:
             counts = not claim.cancelled and self._closed is None
             self._claims.end(claim)
@@ -415,14 +422,14 @@ class LiveEntry(StoredEntry):
             urgent = self._content.is_here
             self._waiters.wake_all()
         if old is not None:
-            remove_content(old)
+            old.discard()
         self._around.on_dirty(self, urgent)
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
 
-    def _after_error(self, claim: Claim, error: Exception) -> Path | None:
-        """Do what an attempt's error calls for; return a file to remove, if any."""
+    def _after_error(self, claim: Claim, error: Exception) -> ContentFile | None:
+        """Do what an attempt's error calls for; return a file to discard, if any."""
         content = claim.content
         verdict = judge(error, content, claim.position)
         if verdict is Verdict.TRY_AGAIN:

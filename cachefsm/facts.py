@@ -58,6 +58,8 @@ def is_playable(content: Content, policy: EntryPolicy) -> bool:
 def playable_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, int]]:
     """Return which bytes that takes, as far as is known."""
     head, length = policy.playable_head_bytes, content.length
+    if content.representation is None:
+        return [(0, max(1, head))]  # one byte at least, for the answer that comes with it
     if length == END or not content.joinable:
         return [(0, head)]
     return [(0, head), (max(0, length - policy.playable_tail_bytes), length)]

@@ -243,7 +243,7 @@ class Reader:
 
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
         # What is asked for and what is read ahead: never past what the client wants.
-        window = min(stop, position + self._options.read_ahead_bytes)
+        window = min(stop, position + max(1, self._options.read_ahead_bytes))
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
 
     def _let_go(self, *, linger: bool) -> None:

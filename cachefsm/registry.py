@@ -18,7 +18,7 @@ from typing import Final
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound
 from .models import EntryRecord, Store
-from .storage import content_name, remove_content
+from .storage import content_name
 from .urls import OriginUrl
 
 __all__ = ["Registry"]
@@ -108,8 +108,8 @@ class Registry:
         with self._lock, self.lease(entry_id) as entry:
             entry.remove()
             del self._live[entry_id]
-            path = entry.content.file.path
-        remove_content(path)
+            file = entry.content.file
+        file.discard()
 
     def evict(self, max_bytes: int) -> int:
         """Drop the bytes of idle entries, least recently used first, until *max_bytes* hold.

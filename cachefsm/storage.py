@@ -63,6 +63,7 @@ class ContentFile:
         self._lock = threading.Lock()
         self._fd = -1
         self._users = 1
+        self._discarded = False
 
     def retain(self) -> None:
         """Keep the file open until one more :meth:`release`."""
@@ -77,6 +78,17 @@ class ContentFile:
                 os.close(self._fd)
                 self._fd = -1
 
+    def discard(self) -> None:
+        """Delete the file for good; who has it open keeps reading it.
+
+        Raises:
+            StorageError: the operating system refused.
+        """
+        with self._lock:
+            # A late writer must not make it again, for nobody would know of it.
+            self._discarded = True
+            remove_content(self.path)
+
     def fileno(self, *, create: bool = False) -> int:
         """Return the open descriptor; valid while the caller retains the file.
 
@@ -88,6 +100,8 @@ class ContentFile:
             return fd
         with self._lock:
             if self._fd < 0:
+                if self._discarded:
+                    raise StorageError(f"{self.path.name} was discarded")
                 flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
                 try:
                     if create:

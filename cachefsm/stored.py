@@ -34,7 +34,7 @@ from .representation import Representation
 from .retries import RetryPolicy
 from .scheduler import Limits
 from .states import ACTIVE, DownloadState
-from .storage import ContentFile, content_name, remove_content
+from .storage import ContentFile, content_name
 from .trouble import Trouble
 from .urls import parse_url, redact
 from .waiting import Waiters
@@ -220,7 +220,7 @@ class StoredEntry:
         """
         with self._lock:
             old = self._invalidate(reason)
-        remove_content(old)
+        old.discard()
         self._around.on_change(self)
 
     def update(self, **columns: Any) -> None:
@@ -342,7 +342,7 @@ class StoredEntry:
                 self._send("initialize")
                 self._send("pause", reason=PERSON)  # damage does not end a person's pause
         if old is not None:
-            remove_content(old)
+            old.discard()
         self._around.on_change(self)
 
     def _keep(self, content: Content, durable: RangeSet, reason: str) -> None:
@@ -487,8 +487,8 @@ class StoredEntry:
         self._finished()
         self._waiters.wake_all()
 
-    def _invalidate(self, reason: str) -> Path:
-        """Move to a new, empty generation; return the old file's path, to be removed."""
+    def _invalidate(self, reason: str) -> ContentFile:
+        """Move to a new, empty generation; return the old file, to be discarded."""
         name = content_name(self.key)
         self._leave_not_started()
         self._send(
@@ -504,7 +504,7 @@ class StoredEntry:
         old.superseded = self._superseded(reason)
         old.file.release()
         self._waiters.wake_all()
-        return old.file.path
+        return old.file
 
     def _leave_not_started(self) -> None:
         """Make the next invalidation a legal move: bytes may be left from the last one."""
