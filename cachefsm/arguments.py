@@ -243,7 +243,7 @@ def _serve(command: Parser) -> None:
         read=parse_size,
         default=8 << 20,
         metavar="SIZE",
-        help="how far past a reader to fetch at once (default: 8M)",
+        help="how far past a reader to fetch at once (default: 8M; 0: all that it asks for)",
     )
     setting(
         "--first-byte-timeout",

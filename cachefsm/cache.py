@@ -255,7 +255,8 @@ class Cache:
         max_size: evict the least recently used beyond this; None for no limit.
         fill: what is fetched beyond what readers ask for; see :class:`Fill`.
         grace: how long a download goes on after its last reader has left.
-        read_ahead: how far past a reader's position bytes are fetched for it.
+        read_ahead: how far past a reader's position bytes are fetched for it; 0 for
+            all that it asks for, at once.
         playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
         first_byte_timeout, stall_timeout: how long a reader waits, for its first
             byte and for every further one.

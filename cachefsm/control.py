@@ -40,7 +40,7 @@ class Control:
     def __init__(
         self,
         cache: Cache,
-        serve: Callable[[Request, int], Response],
+        serve: Callable[[Request, Callable[[], int]], Response],
         allowed: AllowList,
         token: str | None,
         *,
@@ -90,7 +90,7 @@ class Control:
                 self._entry(number).remove()
                 return Response(HTTPStatus.NO_CONTENT)
             case "GET" | "HEAD", ["entries", number, "content"]:
-                return self._serve(request, self._entry(number).id)
+                return self._serve(request, lambda: self._entry(number).id)
             case "POST", ["entries", number, "start"]:
                 return self._start(request, self._entry(number))
             case "POST", ["entries", number, "verify"]:

@@ -305,6 +305,12 @@ class Store:
         if found is None or found[0] != "ok":
             raise DatabaseDamaged(f"the database is malformed: {found[0] if found else 'empty'}")
 
+    def sync(self) -> None:
+        """Make every commit so far survive a power loss."""
+        with self._lock, _translated():
+            # It syncs the log before it copies from it, also with synchronous=NORMAL.
+            self._database.execute_sql("PRAGMA wal_checkpoint(FULL)")  # type: ignore[no-untyped-call]
+
     def close(self) -> None:
         """Close the connection; later calls raise StorageError."""
         with self._lock, _translated():
@@ -467,12 +473,18 @@ class Store:
         with self.transaction():
             return [ByteRange(start, stop) for start, stop in query.execute(self._database)]
 
-    def furthest_bytes(self) -> list[tuple[EntryRecord, int]]:
-        """Return every entry that holds bytes, with the stop of its last chunk."""
-        query = CacheChunk.select(CacheChunk.entry, peewee.fn.MAX(CacheChunk.stop))
+    def furthest_bytes(self) -> list[tuple[int, str, int]]:
+        """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
+        query = (
+            CacheChunk.select(
+                CacheEntry.id, CacheEntry.content_file, peewee.fn.MAX(CacheChunk.stop)
+            )
+            .join(CacheEntry)
+            .group_by(CacheChunk.entry)
+            .tuples()
+        )
         with self.transaction():
-            stops = dict(query.group_by(CacheChunk.entry).tuples().execute(self._database))
-            return [(record, stops[record.id]) for record in self.entries() if record.id in stops]
+            return list(query.execute(self._database))
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
@@ -577,13 +589,22 @@ class Store:
 
     # -- what makes no sense, for cachefsm.sanity ------------------------------
 
-    def raw_rows(self, table: type[Model]) -> list[dict[str, Any]]:
-        """Return every row of *table* as SQLite gives it, unconverted."""
-        names = [field.name for field in table._meta.sorted_fields]
-        columns = [SQL(f'"{field.column_name}"') for field in table._meta.sorted_fields]
+    def raw_rows(
+        self,
+        table: type[Model],
+        where: str = "TRUE",
+        columns: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return rows of *table* as SQLite gives them, unconverted.
+
+        *where* is SQL; so are the values of *columns*, by the names to give them.
+        """
+        columns = columns or {
+            field.name: f'"{field.column_name}"' for field in table._meta.sorted_fields
+        }
+        query = table.select(*map(SQL, columns.values())).where(SQL(where)).tuples()
         with self.transaction():
-            rows = table.select(*columns).tuples().execute(self._database)
-            return [dict(zip(names, row, strict=True)) for row in rows]
+            return [dict(zip(columns, row, strict=True)) for row in query.execute(self._database)]
 
     def delete_raw(self, table: type[Model], row_id: int) -> None:
         """Delete one row, and what hangs on it."""

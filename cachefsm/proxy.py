@@ -22,6 +22,7 @@ from .clientwatch import ClientWatch
 from .control import Control
 from .errors import (
     CacheError,
+    EntryNotFound,
     RangeNotSatisfiable,
     RepresentationChanged,
     UsageError,
@@ -168,7 +169,7 @@ class Proxy:
                 f"{request.method} is not served here; only GET and HEAD are",
                 [("Allow", "GET, HEAD")],
             )
-        return self._serve_entry(request, self._cache.entry(str(url)).id)
+        return self._serve_entry(request, lambda: self._cache.entry(str(url)).id)
 
     def _url(self, request: Request) -> OriginUrl:
         check_path(request.target)
@@ -190,14 +191,17 @@ class Proxy:
 
     # -- content ---------------------------------------------------------------
 
-    def _serve_entry(self, request: Request, entry_id: int) -> Response:
-        """Answer GET or HEAD from an entry, beginning again if it changes meanwhile."""
+    def _serve_entry(self, request: Request, find: Callable[[], int]) -> Response:
+        """Answer GET or HEAD from the entry that *find* gives the id of.
+
+        Begins again if that changes, or is removed, before anything was said.
+        """
         for _ in range(VERSION_TRIES - 1):
             try:
-                return self._serve_version(request, entry_id)
-            except RepresentationChanged as error:
+                return self._serve_version(request, find())
+            except (RepresentationChanged, EntryNotFound) as error:
                 _log.info("%s: %s; beginning again", request.shown_target, error)
-        return self._serve_version(request, entry_id)
+        return self._serve_version(request, find())
 
     def _serve_version(self, request: Request, entry_id: int) -> Response:
         reader = self._cache.open_reader(entry_id, watch=self._watching(request))

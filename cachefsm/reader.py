@@ -52,7 +52,10 @@ _SAMPLE: Final = 1 / 16
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks."""
+    """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks.
+
+    A read-ahead of 0 asks at once for all that the reader was opened for.
+    """
 
     first_byte_timeout_s: float = 30.0
     stall_timeout_s: float = 30.0
@@ -157,7 +160,8 @@ class Reader:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
-        result is at most *stop*.
+        result is at most *stop*, which is how far bytes are wanted, and at most
+        4 MiB on, so that the reader's position keeps moving.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -166,7 +170,7 @@ class Reader:
         """
         content = self._content
         while True:
-            here = self.entry.stored_until(content, position, stop)
+            here = self.entry.stored_until(content, position, min(stop, position + SPAN_BYTES))
             if here > position and self._is_sound(position, here):
                 self._advance(here, stop)
                 return here
@@ -193,7 +197,9 @@ class Reader:
                 self._go_straight(start, stop, None)
             return
         try:
-            self.available(start, stop)
+            if self.available(start, stop) > start:
+                # From now on its bytes stay readable, whatever becomes of the entry.
+                self.entry.open_file(self._content)
         except StorageError as error:
             self._go_straight(start, stop, error)
 
@@ -208,7 +214,7 @@ class Reader:
         position = start
         while position < stop and self._straight is None:
             try:
-                here = self.available(position, min(stop, position + SPAN_BYTES))
+                here = self.available(position, stop)
             except StorageError as error:
                 self._go_straight(position, stop, error)
                 break
@@ -243,7 +249,8 @@ class Reader:
 
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
         # What is asked for and what is read ahead: never past what the client wants.
-        window = min(stop, position + max(1, self._options.read_ahead_bytes))
+        ahead = self._options.read_ahead_bytes
+        window = min(stop, position + ahead) if ahead else stop
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
 
     def _let_go(self, *, linger: bool) -> None:

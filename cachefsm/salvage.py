@@ -3,37 +3,46 @@
 A row proves nothing by itself; a block of a content file that has the checksum
 which the row names proves both. So an entry is taken over with exactly the blocks
 that match, through its lifecycle like any other, and the rest is fetched again.
+That reads all content once, which only damage makes necessary.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .errors import CacheError, DatabaseDamaged, StorageError
-from .integrity import Digests, block_at, digest, whole_blocks
+from .integrity import Digests, block_at, digest
 from .lifecycle import Lifecycle, Move
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
 from .sanity import reset_nonsense
-from .storage import ContentFile
+from .storage import ContentFile, is_content_name
 
 __all__ = ["open_store"]
 
 _log = logging.getLogger(__name__)
 
-_KEPT = (
+_KEPT: Final = (
     "complete_length",
     "etag",
     "last_modified",
     "response_fields",
     "accepts_ranges",
     "validated_at",
+    "pinned",
+    "created_at",
+    "last_accessed_at",
+    "access_count",
 )
+
+_LONGEST_GAP: Final = 1_000_000
+"""How many ids are tried, one by one, behind the first page that cannot be read."""
 
 
 def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store:
@@ -45,13 +54,12 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
         StorageError: it cannot be opened for another reason, or not put aside.
     """
     try:
-        store = Store.open(path, check=check)
-        reset_nonsense(store, now_s)
-        return store
+        return _open_sound(path, check=check, now_s=now_s)
     except DatabaseDamaged as error:
         aside = _put_aside(path)
         store = Store.open(path)
         taken = _take_over(aside, store, content, now_s)
+        reset_nonsense(store, now_s)
         _log.warning(
             "the database was damaged (%s): kept as %s; %d entries taken over",
             error,
@@ -59,6 +67,17 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
             taken,
         )
         return store
+
+
+def _open_sound(path: Path, *, check: bool, now_s: float) -> Store:
+    store = Store.open(path, check=check)
+    try:
+        reset_nonsense(store, now_s)
+    except BaseException:
+        # Before the file is renamed: SQLite goes by its name when it cleans up.
+        store.close()
+        raise
+    return store
 
 
 def _put_aside(path: Path) -> Path:
@@ -76,21 +95,43 @@ def _put_aside(path: Path) -> Path:
 
 
 def _take_over(aside: Path, store: Store, content: Path, now_s: float) -> int:
+    """Take over what *aside* proves; return how many entries that made."""
     taken = 0
     try:
-        with closing(sqlite3.connect(f"file:{aside}?mode=ro", uri=True)) as old:
+        with closing(sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)) as old:
             old.row_factory = sqlite3.Row
-            for row in _readable(old, "SELECT * FROM cache_entries"):
-                chunks = _readable(
-                    old,
-                    "SELECT start, stop, checksum FROM cache_chunks "
-                    "WHERE entry_id = ? AND checksum IS NOT NULL",
-                    row["id"],
-                )
-                taken += _take_entry(row, chunks, store, content, now_s)
+            chunks = _chunks(old)
+            for row in _entries(old):
+                taken += _take_entry(row, chunks[row["id"]], store, content, now_s)
     except sqlite3.Error as error:
         _log.info("the damaged database cannot be read any further: %s", error)
     return taken
+
+
+# -- reading what can be read ------------------------------------------------------
+
+
+def _chunks(old: sqlite3.Connection) -> dict[int, list[sqlite3.Row]]:
+    # All at once and by no index: one more page that must be sound.
+    query = "SELECT entry_id, start, stop, checksum FROM cache_chunks NOT INDEXED"
+    found = defaultdict(list)
+    for row in _readable(old, query):
+        found[row["entry_id"]].append(row)
+    return found
+
+
+def _entries(old: sqlite3.Connection) -> Iterator[sqlite3.Row]:
+    """Yield every row that can be reached, whatever lies in between."""
+    last = 0
+    for row in _readable(old, "SELECT * FROM cache_entries NOT INDEXED ORDER BY id"):
+        last = row["id"]
+        yield row
+    highest = last
+    for row in _readable(old, "SELECT seq FROM sqlite_sequence WHERE name = 'cache_entries'"):
+        if isinstance(row["seq"], int):
+            highest = min(row["seq"], last + _LONGEST_GAP)
+    for entry_id in range(last + 1, highest + 1):
+        yield from _readable(old, "SELECT * FROM cache_entries WHERE id = ?", entry_id)
 
 
 def _readable(old: sqlite3.Connection, query: str, *values: Any) -> Iterator[sqlite3.Row]:
@@ -98,55 +139,68 @@ def _readable(old: sqlite3.Connection, query: str, *values: Any) -> Iterator[sql
     try:
         yield from old.execute(query, values)
     except sqlite3.DatabaseError as error:
-        _log.info("the damaged database ends early: %s", error)
+        _log.debug("the damaged database: %s", error)
+
+
+# -- proving it --------------------------------------------------------------------
 
 
 def _take_entry(
-    row: sqlite3.Row, chunks: Iterator[sqlite3.Row], store: Store, content: Path, now_s: float
+    row: sqlite3.Row, chunks: list[sqlite3.Row], store: Store, content: Path, now_s: float
 ) -> int:
     """Take one entry over with the blocks that match; return how many that made, 0 or 1."""
     try:
         length = END if row["complete_length"] is None else row["complete_length"]
+        if not is_content_name(row["content_file"]):
+            return 0
         proven, digests = _prove(content / row["content_file"], chunks, length)
         if not proven:
             return 0
-        record = store.create(
-            key=row["key"], url=row["url"], content_file=row["content_file"], now_s=now_s
-        )
-        lifecycle = Lifecycle(store, record)
-        runs = tuple(proven)
-        packed = {run.start: digests.pack(run, length) for run in runs}
-        lifecycle.send("initialize", Move(now_s=now_s))
-        lifecycle.send("begin", Move(now_s=now_s, columns={name: row[name] for name in _KEPT}))
-        whole = proven.total == length
-        move = Move(
-            now_s=now_s,
-            reason=None if whole else "recovered",
-            durable_bytes=proven.total,
-            complete_length=row["complete_length"],
-            columns={"bytes_present": proven.total},
-            chunks=runs,
-            checksums={start: blob for start, blob in packed.items() if blob},
-        )
-        lifecycle.send("finish" if whole else "pause", move)
+        with store.transaction():
+            _write(row, proven, digests, store, now_s)
     except (CacheError, IndexError, TypeError, ValueError) as error:
         _log.info("an entry of the damaged database is left out: %s", error)
         return 0
     return 1
 
 
-def _prove(path: Path, chunks: Iterator[sqlite3.Row], length: int) -> tuple[RangeSet, Digests]:
-    proven, claimed, matching = RangeSet(), Digests(), Digests()
+def _write(
+    row: sqlite3.Row, proven: RangeSet, digests: Digests, store: Store, now_s: float
+) -> None:
+    record = store.create(
+        key=row["key"], url=row["url"], content_file=row["content_file"], now_s=now_s
+    )
+    lifecycle = Lifecycle(store, record)
+    lifecycle.send("initialize", Move(now_s=now_s))
+    lifecycle.send("begin", Move(now_s=now_s, columns={name: row[name] for name in _KEPT}))
+    length = row["complete_length"]
+    whole = proven.total == length
+    packed = {run.start: digests.pack(run, END if length is None else length) for run in proven}
+    move = Move(
+        now_s=now_s,
+        reason=None if whole else "recovered",
+        durable_bytes=proven.total,
+        complete_length=length,
+        columns={"bytes_present": proven.total},
+        chunks=tuple(proven),
+        checksums={start: blob for start, blob in packed.items() if blob},
+    )
+    lifecycle.send("finish" if whole else "pause", move)
+
+
+def _prove(path: Path, chunks: list[sqlite3.Row], length: int) -> tuple[RangeSet, Digests]:
+    """Return the blocks that are in the file as the rows say."""
+    claimed, matching, proven = Digests(), Digests(), RangeSet()
+    for _, start, stop, checksum in chunks:
+        with suppress(TypeError, ValueError):  # nonsense proves nothing, and harms nothing
+            claimed.unpack(ByteRange(start, stop), checksum, length)
     file = ContentFile(path)
     try:
-        for start, stop, checksum in chunks:
-            claimed.unpack(ByteRange(start, stop), checksum, length)
-            for index in whole_blocks(start, stop, length):
-                block = block_at(index, length)
-                expected = claimed.get(index)
-                if expected is not None and _matches(file, block, expected):
-                    proven.add(*block)
-                    matching.update({index: expected})
+        for index in claimed.within(0, length, length):
+            block = block_at(index, length)
+            if _matches(file, block, claimed[index]):
+                proven.add(*block)
+                matching.update({index: claimed[index]})
     finally:
         file.release()
     return proven, matching

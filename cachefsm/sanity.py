@@ -1,9 +1,11 @@
 """Rows that make no sense, found when the database is opened and reset.
 
 SQLite keeps whatever it is given, so a crash of the machine, another program or a
-person can leave text where a number belongs. Such a row is checked for once, here,
+person can leave text where a number belongs. Such a row is looked for once, here,
 so that no code above has to. Of a damaged entry its URL is kept and nothing else:
 its bytes can't be trusted, so it starts afresh, in a new generation and file.
+
+SQLite itself looks at most of it: 100,000 entries must not hold up the start.
 """
 
 from __future__ import annotations
@@ -11,80 +13,112 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .errors import CacheError
 from .models import CacheChunk, CacheDownloadQueue, CacheEntry, Store
 from .states import DownloadState
-from .storage import content_name
+from .storage import content_name, is_content_name
 from .urls import parse_url
 
 __all__ = ["reset_nonsense"]
 
 _log = logging.getLogger(__name__)
 
-_FILE = re.compile(r"[^/.\\][^/\\]*/[^/.\\][^/\\]*\Z")
-_LARGEST: Final = 2**63 - 1
+# What a column must hold, as SQL. No byte lies past 2**60, and no sum overflows.
+_TEXT: Final = "typeof({0}) = 'text'"
+_COUNT: Final = "typeof({0}) = 'integer' AND {0} BETWEEN 0 AND (1 << 60)"
+_INTEGER: Final = "typeof({0}) = 'integer'"
+_NUMBER: Final = "typeof({0}) IN ('integer', 'real') AND {0} BETWEEN -1e18 AND 1e18"
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _or_null(kind: str) -> str:
+    return f"{{0}} IS NULL OR {kind}"
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < _LARGEST
+def _one_of(*values: str) -> str:
+    return f"{_TEXT} AND {{0}} IN ({', '.join(map(repr, values))})"
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value <= _LARGEST
-
-
-def _or_none(check: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or check(value)
-
-
-def _is_field_list(value: object) -> bool:
-    try:
-        fields = json.loads(value) if isinstance(value, str) else None
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, list) and all(
-        isinstance(field, list) and [type(part) for part in field] == [str, str] for field in fields
-    )
-
-
-_ENTRY: Final[Mapping[str, Callable[[object], bool]]] = {
-    "content_file": lambda value: isinstance(value, str) and bool(_FILE.match(value)),
-    "state": lambda value: value in {state.value for state in DownloadState},
-    "state_reason": _or_none(_is_text),
-    "state_since": _is_number,
-    "error_status": _or_none(_is_count),
-    "retry_at": _or_none(_is_number),
-    "complete_length": _or_none(_is_count),
-    "etag": _or_none(_is_text),
-    "last_modified": _or_none(_is_text),
-    "response_fields": _is_field_list,
-    "accepts_ranges": _is_count,
-    "validated_at": _or_none(_is_number),
-    "priority": lambda value: isinstance(value, int),
-    "pinned": _is_count,
-    "bytes_present": _is_count,
-    "created_at": _is_number,
-    "last_accessed_at": _is_number,
-    "access_count": _is_count,
-    "generation": _is_count,
+_ENTRY: Final[Mapping[str, str]] = {
+    "key": _TEXT,
+    "url": _TEXT,
+    "content_file": _TEXT,
+    "state": _one_of(*(state.value for state in DownloadState)),
+    "state_reason": _or_null(_TEXT),
+    "state_since": _NUMBER,
+    "error_status": _or_null(_COUNT),
+    "retry_at": _or_null(_NUMBER),
+    "complete_length": _or_null(_COUNT),
+    "etag": _or_null(_TEXT),
+    "last_modified": _or_null(_TEXT),
+    "response_fields": _TEXT,
+    "accepts_ranges": _COUNT,
+    "validated_at": _or_null(_NUMBER),
+    "priority": _INTEGER,
+    "pinned": _COUNT,
+    "bytes_present": _COUNT,
+    "created_at": _NUMBER,
+    "last_accessed_at": _NUMBER,
+    "access_count": _COUNT,
+    "generation": _COUNT,
 }
 
-_QUEUE: Final[Mapping[str, Callable[[object], bool]]] = {
-    "priority": lambda value: isinstance(value, int) and 0 <= value <= 4,
-    "start": _is_count,
-    "stop": _or_none(_is_count),
-    "attempts": _is_count,
-    "not_before": _or_none(_is_number),
-    "last_error": _or_none(_is_text),
-    "created_at": _is_number,
+_CHUNK: Final[Mapping[str, str]] = {
+    "start": _COUNT,
+    "stop": f"{_COUNT} AND {{0}} > start",
+    "checksum": "typeof({0}) IN ('blob', 'null')",
 }
+
+_QUEUE: Final[Mapping[str, str]] = {
+    "asked_by": _one_of("reader", "prefetch", "person"),
+    "priority": f"{_INTEGER} AND {{0}} BETWEEN 0 AND 4",
+    "start": _COUNT,
+    # A wish may end where nothing can: 2**63 - 1 is "to the end".
+    "stop": _or_null("typeof({0}) = 'integer' AND {0} >= 0"),
+    "attempts": _COUNT,
+    "not_before": _or_null(_NUMBER),
+    "last_error": _or_null(_TEXT),
+    "created_at": _NUMBER,
+}
+
+
+def _makes_no_sense(checks: Mapping[str, str]) -> str:
+    return f"NOT ({' AND '.join(f'({check.format(name)})' for name, check in checks.items())})"
+
+
+_CONTRADICTORY: Final = f"""id IN (
+    SELECT entry.id FROM cache_entries entry LEFT JOIN (
+        SELECT entry_id, sum(stop - start) AS total, max(stop) AS last
+        FROM cache_chunks WHERE NOT {_makes_no_sense(_CHUNK)} GROUP BY entry_id
+    ) held ON held.entry_id = entry.id
+    WHERE entry.bytes_present <> coalesce(held.total, 0)
+       OR held.last > entry.complete_length
+       OR held.total > 0 AND entry.validated_at IS NULL
+       OR entry.state = 'complete' AND entry.bytes_present IS NOT entry.complete_length
+) OR id IN (
+    SELECT entry_id FROM (
+        SELECT entry_id, start, lag(stop) OVER (PARTITION BY entry_id ORDER BY start) AS before
+        FROM cache_chunks
+    ) WHERE start <= before
+)"""  # noqa: S608 - nothing in it comes from outside
+"""Entries whose rows are each possible, but not together: chunks that overlap or
+reach past the end, that do not add up to what the entry claims, or are of nothing
+known."""
+
+# As bytes, because SQLite also keeps text that is no UTF-8.
+_TEXTS: Final = {
+    "id": "id",
+    "url": "CAST(url AS BLOB)",
+    "content_file": "CAST(content_file AS BLOB)",
+    "fields": "CAST(response_fields AS BLOB)",
+    "others": "CAST(key || coalesce(state_reason, '') || coalesce(etag, '')"
+    " || coalesce(last_modified, '') AS BLOB)",
+}
+
+_ORDINARY_URL: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,4})?/[!-~]*")
+"""URLs that need no closer look; it would take most of the time."""
 
 
 def reset_nonsense(store: Store, now_s: float) -> int:
@@ -94,48 +128,77 @@ def reset_nonsense(store: Store, now_s: float) -> int:
         StorageError: the database refused.
     """
     with store.transaction():
-        damaged = set()
-        lengths: dict[int, int] = {}
-        for row in store.raw_rows(CacheEntry):
-            lengths[row["id"]] = _LARGEST
-            if not _makes_sense(row, _ENTRY) or not _is_url(row["url"]):
-                damaged.add(row["id"])
-            elif row["complete_length"] is not None:
-                lengths[row["id"]] = row["complete_length"]
-        damaged |= set(_with_bad_chunks(store, lengths))
-        for row in store.raw_rows(CacheDownloadQueue):
-            if not _makes_sense(row, _QUEUE):
-                store.delete_raw(CacheDownloadQueue, row["id"])
-        for row in [row for row in store.raw_rows(CacheEntry) if row["id"] in damaged]:
-            _reset(store, row, now_s)
+        for row_id in _bad_queue_rows(store):
+            store.delete_raw(CacheDownloadQueue, row_id)
+        damaged = set(_bad_entries(store))
+        for entry_id in damaged:
+            _reset(store, entry_id, now_s)
     return len(damaged)
 
 
-def _makes_sense(row: Mapping[str, Any], checks: Mapping[str, Callable[[object], bool]]) -> bool:
-    return all(check(row[name]) for name, check in checks.items())
+def _bad_queue_rows(store: Store) -> Iterator[int]:
+    row_id, error = {"id": "id"}, {"id": "id", "error": "CAST(last_error AS BLOB)"}
+    for row in store.raw_rows(CacheDownloadQueue, _makes_no_sense(_QUEUE), row_id):
+        yield row["id"]
+    for row in store.raw_rows(CacheDownloadQueue, "last_error IS NOT NULL", error):
+        if _text(row["error"]) is None:
+            yield row["id"]
 
 
-def _is_url(value: object) -> bool:
+def _bad_entries(store: Store) -> Iterator[int]:
+    for row in store.raw_rows(CacheChunk, _makes_no_sense(_CHUNK), {"entry": "entry_id"}):
+        yield row["entry"]
+    for where in (_makes_no_sense(_ENTRY), _CONTRADICTORY):
+        for row in store.raw_rows(CacheEntry, where, {"id": "id"}):
+            yield row["id"]
+    for row in store.raw_rows(CacheEntry, columns=_TEXTS):
+        if not _reads_well(row):
+            yield row["id"]
+
+
+def _reads_well(row: Mapping[str, Any]) -> bool:
+    return (
+        _is_url(_text(row["url"]))
+        and is_content_name(_text(row["content_file"]))
+        and _is_field_list(_text(row["fields"]))
+        and _text(row["others"]) is not None
+    )
+
+
+def _text(value: object) -> str | None:
     try:
-        return isinstance(value, str) and bool(parse_url(value))
+        return value.decode() if isinstance(value, bytes) else None
+    except UnicodeDecodeError:
+        return None
+
+
+def _is_url(value: str | None) -> bool:
+    try:
+        return value is not None and (
+            _ORDINARY_URL.fullmatch(value) is not None or bool(parse_url(value))
+        )
     except CacheError:
         return False
 
 
-def _with_bad_chunks(store: Store, lengths: Mapping[int, int]) -> list[int]:
-    return [
-        row["entry"]
-        for row in store.raw_rows(CacheChunk)
-        if not (_is_count(row["start"]) and _is_count(row["stop"]))
-        or not row["start"] < row["stop"] <= lengths.get(row["entry"], _LARGEST)
-        or not (row["checksum"] is None or isinstance(row["checksum"], (bytes, memoryview)))
-    ]
+def _is_field_list(value: str | None) -> bool:
+    try:
+        fields = json.loads(value) if value is not None else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(fields, list) and all(
+        isinstance(field, list) and [type(part) for part in field] == [str, str] for field in fields
+    )
 
 
-def _reset(store: Store, row: Mapping[str, Any], now_s: float) -> None:
-    if not _is_url(row["url"]) or not isinstance(row["key"], str):
-        _log.warning("entry %s of the database makes no sense and was deleted", row["id"])
-        store.delete_raw(CacheEntry, row["id"])
-        return
-    _log.warning("entry %s of the database makes no sense and starts afresh", row["id"])
-    store.start_afresh(row["id"], content_name(row["key"]), now_s)
+def _reset(store: Store, entry_id: int, now_s: float) -> None:
+    columns = {"key": "CAST(key AS BLOB)", "url": "CAST(url AS BLOB)"}
+    where = f"id = {entry_id} AND typeof(key) = 'text'"
+    for row in store.raw_rows(CacheEntry, where, columns):
+        key = _text(row["key"])
+        if key is not None and _is_url(_text(row["url"])):
+            _log.warning("entry %s of the database makes no sense and starts afresh", entry_id)
+            store.start_afresh(entry_id, content_name(key), now_s)
+            return
+    _log.warning("entry %s of the database makes no sense and was deleted", entry_id)
+    store.delete_raw(CacheEntry, entry_id)

@@ -313,11 +313,9 @@ def _keep_limits(plans: Sequence[_EntryPlan], limits: Limits) -> None:
 
 
 def _give_up(entry_plan: _EntryPlan, claim: _Claim) -> None:
-    """Drop a claim; a new one that was cut out of a running one goes back to it."""
+    """Drop a claim; a running one that ends where it begins goes on over its bytes, if it can."""
     start, stop = claim.position, claim.stop
-    claim.stop = claim.position
-    if claim.stream is not None:
-        return
+    claim.stop = start
     for other in entry_plan.claims:
-        if other.stream is not None and other.stop == start and start < other.stream.stop:
-            other.stop = min(stop, other.stream.stop)
+        if other.stream is not None and other.position < start == other.stop:
+            other.stop = min(stop, other.stream.reach)

@@ -10,13 +10,14 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import threading
 from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["ContentFile", "content_name", "disk_usage", "remove_content"]
+__all__ = ["ContentFile", "content_name", "disk_usage", "is_content_name", "remove_content"]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 
@@ -29,6 +30,14 @@ def content_name(key: str) -> str:
     """
     digest = hashlib.sha256(key.encode()).hexdigest()
     return f"{digest[:2]}/{digest[2:34]}-{secrets.token_hex(4)}"
+
+
+def is_content_name(name: object) -> bool:
+    """Say whether *name* is one that :func:`content_name` may have given."""
+    return isinstance(name, str) and _CONTENT_NAME.fullmatch(name) is not None
+
+
+_CONTENT_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}-[0-9a-f]{8}")
 
 
 def remove_content(path: Path) -> None:

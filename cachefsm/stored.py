@@ -179,6 +179,22 @@ class StoredEntry:
         with self._lock:
             return min(content.present.run_stop(position), max(position, stop))
 
+    def open_file(self, content: Content) -> None:
+        """Open the content's file, so that what is present stays readable until released.
+
+        Raises:
+            CacheError: it is gone, because the entry was removed or moved on; or
+                it cannot be opened.
+        """
+        try:
+            content.file.fileno()
+        except StorageError:
+            with self._lock:
+                cause = self._closed or content.superseded
+            if cause is None:
+                raise
+            raise cause.again() from None
+
     def failure(self) -> CacheError | None:
         """Return why the entry failed, or None if it has not."""
         with self._lock:
@@ -318,10 +334,15 @@ class StoredEntry:
         Raises:
             StorageError: the database refused; nothing has changed.
         """
-        with self._flush_lock, self._lock:
+        with self._flush_lock:
+            self._drop(content, tuple(damaged), reason)
+        self._around.on_change(self)
+
+    def _drop(self, content: Content, ranges: tuple[ByteRange, ...], reason: str) -> None:
+        # Takes the lock itself: called with only the flush lock held.
+        with self._lock:
             if content is not self._content:
                 return
-            ranges = tuple(damaged)
             durable, present = content.durable.copy(), content.present.copy()
             for start, stop in ranges:
                 durable.remove(start, stop)
@@ -343,7 +364,10 @@ class StoredEntry:
                 self._send("pause", reason=PERSON)  # damage does not end a person's pause
         if old is not None:
             old.discard()
-        self._around.on_change(self)
+        else:
+            # A power loss must not bring the old rows back once the same file has
+            # grown beyond the damage: they would claim what was a hole in between.
+            self._around.store.sync()
 
     def _keep(self, content: Content, durable: RangeSet, reason: str) -> None:
         """Move to a generation that has only *durable* of the same content."""
@@ -373,7 +397,7 @@ class StoredEntry:
                 content.file.retain()
             try:
                 if fresh and self._around.policy.durability is Durability.POWER:
-                    content.file.flush()
+                    self._sync(content, fresh)
                 learnt = self._digest(content, fresh)
                 self._record_progress(content, fresh, learnt)
                 self._record_accesses()
@@ -387,6 +411,17 @@ class StoredEntry:
             # Bytes were written after the refusal, and recorded: the disk is well again.
             self._written_in_trouble = False
             self._around.trouble.over()
+
+    def _sync(self, content: Content, fresh: RangeSet) -> None:
+        # Called with only the flush lock held.
+        try:
+            content.file.flush()
+        except StorageError:
+            # The system may have forgotten those pages, so the next sync would
+            # succeed and cover nothing: they have to be written again.
+            self._drop(content, tuple(fresh), "the disk refused to keep them")
+            self._around.on_change(self)
+            raise
 
     def _digest(self, content: Content, fresh: RangeSet) -> list[ByteRange]:
         """Learn the checksums of the blocks that *fresh* bytes made whole; return those blocks."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ from .integrity import BLOCK_BYTES
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
 from .registry import Registry
-from .storage import remove_content
+from .storage import is_content_name, remove_content
 
 __all__ = ["Scrubber", "Verification", "find_orphans", "verify"]
 
@@ -34,8 +33,6 @@ PAUSE_S: Final = 60.0
 DAMAGED: Final = "the stored bytes are damaged"
 
 EVERYWHERE: Final = ByteRange(0, END)
-
-_CONTENT = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}\Z")
 
 
 @dataclass(frozen=True)
@@ -138,9 +135,9 @@ def _steps(run: ByteRange, size_bytes: int) -> Iterator[ByteRange]:
 def find_orphans(directory: Path, store: Store) -> list[Path]:
     """Return the content files below *directory* that no row names."""
     # Files first: one that is made later has its row already, or is not in the list.
-    files = [path for path in directory.glob("??/*") if _CONTENT.match(path.name)]
+    names = [str(path.relative_to(directory)) for path in directory.glob("??/*")]
     known = store.content_files()
-    return [path for path in files if f"{path.parent.name}/{path.name}" not in known]
+    return [directory / name for name in names if is_content_name(name) and name not in known]
 
 
 class Scrubber(Loop):
@@ -177,9 +174,9 @@ class Scrubber(Loop):
 
     def survey(self) -> None:
         """Drop what rows claim of files that cannot hold it; delete files without rows."""
-        for record, stop in self._store.furthest_bytes():
-            if _size(self._directory / record.content_file) < stop:
-                with self._tolerant(record.id), self._registry.lease(record.id) as entry:
+        for entry_id, name, stop in self._store.furthest_bytes():
+            if _size(self._directory / name) < stop:
+                with self._tolerant(entry_id), self._registry.lease(entry_id) as entry:
                     entry.check_file()
         for path in find_orphans(self._directory, self._store):
             _log.info("removing %s, which belongs to no entry", path.name)
@@ -190,10 +187,10 @@ class Scrubber(Loop):
 
     def _blocks(self) -> Iterator[int]:
         """Check one entry's blocks after the other's; yield the bytes that each step read."""
-        for record, _ in self._store.furthest_bytes():
+        for entry_id, _, _ in self._store.furthest_bytes():
             position: int | None = 0
             while position is not None:
-                size, position = self._look(record.id, position)
+                size, position = self._look(entry_id, position)
                 if size:
                     yield size
 

@@ -441,8 +441,8 @@ def test_a_prefetch_yields_to_a_reader_and_then_goes_on(
     later.start(priority="prefetch")
     assert hold.reached.wait(WAIT_S)
     assert later.wait_for(0, MIB, WAIT_S)
-    film = cache.entry(_serve(origin))
-    assert fetch(cache, film) == content(0, SIZE)
+    film = cache.entry(_serve(origin, 4 * MIB))  # within one window of read-ahead
+    assert fetch(cache, film) == content(0, 4 * MIB)
     assert later.wait_complete(WAIT_S)
     assert _asked(origin, "/later") == ["bytes=0-", f"bytes={MIB}-{SIZE - 1}"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,11 +119,16 @@ class Life:
         return busy
 
     def complain(self, what: str, *more: str) -> None:
-        """Report a finding with every thread's stack, and with what it logged last."""
+        """Report a finding, and keep the log with every thread's stack at its end."""
         os.kill(self._child.pid, signal.SIGUSR1)
         time.sleep(0.5)
-        tail = self.log.read_text(errors="replace").splitlines()[-120:]
-        self._report.wrong(what, None, *more, *tail)
+        self._report.wrong(what, None, *more, f"its log: {self.keep_log()}")
+
+    def keep_log(self) -> Path:
+        """Return where the log is kept when all else is cleared away."""
+        fd, name = tempfile.mkstemp(prefix="cachefsm-soak-", suffix=".log")
+        os.close(fd)
+        return Path(shutil.copy(self.log, name))
 
     # -- ending ----------------------------------------------------------------
 

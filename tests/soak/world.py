@@ -193,8 +193,9 @@ class Subject:
 
     def note(self, who: str, what: str) -> None:
         """Add a line to the history that is printed when something is wrong."""
-        moment = time.strftime("%H:%M:%S", time.localtime())
-        self._history.append(f"{moment}.{int(time.time() * 1000) % 1000:03} {who}: {what}")
+        now_s = time.time()
+        moment = time.strftime("%H:%M:%S", time.localtime(now_s))
+        self._history.append(f"{moment}.{int(now_s * 1000) % 1000:03} {who}: {what}")
 
     @property
     def history(self) -> list[str]:

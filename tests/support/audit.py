@@ -18,8 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, Protocol
 
+from tests.support.messages import pattern
+
 __all__ = [
     "Chunk",
+    "Patterned",
     "StoredEntry",
     "Truth",
     "complaints",
@@ -43,6 +46,17 @@ class Truth(Protocol):
     @property
     def size(self) -> int: ...
     def read(self, start: int, stop: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Patterned:
+    """What a `Resource` of that size and version serves."""
+
+    size: int
+    version: int = 0
+
+    def read(self, start: int, stop: int, /) -> bytes:
+        return bytes(pattern(self.version)(start, min(stop, self.size)))
 
 
 @dataclass(frozen=True)

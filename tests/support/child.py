@@ -1,8 +1,8 @@
 """A process of its own that downloads one URL, to be killed at any moment.
 
 The child imports everything, then waits to be let go, so that several can be
-made ready beforehand. The download is asked for once, by the first child that
-finds no entry; later ones only open the cache, which must go on by itself.
+made ready beforehand. The download is asked for by the first child that finds it
+not started; later ones only open the cache, which must go on by itself.
 
 Another *program* may stand in for that: a module that is given the same two
 arguments, waits for a line and says ``open``.
@@ -61,10 +61,14 @@ class Child:
 
     def go(self) -> None:
         """Let it open the cache; return once that is open."""
+        self.release()
+        self.expect("open")
+
+    def release(self) -> None:
+        """Let it open the cache, and do not wait."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        self.expect("open")
 
     def expect(self, word: str) -> None:
         """Block until it says *word*; it says ``open``, then ``complete``."""
@@ -97,9 +101,8 @@ def main() -> None:
     finished = threading.Event()
     with Cache(directory) as cache:
         cache.subscribe(lambda move: finished.set() if move.event == "finish" else None)
-        known = cache.entries()
         entry = cache.entry(url)
-        if not known:
+        if entry.state is DownloadState.NOT_STARTED:
             entry.start()
         print("open", flush=True)
         if entry.state is not DownloadState.COMPLETE:

@@ -197,7 +197,7 @@ class Disk:
     @classmethod
     def after(
         cls,
-        events: list[Event],
+        events: Iterable[Event],
         until: int,
         commit: Commit,
         lucky: Callable[[], bool] = lambda: False,
@@ -222,6 +222,10 @@ class Disk:
         for written in unsynced.values():
             disk._write(page for write in written for page in write.pages() if lucky())
         return disk
+
+    def as_of(self, commit: Commit) -> Disk:
+        """Return the same files beside the database as of another commit."""
+        return Disk(commit.database, self.files)
 
     def _write(self, writes: Iterable[Write]) -> None:
         for write in writes:
