@@ -6,6 +6,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+MINUTES ?= 5
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -66,9 +67,10 @@ check: lint types diagrams-current test
 bench: $(DEV)
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Run for a long time under random load and faults
+# Run under random load, faults and kills, after a download with 100 kills: [MINUTES=5]
 soak: $(DEV)
-	$(BIN)/python -m tests.soak $(ARGS)
+	KILLS=100 $(BIN)/python -m pytest -q tests/test_kills.py
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 # Remove everything that make and the tools have made
 clean:

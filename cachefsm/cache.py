@@ -330,7 +330,7 @@ class Cache:
             self._store = open_store(
                 self.directory / "cache.sqlite3",
                 content,
-                check=self._dirlock.was_left,
+                check=True,
                 now_s=clock(),
             )
         except BaseException:

@@ -326,11 +326,10 @@ class LiveEntry(StoredEntry):
 
     def refuse(self, error: CacheError) -> None:
         """Let nobody wait for what cannot be stored; try again after a rest."""
-        self._around.trouble.note(error)
         with self._lock:
             self._claims.cancel_all()
             self._attempts.rest(self._around.ticks(), error)
-            self._waiters.refuse(error)
+            super().refuse(error)
 
     def set_stop(self, claim_id: int, stop: int) -> None:
         """Let a claim end at *stop*; at its position or before, it is cancelled."""

@@ -18,8 +18,9 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -227,9 +228,17 @@ _QUEUE_COLUMNS: Final = (
 )
 
 
-# SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT; the codes themselves are
-# on the exception only from Python 3.11 on.
-_SIGNS_OF_DAMAGE: Final = ("file is not a database", "malformed")
+# SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT, and for a page of schema
+# or text that is another one; codes are on the exception only from Python 3.11 on.
+_SIGNS_OF_DAMAGE: Final = (
+    "file is not a database",
+    "malformed",
+    "unsupported file format",
+    "no such table",
+    "no such column",
+    "Could not decode",
+    "codec can't decode",
+)
 
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 
@@ -243,6 +252,21 @@ _MIGRATIONS: Final = (_create_tables,)
 """Step *n* takes a database from version *n* to *n* + 1; never edited once released."""
 
 SCHEMA_VERSION: Final = len(_MIGRATIONS)
+
+
+def _schema_of(database: peewee.Database) -> set[tuple[Any, ...]]:
+    # As bytes, because what has rotted need not be UTF-8.
+    query = "SELECT type, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
+    return set(database.execute_sql(query).fetchall())  # type: ignore[no-untyped-call]
+
+
+@cache
+def _expected_schema() -> set[tuple[Any, ...]]:
+    """Return the schema that the same migrations make of nothing."""
+    with closing(SqliteDatabase(":memory:")) as database:
+        store = Store(database)
+        with store.transaction():
+            return _schema_of(database)
 
 
 class Store:
@@ -261,11 +285,11 @@ class Store:
             self._migrate()
 
     @classmethod
-    def open(cls, path: Path, *, busy_timeout_s: float = 10.0, check: bool = False) -> Store:
+    def open(cls, path: Path, *, busy_timeout_s: float = 10.0) -> Store:
         """Open or create the SQLite database at *path* and bring its schema up to date.
 
-        *check* has SQLite look through all of it. Commits are not synced: a power
-        loss may take the last ones back, and a row taken back claims nothing.
+        Commits are not synced: a power loss may take the last ones back, and a row
+        taken back claims nothing.
 
         Raises:
             DatabaseDamaged: it is no database, or not a whole one.
@@ -288,22 +312,27 @@ class Store:
             check_same_thread=False,
         )
         try:
-            store = cls(database)
-            if check:
-                store.check()
+            return cls(database)
         except BaseException:
             database.close()
             raise
-        return store
 
-    def check(self) -> None:
-        """Look through the whole database; raise DatabaseDamaged if it is not sound."""
+    def check(self, *, thorough: bool = True) -> None:
+        """Look through the whole database; raise DatabaseDamaged if it is not sound.
+
+        All pages, and the schema; if *thorough*, also whether indexes say what their
+        tables do, which takes three times as long (0.3 s for 100,000 entries).
+        """
+        kind = "integrity_check" if thorough else "quick_check"
         with self.transaction():
             found = self._database.execute_sql(  # type: ignore[no-untyped-call]
-                "PRAGMA quick_check(1)"
+                f"PRAGMA {kind}(1)"
             ).fetchone()
+            missing = _expected_schema() - _schema_of(self._database)
         if found is None or found[0] != "ok":
             raise DatabaseDamaged(f"the database is malformed: {found[0] if found else 'empty'}")
+        if missing:
+            raise DatabaseDamaged("the database's schema is malformed")
 
     def sync(self) -> None:
         """Make every commit so far survive a power loss."""

@@ -48,7 +48,8 @@ _LONGEST_GAP: Final = 1_000_000
 def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store:
     """Open the database at *path*; put a damaged one aside and begin with what it proves.
 
-    *check* looks through all of it first, as after a process that did not end well.
+    *check* has it looked through more thoroughly, as after a process that did not end
+    well. Single rows that make no sense are reset, and no reason to begin anew.
 
     Raises:
         StorageError: it cannot be opened for another reason, or not put aside.
@@ -70,9 +71,10 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
 
 
 def _open_sound(path: Path, *, check: bool, now_s: float) -> Store:
-    store = Store.open(path, check=check)
+    store = Store.open(path)
     try:
         reset_nonsense(store, now_s)
+        store.check(thorough=check)
     except BaseException:
         # Before the file is renamed: SQLite goes by its name when it cleans up.
         store.close()
@@ -103,7 +105,7 @@ def _take_over(aside: Path, store: Store, content: Path, now_s: float) -> int:
             chunks = _chunks(old)
             for row in _entries(old):
                 taken += _take_entry(row, chunks[row["id"]], store, content, now_s)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeError) as error:
         _log.info("the damaged database cannot be read any further: %s", error)
     return taken
 
@@ -138,7 +140,7 @@ def _readable(old: sqlite3.Connection, query: str, *values: Any) -> Iterator[sql
     """Yield the rows up to the first one that cannot be read."""
     try:
         yield from old.execute(query, values)
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeError) as error:
         _log.debug("the damaged database: %s", error)
 
 

@@ -338,7 +338,14 @@ class StoredEntry:
             self._drop(content, tuple(damaged), reason)
         self._around.on_change(self)
 
-    def _drop(self, content: Content, ranges: tuple[ByteRange, ...], reason: str) -> None:
+    def _drop(
+        self,
+        content: Content,
+        ranges: tuple[ByteRange, ...],
+        reason: str,
+        *,
+        same_file: bool = False,
+    ) -> None:
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
             if content is not self._content:
@@ -350,7 +357,7 @@ class StoredEntry:
             if present == content.present:
                 return  # somebody else found the same damage
             record, old = self._lifecycle.record, None
-            if content.joinable and present:
+            if content.joinable and (present or same_file):
                 self._keep(content, durable, reason)
             else:
                 old = self._invalidate(reason)
@@ -416,10 +423,11 @@ class StoredEntry:
         # Called with only the flush lock held.
         try:
             content.file.flush()
-        except StorageError:
+        except StorageError as error:
             # The system may have forgotten those pages, so the next sync would
-            # succeed and cover nothing: they have to be written again.
-            self._drop(content, tuple(fresh), "the disk refused to keep them")
+            # succeed and cover nothing: they have to be written again, after a rest.
+            self._drop(content, tuple(fresh), "the disk refused to keep them", same_file=True)
+            self.refuse(error)
             self._around.on_change(self)
             raise
 
@@ -593,6 +601,12 @@ class StoredEntry:
         if content is not None and content.superseded is not None:
             return content.superseded
         return self.failure()
+
+    def refuse(self, error: CacheError) -> None:
+        """Let nobody wait for what cannot be stored; the layer above also lets it rest."""
+        self._around.trouble.note(error)
+        with self._lock:
+            self._waiters.refuse(error)
 
     # What the layer above does when the ground moves.
 

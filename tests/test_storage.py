@@ -6,7 +6,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from cachefsm.errors import StorageError
 from cachefsm.storage import ContentFile, content_name, disk_usage, remove_content
 from tests.support.caches import WAIT_S
-from tests.support.disks import fill, small_disk
+from tests.support.disks import fill, open_files, small_disk
 from tests.support.origin import content
 from tests.support.threads import in_thread
 
@@ -34,15 +33,7 @@ def file(path: Path) -> Iterator[ContentFile]:
 
 
 def times_open(path: Path) -> int:
-    """Return how many descriptors of this process lead to *path*, unlinked or not."""
-    descriptors = Path("/proc/self/fd")
-    if not descriptors.is_dir():
-        pytest.skip("this system does not tell which files a process has open")
-    targets = []
-    for link in descriptors.iterdir():
-        with suppress(FileNotFoundError):  # the descriptor by which we look
-            targets.append(str(link.readlink()).removesuffix(" (deleted)"))
-    return targets.count(str(path))
+    return len(open_files(path))
 
 
 # -- bytes --------------------------------------------------------------------

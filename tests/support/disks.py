@@ -1,4 +1,4 @@
-"""A disk that fills up: a file system of a few pages, mounted for one test."""
+"""A disk that fills up, mounted for one test; and which files this process holds open."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["fill", "small_disk"]
+__all__ = ["fill", "open_files", "small_disk"]
 
 _BLOCK = bytes(4096)
 
@@ -40,3 +40,18 @@ def fill(directory: Path) -> Path:
         while True:
             os.write(file.fileno(), _BLOCK)
     return filler
+
+
+def open_files(below: Path) -> list[Path]:
+    """Return the files at or below *below* that this process has open, unlinked or not.
+
+    One that is open twice is there twice. Skips where the system does not tell.
+    """
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("this system does not tell which files a process has open")
+    targets = []
+    for link in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor by which we look
+            targets.append(Path(str(link.readlink()).removesuffix(" (deleted)")))
+    return [target for target in targets if target.is_relative_to(below)]
