@@ -326,10 +326,11 @@ class LiveEntry(StoredEntry):
 
     def refuse(self, error: CacheError) -> None:
         """Let nobody wait for what cannot be stored; try again after a rest."""
+        self._around.trouble.note(error)
         with self._lock:
             self._claims.cancel_all()
             self._attempts.rest(self._around.ticks(), error)
-            super().refuse(error)
+            self._waiters.refuse(error)
 
     def set_stop(self, claim_id: int, stop: int) -> None:
         """Let a claim end at *stop*; at its position or before, it is cancelled."""
@@ -569,6 +570,9 @@ class LiveEntry(StoredEntry):
         self._demands.drop_others()
         self._around.store.dequeue(self.id)
         self._attempts.reset()
+
+    def _hold_off(self) -> None:
+        self._attempts.rest(self._around.ticks(), None)
 
     def _stop_filling(self) -> None:
         self._claims.cancel_all()

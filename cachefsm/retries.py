@@ -122,8 +122,11 @@ class Attempts:
         """Begin anew: somebody asked for another try, or it is over."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
 
-    def rest(self, now_s: float, cause: Exception) -> None:
-        """Hold the next attempt back for a while, for a reason that is not the origin's."""
+    def rest(self, now_s: float, cause: Exception | None) -> None:
+        """Hold the next attempt back for a while, for a reason that is not the origin's.
+
+        Where there is a *cause*, nobody need wait for the outcome.
+        """
         self.not_before_s, self.cause = now_s + self._policy.exhausted_s, cause
 
     def failed(

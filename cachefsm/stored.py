@@ -426,8 +426,10 @@ class StoredEntry:
         except StorageError as error:
             # The system may have forgotten those pages, so the next sync would
             # succeed and cover nothing: they have to be written again, after a rest.
+            self._around.trouble.note(error)
             self._drop(content, tuple(fresh), "the disk refused to keep them", same_file=True)
-            self.refuse(error)
+            with self._lock:
+                self._hold_off()
             self._around.on_change(self)
             raise
 
@@ -602,13 +604,10 @@ class StoredEntry:
             return content.superseded
         return self.failure()
 
-    def refuse(self, error: CacheError) -> None:
-        """Let nobody wait for what cannot be stored; the layer above also lets it rest."""
-        self._around.trouble.note(error)
-        with self._lock:
-            self._waiters.refuse(error)
-
     # What the layer above does when the ground moves.
+
+    def _hold_off(self) -> None:
+        """Begin no new attempt for a while."""
 
     def _may_finish(self) -> bool:
         return self._lifecycle.state in ACTIVE

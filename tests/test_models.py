@@ -480,6 +480,16 @@ def test_the_furthest_byte_of_an_entry_is_its_last_chunk_s(store: Store, film: E
     assert store.furthest_bytes() == [(film.id, "fi/film", 60), (song.id, "so/song", 5)]
 
 
+def test_entries_come_in_pages_with_their_chunks(store: Store) -> None:
+    entries = [add_entry(store, f"{number}") for number in range(5)]
+    store.delete(entries.pop(1).id)
+    filled = save(store, entries[1], (20, 30), (0, 10), bytes_present=20)
+    first = store.page(0, 2)
+    assert first == [(entries[0], []), (filled, [(0, 10), (20, 30)])]
+    assert [record for record, _ in store.page(filled.id, 2)] == entries[2:]
+    assert store.page(entries[-1].id, 2) == []
+
+
 def test_checksums_are_kept_with_their_ranges(store: Store, film: EntryRecord) -> None:
     sums = {0: b"\x00\xff", 20: b"twenty"}
     chunks = [ByteRange(0, 10), ByteRange(20, 30), ByteRange(40, 50)]
@@ -492,24 +502,22 @@ def test_checksums_are_kept_with_their_ranges(store: Store, film: EntryRecord) -
 spans = st.tuples(st.integers(0, 40), st.integers(1, 12)).map(lambda s: (s[0], s[0] + s[1]))
 
 
-@given(saves=st.lists(st.lists(spans, min_size=1, max_size=3), max_size=12))
-@settings(max_examples=40, deadline=None)
-def test_the_rows_are_always_the_coalesced_ranges(
-    tmp_path_factory: pytest.TempPathFactory, saves: list[list[tuple[int, int]]]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "coalesced.sqlite3"
-    store = open_store(path)
-    film = add_entry(store)
-    durable = RangeSet()
-    for fresh in saves:
-        before = durable.copy()
-        for start, stop in fresh:
-            durable.add(start, stop)
-        grown = [run for run in durable if not before.contains(*run)]
-        film = store.save_chunks(film, grown, bytes_present=durable.total, now_s=0.0)
-        assert stored_chunks(path, film.id) == list(durable) == store.chunks(film.id)
-    store.delete(film.id)
-    store.close()
+def test_the_rows_are_always_the_coalesced_ranges(store: Store, path: Path) -> None:
+    @given(saves=st.lists(st.lists(spans, min_size=1, max_size=3), max_size=12))
+    @settings(max_examples=40, deadline=None)
+    def save_as_they_grow(saves: list[list[tuple[int, int]]]) -> None:
+        film = add_entry(store)
+        durable = RangeSet()
+        for fresh in saves:
+            before = durable.copy()
+            for start, stop in fresh:
+                durable.add(start, stop)
+            grown = [run for run in durable if not before.contains(*run)]
+            film = save(store, film, *grown, bytes_present=durable.total)
+            assert stored_chunks(path, film.id) == list(durable) == store.chunks(film.id)
+        store.delete(film.id)
+
+    save_as_they_grow()
 
 
 # -- the queue ----------------------------------------------------------------
@@ -613,6 +621,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     ),
     "queue": lambda store, film: store.queue(),
     "furthest_bytes": lambda store, film: store.furthest_bytes(),
+    "page": lambda store, film: store.page(0, 10),
     "raw_rows": lambda store, film: store.raw_rows(CacheEntry),
     "delete_raw": lambda store, film: store.delete_raw(CacheEntry, film.id),
     "start_afresh": lambda store, film: store.start_afresh(film.id, "ab/new", 5.0),
@@ -622,7 +631,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
 
 def test_every_method_of_the_store_is_looked_at() -> None:
     methods = {name for name in vars(Store) if not name.startswith("_")}
-    assert methods - {"open", "close", "check", "transaction"} == USES.keys()
+    assert methods - {"open", "close", "check", "sync", "transaction"} == USES.keys()
 
 
 @pytest.mark.parametrize("method", sorted(USES))

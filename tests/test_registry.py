@@ -160,7 +160,7 @@ def test_an_idle_entry_stays_for_the_next_one_who_asks(registry: Registry, store
 def test_beyond_a_number_the_longest_idle_are_let_go_with_their_files(
     registry: Registry, store: Store, files: Path
 ) -> None:
-    ids = [registry.find_or_create(URL, f"film {number}") for number in range(IDLE_ENTRIES + 3)]
+    ids = [registry.find_or_create(URL, f"film-{number}") for number in range(IDLE_ENTRIES + 3)]
     for entry_id in ids:
         with registry.lease(entry_id) as entry:
             entry.content.file.write_at(0, b"x")
@@ -175,7 +175,7 @@ def test_a_busy_entry_is_never_let_go(registry: Registry) -> None:
     with registry.lease(busy) as entry:
         entry.start("person", Priority.PERSON)
     for number in range(IDLE_ENTRIES + 3):
-        with registry.lease(registry.find_or_create(URL, f"film {number}")):
+        with registry.lease(registry.find_or_create(URL, f"film-{number}")):
             pass
     assert busy in [live.id for live in registry.live()]
     with registry.lease(busy) as again:
@@ -185,7 +185,7 @@ def test_a_busy_entry_is_never_let_go(registry: Registry) -> None:
 def test_a_leased_entry_is_never_let_go(registry: Registry) -> None:
     leased = registry.acquire(registry.find_or_create(URL, "leased"))
     for number in range(IDLE_ENTRIES + 3):
-        with registry.lease(registry.find_or_create(URL, f"film {number}")):
+        with registry.lease(registry.find_or_create(URL, f"film-{number}")):
             pass
     assert leased in registry.live()
     assert registry.acquire(leased.id) is leased
@@ -297,7 +297,7 @@ def test_the_least_recently_used_go_until_the_rest_fits(
 
 def test_no_more_is_evicted_than_has_to_be(registry: Registry, stored: Stored) -> None:
     for number in range(5):
-        stored(f"film {number}", 10, used_at=number)
+        stored(f"film-{number}", 10, used_at=number)
     assert registry.evict(45) == 10
     assert registry.evict(45) == 0
 
@@ -327,6 +327,7 @@ def test_what_is_pinned_leased_or_busy_stays(
         assert registry.evict(0) == 10
     assert on_disk(files) == {"pinned", "leased", "busy", "read"}
     reading.detach(attached)
+    reading.flush()  # that it was read is still to be recorded
     assert registry.evict(0) == 20
     assert on_disk(files) == {"pinned", "busy"}
 
@@ -339,22 +340,22 @@ def test_what_cannot_be_evicted_is_not_tried_again_and_again(
 
 
 def test_who_is_removed_while_space_is_made_is_passed_over(
-    store: Store, stored: Stored, files: Path
+    store: Store, stored: Stored, files: Path, path: Path
 ) -> None:
     class Meddled(Store):
         """Somebody removes the first candidate as soon as it is one."""
 
         def least_recently_used(self) -> list[EntryRecord]:
-            candidates = store.least_recently_used()
-            store.delete(candidates[0].id)
+            candidates = super().least_recently_used()
+            self.delete(candidates[0].id)
             return candidates
 
     for number in range(3):
-        stored(f"film {number}", 10, used_at=number)
-    meddled = Meddled.__new__(Meddled)
-    meddled.__dict__.update(store.__dict__)
+        stored(f"film-{number}", 10, used_at=number)
+    meddled = Meddled.open(path)
     assert registry_of(meddled, files).evict(15) == 20
-    assert [record.key for record in store.least_recently_used()] == []
+    assert store.total_bytes() == 0
+    meddled.close()
 
 
 # -- the end ------------------------------------------------------------------
@@ -407,12 +408,12 @@ def test_eight_threads_lease_evict_and_remove_without_losing_count(
     registry: Registry, store: Store, stored: Stored, files: Path
 ) -> None:
     for number in range(6):
-        stored(f"film {number}", 10, used_at=number)
+        stored(f"film-{number}", 10, used_at=number)
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
         for _ in range(40):
-            key = f"film {dice.randrange(6)}"
+            key = f"film-{dice.randrange(6)}"
             entry_id = registry.find_or_create(URL, key)
             try:
                 with registry.lease(entry_id) as entry:
