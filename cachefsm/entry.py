@@ -571,8 +571,8 @@ class LiveEntry(StoredEntry):
         self._around.store.dequeue(self.id)
         self._attempts.reset()
 
-    def _hold_off(self) -> None:
-        self._attempts.rest(self._around.ticks(), None)
+    def _hold_off(self, error: CacheError) -> None:
+        self._attempts.hold_off(error, self._around.ticks())
 
     def _stop_filling(self) -> None:
         self._claims.cancel_all()

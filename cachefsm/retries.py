@@ -122,11 +122,13 @@ class Attempts:
         """Begin anew: somebody asked for another try, or it is over."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
 
-    def rest(self, now_s: float, cause: Exception | None) -> None:
-        """Hold the next attempt back for a while, for a reason that is not the origin's.
+    def hold_off(self, error: Exception, now_s: float) -> None:
+        """Let the next attempt wait longer each time; it will come, so waiting is worth it."""
+        self.count += 1
+        self.not_before_s = now_s + self._policy.delay_s(self.count, error)
 
-        Where there is a *cause*, nobody need wait for the outcome.
-        """
+    def rest(self, now_s: float, cause: Exception) -> None:
+        """Hold the next attempt back for a while, for a reason that is not the origin's."""
         self.not_before_s, self.cause = now_s + self._policy.exhausted_s, cause
 
     def failed(

@@ -73,7 +73,11 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
 def _open_sound(path: Path, *, check: bool, now_s: float) -> Store:
     store = Store.open(path)
     try:
-        reset_nonsense(store, now_s)
+        try:
+            reset_nonsense(store, now_s)
+        except StorageError:
+            store.check()  # a damaged schema refuses what a sound one takes
+            raise
         store.check(thorough=check)
     except BaseException:
         # Before the file is renamed: SQLite goes by its name when it cleans up.

@@ -429,7 +429,7 @@ class StoredEntry:
             self._around.trouble.note(error)
             self._drop(content, tuple(fresh), "the disk refused to keep them", same_file=True)
             with self._lock:
-                self._hold_off()
+                self._hold_off(error)
             self._around.on_change(self)
             raise
 
@@ -606,7 +606,7 @@ class StoredEntry:
 
     # What the layer above does when the ground moves.
 
-    def _hold_off(self) -> None:
+    def _hold_off(self, error: CacheError) -> None:
         """Begin no new attempt for a while."""
 
     def _may_finish(self) -> bool:

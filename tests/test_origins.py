@@ -31,6 +31,7 @@ from tests.support.faults import (
     hold_before_headers,
     ignore_range,
     redirect,
+    reset_after,
     short_body,
     stall_after,
     status,
@@ -395,6 +396,17 @@ def test_an_unknown_length_is_not_settled_by_a_body_that_is_cut(
     assert film.total_bytes is None
     assert film.state is not DownloadState.COMPLETE
     hold.release()
+    assert film.wait_complete(WAIT_S)
+    assert film.total_bytes == SIZE
+    assert fetch(cache, film) == content(0, SIZE)
+
+
+def test_a_reset_is_not_the_end_of_a_body_that_ends_with_its_connection(
+    cache: Cache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE, framing="close", accepts_ranges=False))
+    origin.script(reset_after(300_000))
+    film = cache.entry(origin.url("/film"))
     assert film.wait_complete(WAIT_S)
     assert film.total_bytes == SIZE
     assert fetch(cache, film) == content(0, SIZE)

@@ -251,10 +251,16 @@ def test_twenty_kills_in_one_download_cost_little_and_spoil_nothing(tmp_path: Pa
         for _ in range(kills):
             child, following = following, Child(directory, origin.url("/film"))
             with child:
+                asked_before = len(origin.requests)
                 child.go()
                 # Soon after opening, in mid-stream, or after a flush or two.
                 sent = origin.body_bytes_sent + dice.randrange(12 * MIB)
                 origin.wait_until(lambda sent=sent: origin.body_bytes_sent >= sent)
+            # It went on from what was recorded, and asked for nothing of that again.
+            assert all(
+                (request.range or "").startswith(f"bytes={before}-")
+                for request in origin.requests[asked_before:]
+            )
             found = recorded(directory)
             _assert_true(found, size)
             assert found.bytes_present >= before
