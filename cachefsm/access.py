@@ -123,16 +123,19 @@ def _parse_pattern(text: str) -> tuple[str, str]:
     body = host.removeprefix("*.")
     if not body or (body != "*" and re.search(r"[^a-z0-9.:_-]", body)):
         raise UsageError(f"{text!r} is no host to allow; write host, host:port or *.suffix")
-    if port and port != "*" and not port.isdigit():
+    if port and port != "*" and not (port.isascii() and port.isdigit()):
         raise UsageError(f"{text!r}: {port!r} is no port")
     return host, port
 
 
 def split_host(text: str) -> tuple[str, str]:
-    """Return host (no brackets) and port text (maybe empty) of ``host[:port]``."""
+    """Return host (no brackets) and port text (maybe empty) of ``host[:port]``.
+
+    What is malformed comes back whole, brackets and all: no host is called that.
+    """
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        return host, rest.removeprefix(":")
+        host, closed, rest = text[1:].partition("]")
+        return (host, rest[1:]) if closed and rest[:1] in ("", ":") else (text, "")
     host, colon, port = text.rpartition(":")
     return (host, port) if colon and ":" not in host else (text, "")
 

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "list": "show all entries",
     "show": "show one entry and which of its bytes are here",
     **ORDERS,
+    "verify": "compare what is stored with its checksums",
     "stats": "show how much there is, and in which states",
     "gc": "make room, and remove files that belong to nothing",
     "diagram": "draw the lifecycle of a download",
@@ -117,10 +118,19 @@ def _allowed(text: str) -> str:
     return text
 
 
-def _fill(text: str) -> str:
-    if text in ("rest", "finish", "requested"):
-        return text
-    raise UsageError(f"{text!r} is no way to fill; write rest, finish or requested")
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text in choices:
+            return text
+        raise UsageError(f"{text!r} is none of {', '.join(choices)}")
+
+    return read
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < len(text) < 5 and int(text):
+        return int(text)
+    raise UsageError(f"{text!r} is no number from 1 to 9999")
 
 
 def _directory(text: str) -> Path:
@@ -225,7 +235,7 @@ def _serve(command: Parser) -> None:
     _max_size(command, "evict the least recently used beyond this (default: no limit)")
     setting(
         "--fill",
-        read=_fill,
+        read=_one_of("rest", "finish", "requested"),
         default="rest",
         metavar="HOW",
         help="what to fetch of a file that somebody reads: the rest, while they do and for the "
@@ -259,10 +269,53 @@ def _serve(command: Parser) -> None:
         metavar="TIME",
         help="and for every further one (default: 30s)",
     )
+    _careful(command)
     setting("--verbose", read=None, default=False, help="log details, and looks at /-/ too")
     setting("--quiet", read=None, default=False, help="log only warnings")
     command.add_argument(
         "--demo", action="store_true", help="mount a slow origin with five minutes of music"
+    )
+
+
+def _careful(command: Parser) -> None:
+    """Add what trades speed for safety, and for the origins' patience."""
+    setting = command.setting
+    setting(
+        "--durability",
+        read=_one_of("power", "process"),
+        default="power",
+        metavar="HOW",
+        help="what recorded bytes survive: a loss of power (power, the default), or the death of "
+        "this process alone (process), which spares the disk a sync every second",
+    )
+    setting(
+        "--verify-reads",
+        read=_one_of("never", "sample", "always"),
+        default="sample",
+        metavar="HOW",
+        help="which stored blocks are compared with their checksums before they are served: "
+        "none (never), some (sample, the default), all (always)",
+    )
+    setting(
+        "--scrub-rate",
+        read=parse_size,
+        default=0,
+        metavar="SIZE",
+        help="how much to verify per second in the background, over and over (default: 0, nothing)",
+    )
+    setting(
+        "--connections",
+        read=_count,
+        default=4,
+        metavar="N",
+        help="the most connections for one file (default: 4)",
+    )
+    setting(
+        "--connections-per-host",
+        read=_count,
+        default=6,
+        metavar="N",
+        help="the most to one origin (default: 6)",
     )
 
 
@@ -316,11 +369,40 @@ def _order(command: Parser) -> None:
     _json(command, "a list of the entries it was done to, as list prints them")
 
 
+def _verify(command: Parser) -> None:
+    command.description = (
+        "Compare the stored bytes of the entries named, or of all, with the checksums that\n"
+        "they had when they were received. Damaged bytes are dropped, and nobody is served\n"
+        "them: they are fetched again when somebody wants them, or at once with --repair."
+    )
+    command.epilog = (
+        "A block, 1 MiB, is damaged or sound as a whole; one of which a part is missing has no\n"
+        "checksum. Exit status: 1 if damage was found that is not repaired."
+    )
+    command.add_argument("entries", nargs="*", type=typed(_entry), metavar="ID|URL")
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="fetch damaged bytes again, what an earlier look dropped too; and, if no entry is "
+        "named, delete files that belong to none",
+    )
+    _json(
+        command,
+        "one object with entries (a list of objects with id, url, checked_bytes, unchecked_bytes, "
+        "damaged_bytes, damaged ([start, stop) pairs), repaired (null if sound)), checked_bytes, "
+        "unchecked_bytes, damaged_bytes, orphan_files, orphan_bytes",
+    )
+    command.setting(
+        "--quiet", read=None, default=False, help="no progress, and no result if all is sound"
+    )
+
+
 def _stats(command: Parser) -> None:
     _json(
         command,
         "one object with directory, server (null if idle), entries, states (a number for each), "
-        "bytes_stored, bytes_pinned, max_size (null if unlimited), bytes_free on the disk",
+        "bytes_stored, bytes_pinned, max_size (null if unlimited), bytes_free on the disk, "
+        "bytes_from_origin since the start, streams, readers",
     )
     _max_size(command, "the limit to show, if no server runs")
 
@@ -361,6 +443,7 @@ _FILL_IN: Final[dict[str, Callable[[Parser], None]]] = {
     "prefetch": _prefetch,
     "list": _list,
     "show": _show,
+    "verify": _verify,
     "stats": _stats,
     "gc": _gc,
     "diagram": _diagram,

@@ -330,7 +330,6 @@ class Cache:
             self._store = open_store(
                 self.directory / "cache.sqlite3",
                 content,
-                check=True,
                 now_s=clock(),
             )
         except BaseException:

@@ -87,6 +87,10 @@ def _run(options: argparse.Namespace) -> int:
         from . import get
 
         return get.get(options) if options.command == "get" else get.prefetch(options)
+    if options.command == "verify":
+        from .check import verify
+
+        return verify(options)
     from . import orders
     from .logs import logging_to
 

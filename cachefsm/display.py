@@ -24,6 +24,7 @@ __all__ = [
     "shades",
     "show_entry",
     "show_list",
+    "spell_ranges",
 ]
 
 BLOCKS: Final = "·░▒▓█"
@@ -166,7 +167,7 @@ def show_entry(facts: dict[str, Any], width: int, marks: str) -> list[str]:
         ("state", f"{format_state(facts)}, since {_local(facts['since'])}"),
         ("here", format_stored(facts) + (f", {percent}" if percent != "-" else "")),
         ("", bar),
-        ("", _spell_ranges(facts["ranges"])),
+        ("", spell_ranges(facts["ranges"])),
         ("rate", f"{format_size(facts['rate_bytes_s'])}/s" if facts["rate_bytes_s"] else ""),
         ("type", facts["content_type"] or ""),
         ("playable", "yes" if facts["playable"] else "not yet"),
@@ -216,7 +217,8 @@ def _fit(text: str, room: int | None) -> str:
     return f"{text[: room - 1 - tail]}…{text[-tail:]}"
 
 
-def _spell_ranges(ranges: Sequence[Sequence[int]]) -> str:
+def spell_ranges(ranges: Sequence[Sequence[int]]) -> str:
+    """Return ``bytes 0-999, 2000-2999``, as they are written in HTTP; the first few."""
     shown = [f"{start}-{stop - 1}" for start, stop in ranges[:4]]
     if len(ranges) > len(shown):
         shown.append(f"and {len(ranges) - len(shown)} more")

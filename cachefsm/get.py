@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from .progress import LogAboveBar, Progress
 from .units import format_size
 from .urls import redact
 
-__all__ = ["Interrupted", "get", "prefetch"]
+__all__ = ["Interrupted", "get", "looks", "prefetch"]
 
 FIRST_LOOK_S: Final = 0.02
 LAST_LOOK_S: Final = 0.2
@@ -150,7 +150,8 @@ class _Downloads:
         self._now = facts
         if path == STDOUT:
             self._stream(backend, facts)
-        facts = self._follow(backend, facts)
+        for now in looks(backend, facts, self._progress):
+            facts = self._now = now
         if facts["state"] == "failed":
             kept = facts["downloaded_bytes"]
             rest = f"; {format_size(kept)} are kept" if kept else ""
@@ -159,24 +160,6 @@ class _Downloads:
             with backend.open(facts["id"]) as stream, replaced(path) as write:
                 _copy(stream, write, lambda: None)
         self._finish(url, path, facts, stored=stored)
-
-    def _follow(self, backend: Backend, facts: Facts) -> Facts:
-        """Show the download's progress; return its facts once it is complete or has failed."""
-        look_s, told = FIRST_LOOK_S, False
-        while True:
-            self._now = facts
-            if facts["state"] in ("complete", "failed"):
-                self._progress.clear()
-                return facts
-            self._progress.update(facts)
-            if _is_held(facts) and not told:
-                told = True
-                self._progress.say(
-                    f"cachefsm: somebody has paused it; `cachefsm resume {facts['id']}` goes on"
-                )
-            backend.wait(look_s)
-            look_s = min(look_s * 1.5, LAST_LOOK_S)
-            facts = backend.find(facts["id"])
 
     def _stream(self, backend: Backend, facts: Facts) -> None:
         """Write the bytes to stdout as they arrive."""
@@ -248,6 +231,25 @@ class _Downloads:
             f"interrupted; {format_stored(facts)} kept as entry {facts['id']}, "
             "the same command goes on from there"
         )
+
+
+def looks(backend: Backend, facts: Facts, progress: Progress) -> Iterator[Facts]:
+    """Show a download's *progress*; yield its facts until it is complete or has failed."""
+    look_s, told = FIRST_LOOK_S, False
+    while True:
+        yield facts
+        if facts["state"] in ("complete", "failed"):
+            progress.clear()
+            return
+        progress.update(facts)
+        if _is_held(facts) and not told:
+            told = True
+            progress.say(
+                f"cachefsm: somebody has paused it; `cachefsm resume {facts['id']}` goes on"
+            )
+        backend.wait(look_s)
+        look_s = min(look_s * 1.5, LAST_LOOK_S)
+        facts = backend.find(facts["id"])
 
 
 def _is_held(facts: Facts) -> bool:

@@ -317,16 +317,15 @@ class Store:
             database.close()
             raise
 
-    def check(self, *, thorough: bool = True) -> None:
+    def check(self) -> None:
         """Look through the whole database; raise DatabaseDamaged if it is not sound.
 
-        All pages, and the schema; if *thorough*, also whether indexes say what their
-        tables do, which takes three times as long (0.3 s for 100,000 entries).
+        All pages, the schema, and whether indexes say what their tables do: 0.25 s
+        for 100,000 entries.
         """
-        kind = "integrity_check" if thorough else "quick_check"
         with self.transaction():
             found = self._database.execute_sql(  # type: ignore[no-untyped-call]
-                f"PRAGMA {kind}(1)"
+                "PRAGMA integrity_check(1)"
             ).fetchone()
             missing = _expected_schema() - _schema_of(self._database)
         if found is None or found[0] != "ok":

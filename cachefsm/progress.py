@@ -25,11 +25,14 @@ from .display import (
 )
 from .units import format_size
 
-__all__ = ["LogAboveBar", "Progress", "progress_line"]
+__all__ = ["CHECKING", "LogAboveBar", "Progress", "progress_line"]
 
 REDRAW_S: Final = 0.1
 LINE_EVERY_S: Final = 15.0
 """Without a terminal: a log wants to know that it goes on, not how the bar grows."""
+
+CHECKING: Final = "checking"
+"""In place of a state: bytes are not fetched but compared with their checksums."""
 
 _NAME_AT_MOST: Final = 28
 _BAR_AT_MOST: Final = 40
@@ -45,7 +48,7 @@ def progress_line(facts: dict[str, Any], width: int, marks: str) -> str:
     # As wide as it gets, so that the bar does not dance: "1023.9 KiB of 50 MiB".
     stored_width = 10 if total is None else 14 + len(format_size(total))
     pieces = [format_percent(facts).rjust(4), format_stored(facts).rjust(stored_width)]
-    if facts["state"] in ("downloading", "initializing"):
+    if facts["state"] in ("downloading", "initializing", CHECKING):
         rate = facts["rate_bytes_s"]
         if rate:
             pieces.append(f"{format_size(rate)}/s".rjust(12))

@@ -45,17 +45,16 @@ _LONGEST_GAP: Final = 1_000_000
 """How many ids are tried, one by one, behind the first page that cannot be read."""
 
 
-def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store:
+def open_store(path: Path, content: Path, *, now_s: float) -> Store:
     """Open the database at *path*; put a damaged one aside and begin with what it proves.
 
-    *check* has it looked through more thoroughly, as after a process that did not end
-    well. Single rows that make no sense are reset, and no reason to begin anew.
+    Single rows that make no sense are reset, and no reason to begin anew.
 
     Raises:
         StorageError: it cannot be opened for another reason, or not put aside.
     """
     try:
-        return _open_sound(path, check=check, now_s=now_s)
+        return _open_sound(path, now_s)
     except DatabaseDamaged as error:
         aside = _put_aside(path)
         store = Store.open(path)
@@ -70,7 +69,7 @@ def open_store(path: Path, content: Path, *, check: bool, now_s: float) -> Store
         return store
 
 
-def _open_sound(path: Path, *, check: bool, now_s: float) -> Store:
+def _open_sound(path: Path, now_s: float) -> Store:
     store = Store.open(path)
     try:
         try:
@@ -78,7 +77,8 @@ def _open_sound(path: Path, *, check: bool, now_s: float) -> Store:
         except StorageError:
             store.check()  # a damaged schema refuses what a sound one takes
             raise
-        store.check(thorough=check)
+        # Every time: a page can rot while nobody has it open.
+        store.check()
     except BaseException:
         # Before the file is renamed: SQLite goes by its name when it cleans up.
         store.close()

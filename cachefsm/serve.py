@@ -28,6 +28,7 @@ from .errors import CacheBusy
 from .logs import logging_to
 from .origin import OriginOptions
 from .proxy import Server
+from .scheduler import Limits
 from .urls import redact
 
 if TYPE_CHECKING:
@@ -141,6 +142,10 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
                 read_ahead=options.read_ahead,
                 first_byte_timeout=options.first_byte_timeout,
                 stall_timeout=options.stall_timeout,
+                durability=options.durability,
+                verify_reads=options.verify_reads,
+                scrub_rate=options.scrub_rate,
+                limits=_limits(options),
                 # Asked at every redirect too, so that none leads to where it may not.
                 origin=OriginOptions(
                     may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)
@@ -152,6 +157,14 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
             if time.monotonic() >= deadline_s or (holder is not None and holder.address):
                 raise
             time.sleep(0.02)
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    per_entry, per_host = options.connections, options.connections_per_host
+    # Whoever allows one host so many will not want fewer in all.
+    return Limits(
+        per_entry=per_entry, per_host=per_host, total=max(Limits.total, per_entry, per_host)
+    )
 
 
 def _demo_origin() -> DemoOrigin:

@@ -7,9 +7,11 @@ import os
 import threading
 import wave
 import zipfile
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -345,7 +347,7 @@ def test_a_permanent_failure_wakes_every_waiter_at_once_with_its_cause(
 ) -> None:
     hold = origin.script(hold_before_headers())
     origin.script(status(404))
-    waits = [
+    waits: list[Future[Any]] = [
         in_thread(film.wait_for, 0, 1),
         in_thread(film.wait_for, 700_000, SIZE),
         in_thread(film.wait_playable),
@@ -660,7 +662,10 @@ def test_closing_wakes_whoever_waits_and_leaves_no_thread_behind(
     film = cache.entry(origin.url("/film"))
     in_body = origin.script(hold_after(1000))
     before_head = origin.script(hold_before_headers(), nth=2)
-    waits = [in_thread(film.wait_for, 0, 2000), in_thread(film.wait_complete)]
+    waits: list[Future[Any]] = [
+        in_thread(film.wait_for, 0, 2000),
+        in_thread(film.wait_complete),
+    ]
     assert in_body.reached.wait(WAIT_S)
     waits += [in_thread(fetch, cache, film, 500, 2000), in_thread(fetch, cache, film, 8 * MIB)]
     assert before_head.reached.wait(WAIT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,14 @@ import pytest
 from cachefsm import Cache
 from cachefsm.arguments import COMMANDS, default_cache_dir, parse_arguments
 from cachefsm.cli import main
+from cachefsm.reader import Reader
 from cachefsm.settings import hide_secrets
 from cachefsm.storage import content_name
+from cachefsm.units import format_size
+from tests.support.caches import recorded
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
+from tests.support.damage import flip, truncate
 from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
 from tests.support.origin import Origin, Resource, content
 
@@ -367,11 +372,172 @@ def test_gc_makes_room_and_removes_what_belongs_to_nothing(
     assert states == ["not_started", "complete"]
 
 
+# -- verify ------------------------------------------------------------------------
+
+MIB = 1 << 20
+LONG = 3 * MIB + 1000
+ROTTEN = [MIB + 5, 3 * MIB + 7]
+DAMAGED = [[MIB, 2 * MIB], [3 * MIB, LONG]]
+
+
+@pytest.fixture
+def song(origin: Origin) -> str:
+    """A URL of LONG bytes."""
+    origin.put("/song.flac", Resource(LONG))
+    return origin.url("/song.flac")
+
+
+def test_verify_says_that_all_is_sound(here: Run, held: str, film: str, song: str) -> None:
+    here("get", film, song)
+    size = format_size(SIZE + LONG)
+    assert here("verify").text == f"checked {size} of 2 entries, no damage\n"
+    assert here("verify", 2, "--quiet") == Outcome(0, b"", "")
+    found = here("verify", song, "--json").json()
+    assert found == {
+        "entries": [
+            {
+                "id": 2,
+                "url": song,
+                "checked_bytes": LONG,
+                "unchecked_bytes": 0,
+                "damaged_bytes": 0,
+                "damaged": [],
+                "repaired": None,
+            }
+        ],
+        "checked_bytes": LONG,
+        "unchecked_bytes": 0,
+        "damaged_bytes": 0,
+        "orphan_files": 0,
+        "orphan_bytes": 0,
+    }
+
+
+def test_verify_drops_what_is_damaged_and_says_what_it_was(
+    cli: CommandLine, here: Run, held: str, origin: Origin, song: str
+) -> None:
+    here("get", song)
+    flip(recorded(cli.cache_dir).file, ROTTEN)
+    found = here("verify", "--quiet")
+    assert (found.status, found.stderr) == (1, "")
+    assert found.text == (
+        f"entry 1: 1 MiB damaged, bytes 1048576-2097151, 3145728-3146727: {song}\n"
+        "checked 3 MiB of 1 entry, 1 MiB damaged in 1 entry\n"
+    )
+    assert here("show", 1, "--json").json()["ranges"] == [[0, MIB], [2 * MIB, 3 * MIB]]
+    assert here("verify").text == "checked 2 MiB of 1 entry, no damage\n"
+    repaired = here("verify", "--repair", "--json").json()["entries"]
+    assert [(each["damaged"], each["repaired"]) for each in repaired] == [([], True)]
+    _got_again(cli, here, origin, song)
+
+
+def test_verify_repairs_by_fetching_what_is_damaged_and_nothing_else(
+    cli: CommandLine,
+    here: Run,
+    held: str,
+    origin: Origin,
+    song: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cachefsm.check.WINDOW_BYTES", MIB)
+    here("get", song)
+    flip(recorded(cli.cache_dir).file, ROTTEN)
+    found = here("verify", "--repair", "--json")
+    assert (found.status, found.stderr) == (0, "")
+    (entry,) = found.json()["entries"]
+    assert (entry["checked_bytes"], entry["damaged"], entry["repaired"]) == (LONG, DAMAGED, True)
+    assert here("verify").text == "checked 3 MiB of 1 entry, no damage\n"
+    _got_again(cli, here, origin, song)
+
+
+def _got_again(cli: CommandLine, here: Run, origin: Origin, song: str) -> None:
+    """Assert that the song is whole, and that two damaged blocks were fetched for that."""
+    assert here("get", song, "-o", cli.home / "song").status == 0
+    assert (cli.home / "song").read_bytes() == content(0, LONG)
+    asked = sorted(request.range or "" for request in origin.requests[1:])
+    assert asked == [f"bytes={start}-{stop - 1}" for start, stop in DAMAGED]
+
+
+def test_verify_repairs_a_file_that_was_cut_off_or_deleted(
+    cli: CommandLine, here: Run, held: str, origin: Origin, song: str
+) -> None:
+    here("get", song)
+    for spoil in (lambda file: truncate(file, 2 * MIB), Path.unlink):
+        spoil(recorded(cli.cache_dir).file)
+        found = here("verify", 1, "--repair")
+        assert (found.status, found.stderr) == (0, "")
+        assert found.text.endswith("damaged in 1 entry, 1 entry repaired\n")
+        assert here("get", song, "-o", cli.home / "song").status == 0
+        assert (cli.home / "song").read_bytes() == content(0, LONG)
+    assert [request.range for request in origin.requests[1:]] == [
+        f"bytes={2 * MIB}-{LONG - 1}",
+        "bytes=0-",
+    ]
+
+
+def test_verify_repairs_no_more_of_a_file_than_was_there(
+    cli: CommandLine, here: Run, origin: Origin, song: str
+) -> None:
+    with Cache(cli.cache_dir, fill="requested") as cache, cache.entry(song).open() as stream:
+        stream.read(2 * MIB)
+    stored = here("show", 1, "--json").json()["ranges"]
+    assert stored[0][1] < LONG
+    flip(recorded(cli.cache_dir).file, [5])
+    assert here("verify", "--repair").status == 0
+    facts = here("show", 1, "--json").json()
+    assert (facts["state"], facts["ranges"]) == ("paused", stored)
+    assert origin.requests[-1].range == f"bytes=0-{MIB - 1}"
+
+
+def test_verify_tells_what_could_not_be_repaired(
+    cli: CommandLine, here: Run, held: str, origin: Origin, song: str
+) -> None:
+    here("get", song)
+    flip(recorded(cli.cache_dir).file, ROTTEN)
+    origin.script(status(410), times=None)
+    found = here("verify", "--repair", "--json")
+    said = found.failed_in_one_line()
+    assert said == "cachefsm: entry 1: the origin answered 410\n"
+    (entry,) = found.json()["entries"]
+    assert (entry["damaged"], entry["repaired"]) == (DAMAGED, False)
+
+
+def test_verify_of_what_is_not_there_is_a_failure(here: Run, held: str, film: str) -> None:
+    here("get", film)
+    found = here("verify", 7, 1)
+    assert found.failed_in_one_line() == "cachefsm: there is no entry 7\n"
+    assert found.text == "checked 293 KiB of 1 entry, no damage\n"
+
+
+def test_verify_says_how_much_has_no_checksum(cli: CommandLine, here: Run, song: str) -> None:
+    with Cache(cli.cache_dir, fill="requested") as cache, closing(_reader(cache, song)) as reader:
+        assert b"".join(reader.pieces(1000, MIB + 1000)) == content(1000, MIB + 1000)
+    assert here("verify").text == ("checked 0 B of 1 entry, no damage, 1 MiB without a checksum\n")
+
+
+def test_repairing_everything_deletes_files_that_belong_to_no_entry(
+    cli: CommandLine, here: Run, film: str
+) -> None:
+    here("get", film)
+    orphan = cli.cache_dir / "content" / content_name("a key that no entry has")
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"x" * 5000)
+    for arguments in (["verify"], ["verify", "--repair", "1"]):
+        assert here(*arguments).text == "checked 293 KiB of 1 entry, no damage\n"
+        assert orphan.exists()
+    assert "no damage, removed 1 file without an entry (" in here("verify", "--repair").text
+    assert not orphan.exists()
+
+
+# -- where there is nothing --------------------------------------------------------
+
+
 def test_looking_where_there_never_was_a_cache_makes_none(cli: CommandLine, here: Run) -> None:
     assert here("list").text == f"no entries in {cli.cache_dir}\n"
     assert here("list", "--json").json() == []
     assert here("stats", "--json").json()["entries"] == 0
     assert here("gc", "--json").json()["bytes_stored"] == 0
+    assert here("verify", "--repair").text == "checked 0 B of 0 entries, no damage\n"
     said = here("show", 1).failed_in_one_line()
     assert said == f"cachefsm: there is no cache in {cli.cache_dir}\n"
     assert not cli.cache_dir.exists()
@@ -535,6 +701,10 @@ def test_the_default_cache_directory_follows_xdg(monkeypatch: pytest.MonkeyPatch
 def test_secrets_are_hidden_in_any_text() -> None:
     text = "cannot get 'https://me:pw@h/a?sig=1' or http://h/b#x, sorry"
     assert hide_secrets(text) == "cannot get 'https://h/a?…' or http://h/b, sorry"
+
+
+def _reader(cache: Cache, url: str) -> Reader:
+    return cache.open_reader(cache.entry(url).id)
 
 
 def _leave_paused(cli: CommandLine, url: str) -> None:

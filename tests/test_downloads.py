@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import threading
+from concurrent.futures import Future
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 
-from cachefsm import ByteRange, Cache, DownloadState, Entry, Transition
+from cachefsm import ByteRange, Cache, DownloadState, Entry
 from cachefsm.errors import (
     CacheError,
     EntryNotFound,
@@ -16,6 +18,7 @@ from cachefsm.errors import (
     RepresentationChanged,
     WaitTimeout,
 )
+from cachefsm.events import Event
 from cachefsm.origin import OriginOptions
 from cachefsm.scheduler import Limits
 from tests.support.caches import WAIT_S, OpenCache, fetch
@@ -48,10 +51,10 @@ class Moves:
 
     def __init__(self, cache: Cache) -> None:
         self._changed = threading.Condition()
-        self._moves: list[Transition] = []
+        self._moves: list[Event] = []
         cache.subscribe(self._note)
 
-    def _note(self, move: Transition) -> None:
+    def _note(self, move: Event) -> None:
         with self._changed:
             self._moves.append(move)
             self._changed.notify_all()
@@ -350,7 +353,7 @@ def test_errors_without_progress_fail_the_waiters_after_a_number_of_attempts(
     film = cache.entry(_serve(origin))
     origin.script(cut_after(1000))
     origin.script(cut_after(0), nth=2, times=None)
-    waits = [in_thread(film.wait_complete), in_thread(fetch, cache, film)]
+    waits: list[Future[Any]] = [in_thread(film.wait_complete), in_thread(fetch, cache, film)]
     for waiting in waits:
         with pytest.raises(OriginError):
             waiting.result(WAIT_S)
@@ -420,7 +423,10 @@ def test_a_downloader_that_breaks_tells_its_waiters_and_harms_nobody_else(
 
     cache = open_cache(origin=OriginOptions(fields_for=fields_for))
     broken = cache.entry(_serve(origin, path="/broken"))
-    waits = [in_thread(broken.wait_complete), in_thread(fetch, cache, broken)]
+    waits: list[Future[Any]] = [
+        in_thread(broken.wait_complete),
+        in_thread(fetch, cache, broken),
+    ]
     for waiting in waits:
         with pytest.raises(CacheError, match="RuntimeError"):
             waiting.result(WAIT_S)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cachefsm import Cache, DownloadState, Entry, Progress, Transition
+from cachefsm import Cache, DownloadState, Progress, Transition
 from cachefsm.errors import OriginStatus
 from cachefsm.events import PROGRESS_EVERY_S, Event, Mailbox
-from tests.support.caches import WAIT_S, OpenCache, fetch
+from tests.support.caches import WAIT_S, Clock, OpenCache, fetch
 from tests.support.faults import hold_after, status
 from tests.support.origin import Origin, Resource, content
 
@@ -241,3 +241,85 @@ def test_closing_tells_what_is_still_to_be_told(cache: Cache, url: str) -> None:
     assert cache.entry(url).wait_complete(WAIT_S)
     cache.close()
     assert [move.event for move in heard.rest()] == ["initialize", "begin", "finish"]
+
+
+# -- progress ----------------------------------------------------------------------
+
+
+def test_progress_is_told_while_bytes_arrive_and_when_they_are_all_here(
+    cache: Cache, url: str, origin: Origin
+) -> None:
+    hold = origin.script(hold_after(300_000))
+    told: queue.Queue[Progress] = queue.Queue()
+    cache.subscribe(lambda event: told.put(event) if isinstance(event, Progress) else None)
+    film = cache.entry(url)
+    film.start()
+    for here in (300_000, SIZE):
+        progress = told.get(timeout=WAIT_S)
+        while progress.downloaded_bytes < here:
+            progress = told.get(timeout=WAIT_S)
+        assert progress.downloaded_bytes == here
+        assert (progress.entry_id, progress.url, progress.total_bytes) == (film.id, url, SIZE)
+        hold.release()
+
+
+class Growing:
+    """An entry whose bytes grow, as a mailbox sees it."""
+
+    def __init__(self, entry_id: int) -> None:
+        self.id = entry_id
+        self.size = 0
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "url": "http://example.test/",
+            "downloaded_bytes": self.size,
+            "total_size": None,
+            "rate_bytes_s": 0,
+        }
+
+
+def _sizes(mailbox: Mailbox) -> list[tuple[int, int]]:
+    found = []
+    while isinstance(event := mailbox.get(timeout_s=0), Progress):
+        found.append((event.entry_id, event.downloaded_bytes))
+    return found
+
+
+def test_progress_is_told_now_and_then_and_is_then_the_newest() -> None:
+    clock = Clock(0.0)
+    first, second = Growing(1), Growing(2)
+    with Mailbox(clock=clock) as mailbox:
+        for size in range(1, 1000):
+            first.size = size
+            mailbox.mark(first)
+        assert _sizes(mailbox) == [(1, 999)]
+        first.size = 5000
+        mailbox.mark(first)
+        mailbox.mark(second)
+        assert _sizes(mailbox) == [(2, 0)]  # each entry at its own pace
+        clock.now_s += PROGRESS_EVERY_S
+        assert _sizes(mailbox) == [(1, 5000)]
+        clock.now_s += PROGRESS_EVERY_S
+        assert _sizes(mailbox) == []  # nothing new
+
+
+def test_moves_are_told_before_progress() -> None:
+    move = Transition(
+        1, "", "begin", DownloadState.INITIALIZING, DownloadState.DOWNLOADING, reason=None
+    )
+    with Mailbox() as mailbox:
+        mailbox.mark(Growing(1))
+        mailbox.put(move)
+        assert mailbox.get(timeout_s=0) is move
+        assert _sizes(mailbox) == [(1, 0)]
+
+
+def test_a_closed_mailbox_says_so_and_takes_nothing_more() -> None:
+    mailbox = Mailbox()
+    mailbox.mark(Growing(1))
+    mailbox.close()
+    mailbox.mark(Growing(2))
+    assert mailbox.is_closed
+    assert mailbox.get() is None  # at once, without a timeout

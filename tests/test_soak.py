@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +51,8 @@ def _judge(asked: Asked, status: int, fields: Fields, body: bytes, *, whole: boo
         judgement.end()
 
 
-def _asked(subject: Subject, **how: object) -> Asked:
-    return replace(Asked(subject, time.monotonic()), **how)
+def _asked(subject: Subject, **how: Any) -> Asked:
+    return Asked(subject, time.monotonic(), **how)
 
 
 # -- what is right -----------------------------------------------------------------
@@ -98,7 +99,7 @@ def test_what_came_before_a_cut_is_right() -> None:
     ids=["error", "unsatisfied", "unmodified", "failed precondition", "head"],
 )
 def test_an_answer_without_content_is_right(
-    how: dict[str, object], status: int, fields: Fields, body: bytes
+    how: dict[str, Any], status: int, fields: Fields, body: bytes
 ) -> None:
     _judge(_asked(_subject(), **how), status, fields, body)
 
@@ -195,7 +196,7 @@ _ETAG = ("ETag", '"film-0"')
     ],
 )
 def test_a_head_that_contradicts_the_truth_or_the_question_is_wrong(
-    how: dict[str, object], status: int, fields: Fields
+    how: dict[str, Any], status: int, fields: Fields
 ) -> None:
     with pytest.raises(Wrong):
         Judgement(_asked(_subject(), **how), status, fields)

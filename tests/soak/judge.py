@@ -63,7 +63,7 @@ class Asked:
     @property
     def fields(self) -> dict[str, str]:
         conditions = {
-            "Range": self.span and str(self.span),
+            "Range": None if self.span is None else str(self.span),
             "If-Range": self.if_range,
             "If-Match": self.if_match,
             "If-None-Match": self.if_none_match,

@@ -26,7 +26,7 @@ __all__ = ["Examiner", "Life"]
 
 AT_REST: Final = frozenset({"not_started", "paused", "complete", "failed"})
 REST_S: Final = 40.0
-END_S: Final = 4.0
+END_S: Final = 12.0
 """Closing takes two seconds at most; the rest is the interpreter's and this machine's."""
 
 THREADS_GROWN: Final = 4
@@ -42,7 +42,11 @@ class Life:
         self._child = child
         self._report = report
         self.log = log
-        child.go()
+        try:
+            child.go()
+        except AssertionError:
+            report.wrong("it did not start", None, f"its log: {self.keep_log()}")
+            raise
         self.address = child.line()
         self._at_first = self._resources()
 
@@ -50,21 +54,18 @@ class Life:
     @contextmanager
     def begun(cls, directory: Path, world: World, report: Report, log: Path) -> Iterator[Life]:
         """Start one on *directory* and leave none behind."""
-        with (
-            log.open("ab") as stderr,
-            Child(
-                directory,
-                world.origin.url("/"),
-                program="tests.soak.server",
-                stderr=stderr,
-            ) as child,
-        ):
-            yield cls(child, report, log)
+        url, program = world.origin.url("/"), "tests.soak.server"
+        with log.open("ab") as stderr:
+            with Child(directory, url, program=program, stderr=stderr) as child:
+                yield cls(child, report, log)
 
     # -- watching --------------------------------------------------------------
 
     def watch(self) -> None:
-        """Note how much of the machine it takes just now."""
+        """Note how much of the machine it takes just now, and that it lives at all."""
+        if not self._child.is_alive:
+            self._report.wrong("it ended by itself", None, f"its log: {self.keep_log()}")
+            return
         for name, number in self._resources().items():
             self._report.peak(name, number)
 
@@ -120,8 +121,9 @@ class Life:
 
     def complain(self, what: str, *more: str) -> None:
         """Report a finding, and keep the log with every thread's stack at its end."""
-        os.kill(self._child.pid, signal.SIGUSR1)
-        time.sleep(0.5)
+        if self._child.is_alive:
+            os.kill(self._child.pid, signal.SIGUSR1)
+            time.sleep(0.5)
         self._report.wrong(what, None, *more, f"its log: {self.keep_log()}")
 
     def keep_log(self) -> Path:
@@ -140,7 +142,7 @@ class Life:
         """SIGTERM; see that it obeys soon and without complaint."""
         self._report.count("terms")
         began_s = time.monotonic()
-        status = self._child.terminate(END_S * 3)
+        status = self._child.terminate(END_S)
         self._report.peak("milliseconds to end", int(1000 * (time.monotonic() - began_s)))
         if status != 0:
             self._report.wrong(f"SIGTERM ended it with status {status}")

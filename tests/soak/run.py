@@ -74,24 +74,32 @@ class _Soak:
 
     def run(self) -> None:
         report, over = self._report, threading.Event()
-        threads = [
-            Client(number, self._world, self._door, report, over)
-            for number in range(self._options.clients)
-        ]
-        threads += [Person(self._world, self._door, report, over)]
-        threads += [threading.Thread(target=self._weather.blow, args=[over], daemon=True)]
-        for thread in threads:
-            thread.start()
+        actors = self._actors(over)
+        for actor in actors:
+            actor.start()
         number = 0
-        while time.monotonic() < self._until_s and not report.over.is_set():
-            number += 1
-            self._live(number)
-        over.set()
-        self._door.brick_up()
-        for thread in threads:
-            thread.join()
+        try:
+            while time.monotonic() < self._until_s and not report.over.is_set():
+                number += 1
+                self._live(number)
+                if dead := [actor.name for actor in actors if not actor.is_alive()]:
+                    report.wrong(f"the soak itself has failed: {dead}")
+        finally:
+            over.set()
+            self._door.brick_up()
+        for actor in actors:
+            actor.join()
         if not report.over.is_set():
             self._recover(number + 1)
+
+    def _actors(self, over: threading.Event) -> list[threading.Thread]:
+        world, door, report = self._world, self._door, self._report
+        clients = [
+            Client(number, world, door, report, over) for number in range(self._options.clients)
+        ]
+        weather = threading.Thread(target=self._weather.blow, args=[over], name="soak-weather")
+        weather.daemon = True
+        return [*clients, Person(world, door, report, over), weather]
 
     def _live(self, number: int) -> None:
         """Run one process for a while, end it one way or the other, and look at what is left."""

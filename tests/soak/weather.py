@@ -89,7 +89,8 @@ def _chunked(exchange: Exchange, dice: random.Random) -> Fault:
 
 
 def _trickle(exchange: Exchange, dice: random.Random) -> Fault:
-    return faults.trickle(dice.choice((1000, 20_000)), 0.01)
+    pieces = dice.choice((50, 400))  # seconds, not minutes
+    return faults.trickle(max(1000, exchange.answer.length // pieces), 0.01)
 
 
 def _redirect(exchange: Exchange, dice: random.Random) -> Fault:

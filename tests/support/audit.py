@@ -124,11 +124,7 @@ def entries_in(database: sqlite3.Connection, directory: Path) -> list[StoredEntr
     ):
         chunks.setdefault(entry_id, []).append(Chunk(*values))
     return [
-        StoredEntry(
-            *values,
-            file=directory / "content" / name,
-            chunks=tuple(chunks.get(values[0], ())),
-        )
+        StoredEntry(*values, directory / "content" / name, tuple(chunks.get(values[0], ())))
         for *values, name in database.execute(
             "SELECT id, url, state, bytes_present, complete_length, etag, last_modified,"
             " generation, content_file FROM cache_entries ORDER BY id"

@@ -59,6 +59,10 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
     def go(self) -> None:
         """Let it open the cache; return once that is open."""
         self.release()
