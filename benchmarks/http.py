@@ -28,7 +28,8 @@ def timed_get(
     request = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n"
     if range_ is not None:
         request += f"Range: {range_}\r\n"
-    assert parts.hostname is not None and parts.port is not None
+    assert parts.hostname is not None
+    assert parts.port is not None
     buffer = bytearray(1 << 20)
     with socket.create_connection((parts.hostname, parts.port)) as connection:
         started = time.perf_counter()

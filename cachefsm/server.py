@@ -132,7 +132,7 @@ class _Handler(WSGIRequestHandler):
         if answer.started:
             return
         answer.status, text = 500, ""
-        if isinstance(error, BadRequest):  # met while the application read the body
+        if isinstance(error, CacheError):  # met while a body was read, or begun
             answer.status, text = error.status_hint, str(error)
         self._say(plain_answer(answer.status, text, body=request.method != "HEAD"))
 

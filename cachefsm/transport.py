@@ -99,6 +99,8 @@ def _connect(host: str, port: int, timeout: Any, current: _Exchange) -> socket.s
         sock = socket.socket(family, kind, protocol)
         try:
             current.canceller.attach(sock)
+            if current.canceller.is_cancelled:  # a socket not connected can't be shut down
+                raise ConnectionAbortedError("cancelled")
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if isinstance(timeout, (int, float)):
                 sock.settimeout(timeout)

@@ -16,7 +16,7 @@ import pytest
 
 from cachefsm import Cache
 from cachefsm.proxy import Server, create_app
-from tests.support.caches import WAIT_S, eventually
+from tests.support.caches import eventually
 from tests.support.clients import ask, connect, exchange, opened, request_bytes, split
 from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource

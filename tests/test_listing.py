@@ -43,7 +43,7 @@ def _fill(cache: Cache, origin: Origin) -> None:
 @pytest.fixture
 def resting(open_cache: OpenCache, origin: Origin) -> Cache:
     """A cache of which no entry is in memory."""
-    cache = open_cache(fill="requested", grace=0, read_ahead=1)
+    cache = open_cache(fill="requested", grace=0, read_ahead=1000)
     _fill(cache, origin)
     cache.close()
     return open_cache(start=False)
@@ -126,8 +126,9 @@ def test_a_list_has_a_line_for_each_entry(proxy: Server) -> None:
     assert (lines[0], lines[-1]) == ("[", "]")
 
 
-@pytest.mark.parametrize("query", ["limit=x", "limit=-1", "after=1.5", f"after={10**30}"])
-def test_a_page_that_makes_no_sense_is_refused(proxy: Server, query: str) -> None:
-    reply = ask(f"{proxy.url}-/entries?{query}")
+@pytest.mark.parametrize("name", ["limit", "after"])
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", str(10**30)])
+def test_a_page_that_makes_no_sense_is_refused(proxy: Server, name: str, value: str) -> None:
+    reply = ask(f"{proxy.url}-/entries?{name}={value}")
     assert reply.status == 400
-    assert query.split("=")[0] in reply.json()["error"]
+    assert name in reply.json()["error"]

@@ -12,7 +12,7 @@ from tests.soak.world import KINDS
 
 
 def main() -> int:
-    names = sorted({*FAULTS, *(kind.name for kind in KINDS), "change", "outage", "kill"})
+    names = sorted({*FAULTS, *(kind.name for kind in KINDS), "change", "outage", "kill", "harm"})
     parser = argparse.ArgumentParser(prog="python -m tests.soak")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, help="default: another one every time")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import tempfile
@@ -157,13 +158,14 @@ def _links(directory: Path) -> Iterator[str]:
 
 
 class Examiner:
-    """Holds what each ended process left in *directory* against the truth."""
+    """Holds what each ended process left in *directory* against the truth, and may damage it."""
 
     def __init__(self, directory: Path, world: World, report: Report) -> None:
         self._directory = directory
         self._world = world
         self._report = report
         self._seen: dict[int, StoredEntry] = {}
+        self._harmed: set[tuple[Path, int]] = set()  # files and their entries' generations
         self._unclaimed: dict[Path, int] = {}
 
     def examine(self, log: Path, *, killed: bool) -> None:
@@ -187,6 +189,20 @@ class Examiner:
                 self._report.wrong("it logged an error", None, *lines[number : number + 40])
                 return
 
+    def harm(self, dice: random.Random) -> None:
+        """Truncate or delete an entry's file; the next process must notice before it serves it."""
+        entry = dice.choice([*self._seen.values()] or [None])
+        if entry is None or not entry.chunks or not entry.file.exists():
+            return
+        self._harmed.add((entry.file, entry.generation))
+        kept = dice.choice((None, 0, dice.randrange(entry.chunks[-1].stop)))
+        if kept is None:
+            entry.file.unlink()
+        else:
+            os.truncate(entry.file, kept)
+        self._report.count("files harmed")
+        self._subject(entry).note("somebody", f"leaves {kept} bytes of {entry.file.name}")
+
     def _look_for_orphans(self, log: Path) -> None:
         """A kill may leave files that no entry owns; whoever ends in order may not."""
         owned = {entry.file for entry in read_entries(self._directory)}
@@ -202,7 +218,8 @@ class Examiner:
         truths = self._truths(entry)
         if not truths:
             yield "of no version that is allowed"
-        yield from complaints(entry, truths)
+        if (entry.file, entry.generation) not in self._harmed:  # else nobody has looked yet
+            yield from complaints(entry, truths)
         before = self._seen.get(entry.id)
         if before is not None and before.url != entry.url:
             yield f"its id was another's: {before}"

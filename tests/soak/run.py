@@ -35,7 +35,7 @@ NETWORK: Final = Shaping(
 
 @dataclass(frozen=True)
 class Options:
-    """*without* names kinds of resources, faults, and ``kill``, that are to be left out."""
+    """*without* names kinds of resources, faults, ``kill`` and ``harm``, to be left out."""
 
     seconds: float
     seed: int
@@ -118,6 +118,8 @@ class _Soak:
             self._door.shut()
         if not self._report.over.is_set():
             self._examiner.examine(life.log, killed=killed)
+            if "harm" not in self._options.without and self._dice.random() < 0.3:
+                self._examiner.harm(self._dice)
 
     @contextmanager
     def _life(self, number: int) -> Iterator[Life]:

@@ -124,8 +124,8 @@ def entries_in(database: sqlite3.Connection, directory: Path) -> list[StoredEntr
     ):
         chunks.setdefault(entry_id, []).append(Chunk(*values))
     return [
-        StoredEntry(*values, directory / "content" / name, tuple(chunks.get(values[0], ())))
-        for *values, name in database.execute(
+        StoredEntry(*row[:-1], directory / "content" / row[-1], tuple(chunks.get(row[0], ())))
+        for row in database.execute(
             "SELECT id, url, state, bytes_present, complete_length, etag, last_modified,"
             " generation, content_file FROM cache_entries ORDER BY id"
         )
