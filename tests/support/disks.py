@@ -74,7 +74,7 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
 
 
 def fill(directory: Path, leave_bytes: int = 0) -> Path:
-    """Write a file that takes all the space there is but *leave_bytes*; delete it to have it back."""
+    """Fill the disk but for *leave_bytes*; delete the file returned to have the space back."""
     filler = directory / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
