@@ -315,7 +315,7 @@ def _careful(command: Parser) -> None:
         read=_count,
         default=6,
         metavar="N",
-        help="the most to one origin (default: 6)",
+        help="the most to one origin, for all its files together (default: 6)",
     )
 
 

@@ -82,7 +82,8 @@ class DirectoryLock:
     def release(self) -> None:
         """Let the directory go; safe to call twice."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):  # read-only by now: the next one finds our name
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 

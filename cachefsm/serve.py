@@ -34,7 +34,7 @@ from .urls import redact
 if TYPE_CHECKING:
     from .demo import DemoOrigin
 
-__all__ = ["serve"]
+__all__ = ["limits_from", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
                 durability=options.durability,
                 verify_reads=options.verify_reads,
                 scrub_rate=options.scrub_rate,
-                limits=_limits(options),
+                limits=limits_from(options),
                 # Asked at every redirect too, so that none leads to where it may not.
                 origin=OriginOptions(
                     may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)
@@ -159,7 +159,8 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
             time.sleep(0.02)
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def limits_from(options: argparse.Namespace) -> Limits:
+    """Return how many connections the options allow."""
     per_entry, per_host = options.connections, options.connections_per_host
     # Whoever allows one host so many will not want fewer in all.
     return Limits(

@@ -20,6 +20,8 @@ from .errors import StorageError
 __all__ = ["ContentFile", "content_name", "disk_usage", "is_content_name", "remove_content"]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
 def content_name(key: str) -> str:
@@ -71,6 +73,7 @@ class ContentFile:
         self.path = path
         self._lock = threading.Lock()
         self._fd = -1
+        self._writable = False
         self._users = 1
         self._discarded = False
 
@@ -101,24 +104,43 @@ class ContentFile:
     def fileno(self, *, create: bool = False) -> int:
         """Return the open descriptor; valid while the caller retains the file.
 
+        *create* is for those who will write.
+
         Raises:
             StorageError: the file is not there, or may not be opened.
         """
         fd = self._fd
-        if fd >= 0:
+        if fd >= 0 and (self._writable or not create):
             return fd
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 or (create and not self._writable):
                 if self._discarded:
                     raise StorageError(f"{self.path.name} was discarded")
-                flags = os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0)
                 try:
-                    if create:
-                        self.path.parent.mkdir(parents=True, exist_ok=True)
-                    self._fd = os.open(self.path, flags, 0o600)
+                    self._open(create=create)
                 except OSError as error:
                     raise _storage_error("open", self.path, error) from error
             return self._fd
+
+    def _open(self, *, create: bool) -> None:
+        if create:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        writable = True
+        try:
+            fd = os.open(self.path, os.O_RDWR | (os.O_CREAT if create else 0) | _CLOEXEC, 0o600)
+        except OSError as error:
+            if create or error.errno not in _READ_ONLY:
+                raise
+            # What is stored on a disk that has become read-only can still be served.
+            fd = os.open(self.path, os.O_RDONLY | _CLOEXEC)
+            writable = self._writable = False
+        if self._fd < 0:
+            self._fd = fd
+        else:  # under the same number, which readers are using
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+        # Only now: whoever sees it takes the descriptor without the lock.
+        self._writable = writable
 
     def size(self) -> int | None:
         """Return the file's length in bytes, None where there is none by that name.

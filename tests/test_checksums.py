@@ -16,74 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from cachefsm.acceptance import Answer
-from cachefsm.entry import LiveEntry
 from cachefsm.integrity import BLOCK_BYTES, block_at, whole_blocks
-from cachefsm.ranges import END, ByteRange, RangeSet
-from cachefsm.representation import Representation
-from cachefsm.scheduler import Open, Priority
-from cachefsm.semantics import Validator
-from cachefsm.stored import Durability, EntryPolicy, Surroundings
-from tests.support.databases import add_entry, execute, open_store
+from cachefsm.ranges import END, RangeSet
+from tests.support.entries import SIZE, OneEntry
 from tests.support.origin import content
 
-SIZE = 4 * BLOCK_BYTES + 1000  # the last block is a short one
-FIELDS = (("ETag", '"v0"'),)
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-HASTY = EntryPolicy(durability=Durability.PROCESS)  # no test outlives the machine
-
-
-class Disk:
-    """A cache directory with one entry, in the hands of one process after another."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.database = directory / "cache.sqlite3"
-        self.store = open_store(self.database)
-        add_entry(self.store)
-        self.entry = self._load()
-
-    def _load(self) -> LiveEntry:
-        (record,) = self.store.entries()
-        return LiveEntry(record, Surroundings(self.store, self.directory / "content", HASTY))
-
-    @property
-    def file(self) -> Path:
-        """The present generation's content file."""
-        return self.entry.content.file.path
-
-    def close(self) -> None:
-        self.entry.release_file()
-        self.store.close()
-
-    def restart(self) -> None:
-        """Do what a process's death and the next one's start do."""
-        self.close()
-        self.store = open_store(self.database)
-        self.entry = self._load()
-        if self.entry.record.state in ("initializing", "downloading"):
-            self.entry.recover()
-
-    def fetch(self, start: int, stop: int, *, length: int | None = SIZE) -> None:
-        """Bring the first missing run of ``[start, stop)``; *length* is what the origin tells."""
-        claim = self.entry.grant(Open(self.entry.id, start, stop, Priority.PERSON))
-        if claim is None:
-            return
-        known = Representation(length, Validator.from_fields(FIELDS), FIELDS, accepts_ranges=True)
-        reach = min(claim.stop, SIZE)
-        at_end = length is None and claim.stop > SIZE
-        answer = Answer(claim.position, END if at_end else reach, known, close_delimited=False)
-        assert self.entry.answered(claim, answer)
-        size = max(0, reach - claim.position)
-        for gap in self.entry.accept(claim, claim.position, size) or ():
-            claim.content.file.write_at(gap.start, content(*gap))
-            self.entry.wrote(claim, gap.stop, [gap])
-        self.entry.ended(claim, None, at_end=at_end)
-
-    def rows(self) -> dict[ByteRange, bytes | None]:
-        """Return the recorded ranges and what they say of checksums."""
-        query = "SELECT start, stop, checksum FROM cache_chunks ORDER BY start"
-        return {ByteRange(a, b): blob for a, b, blob in execute(self.database, query)}
 
 
 def _expected(blocks: range, length: int) -> bytes:
@@ -98,7 +36,7 @@ class Checksums(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.disk = Disk(Path(tempfile.mkdtemp(dir=MEMORY)))
+        self.disk = OneEntry(Path(tempfile.mkdtemp(dir=MEMORY)))
         self.stored, self.recorded = RangeSet(), RangeSet()
         self.length: int | None = None
         self.texts_length = END  # what was known of it when rows were last written
@@ -196,7 +134,7 @@ def test_checksums_are_those_of_what_was_stored_whatever_happens() -> None:
 
 
 def test_a_length_that_is_told_last_costs_no_checksum(tmp_path: Path) -> None:
-    with closing(Disk(tmp_path)) as disk:
+    with closing(OneEntry(tmp_path)) as disk:
         disk.fetch(0, SIZE, length=None)
         disk.entry.flush()  # whether a last block is whole is not known yet
         disk.fetch(SIZE, END, length=None)
@@ -208,7 +146,7 @@ def test_a_length_that_is_told_last_costs_no_checksum(tmp_path: Path) -> None:
         assert _sound_bytes(disk) == SIZE
 
 
-def _sound_bytes(disk: Disk) -> int:
+def _sound_bytes(disk: OneEntry) -> int:
     """Return how many bytes have a checksum that says that they are right."""
     found = disk.entry.damaged(disk.entry.content, 0, SIZE)
     assert found.damaged == ()

@@ -14,10 +14,12 @@ from cachefsm import Cache
 from cachefsm.arguments import COMMANDS, default_cache_dir, parse_arguments
 from cachefsm.cli import main
 from cachefsm.reader import Reader
+from cachefsm.scheduler import Limits
+from cachefsm.serve import limits_from
 from cachefsm.settings import hide_secrets
 from cachefsm.storage import content_name
 from cachefsm.units import format_size
-from tests.support.caches import recorded
+from tests.support.caches import eventually, recorded
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
 from tests.support.damage import flip, truncate
@@ -140,6 +142,35 @@ def test_a_server_takes_up_what_a_person_asked_for_though_no_mount_names_it(
     with cli.serving():
         assert here("get", film).status == 0
     assert [request.range for request in origin.requests] == ["bytes=0-", "bytes=1000-299999"]
+
+
+@pytest.mark.parametrize("look", ["never", "always"])
+def test_a_server_looks_at_what_it_serves_as_it_is_told(
+    cli: CommandLine, here: Run, origin: Origin, film: str, look: str
+) -> None:
+    here("get", film)
+    flip(recorded(cli.cache_dir).file, [5])
+    with cli.serving("--mount", f"/m={origin.url()}", "--verify-reads", look) as server:
+        served = ask(f"{server.address}m/film.mkv").body
+    assert (served == content(0, SIZE)) == (look == "always")
+    assert len(origin.requests) == (2 if look == "always" else 1)
+
+
+def test_a_server_looks_for_damage_in_the_background_if_it_is_told(
+    cli: CommandLine, here: Run, film: str
+) -> None:
+    here("get", film)
+    flip(recorded(cli.cache_dir).file, [5])
+    with cli.serving(CACHEFSM_SCRUB_RATE="1G"):
+        eventually(lambda: here("show", 1, "--json").json()["ranges"] == [])
+
+
+def test_a_server_makes_as_many_connections_as_it_is_told() -> None:
+    options = parse_arguments(["serve", "--connections", "2", "--connections-per-host=40"], {})
+    limits = limits_from(options)
+    assert (limits.per_entry, limits.per_host, limits.total) == (2, 40, 40)
+    limits = limits_from(parse_arguments(["serve"], {}))
+    assert limits == Limits()
 
 
 def test_the_demonstration_plays_and_its_lines_can_be_copied(cli: CommandLine, here: Run) -> None:
@@ -576,6 +607,12 @@ def test_diagram_draws_and_checks(cli: CommandLine, here: Run) -> None:
         ["serve", "--port", "99999"],
         ["serve", "--fill", "up"],
         ["serve", "--grace", "soon"],
+        ["serve", "--durability", "maybe"],
+        ["serve", "--verify-reads", "twice"],
+        ["serve", "--scrub-rate", "slow"],
+        ["serve", "--connections", "0"],
+        ["serve", "--connections-per-host", "many"],
+        ["verify", "film"],
         ["serve", "--allow", "a b"],
         ["list", "--cache-dir", ""],
     ],

@@ -10,8 +10,9 @@ import pytest
 
 from cachefsm import Cache, DownloadState, Entry
 from cachefsm.proxy import Server
-from tests.support.caches import WAIT_S, OpenCache, eventually
+from tests.support.caches import WAIT_S, OpenCache, eventually, recorded
 from tests.support.clients import Reply, ask, exchange, opened, request_bytes, serve_mounted, split
+from tests.support.damage import flip
 from tests.support.faults import Hold, hold_after, hold_before_headers, status
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -275,6 +276,60 @@ def test_an_illegal_move_is_a_409_with_the_state(
             "state": moment,
         }
     assert standing(proxy) == before
+
+
+def order_with(proxy: Server, verb: str, body: dict[str, Any]) -> Reply:
+    return ask(f"{proxy.url}-/entries/1/{verb}", method="POST", body=json.dumps(body).encode())
+
+
+def test_an_entry_is_started_by_its_id(origin, proxy, entry) -> None:
+    started = order(proxy, "start").json()
+    assert (started["id"], started["asked_by"]) == (1, ["person"])
+    assert entry.wait_complete(WAIT_S)
+    assert order(proxy, "start").json()["state"] == "complete"
+    assert origin.body_bytes_sent == SIZE
+
+
+def test_a_part_of_an_entry_is_started(proxy, entry) -> None:
+    wanted = {"start": 1000, "stop": 2000, "priority": "prefetch"}
+    assert order_with(proxy, "start", wanted).json()["asked_by"] == ["prefetch"]
+    eventually(lambda: facts(proxy)["state"] == "paused")
+    assert facts(proxy)["ranges"] == [[1000, 2000]]
+
+
+def test_an_entry_is_verified(cache, proxy, entry) -> None:
+    assert entry.wait_complete(WAIT_S)
+    sound = {"id": 1, "url": entry.url, "damaged_bytes": 0, "damaged": []}
+    whole = sound | {"checked_bytes": SIZE, "unchecked_bytes": 0}
+    assert order(proxy, "verify").json() == whole
+    block = {"start": 1 << 20, "stop": 2 << 20}
+    assert order_with(proxy, "verify", block).json() == whole | {"checked_bytes": 1 << 20}
+    flip(recorded(cache.directory).file, [5])
+    assert order_with(proxy, "verify", block).json()["damaged"] == []
+    assert order(proxy, "verify").json() == {
+        **whole,
+        "damaged_bytes": 1 << 20,
+        "damaged": [[0, 1 << 20]],
+    }
+    assert facts(proxy)["ranges"] == [[1 << 20, SIZE]]
+
+
+@pytest.mark.parametrize("verb", ["start", "verify"])
+@pytest.mark.parametrize(
+    "body",
+    [{"start": "0"}, {"start": -1}, {"stop": 1.5}, {"stop": 2**63}, {"start": 5, "stop": 5}],
+    ids=str,
+)
+def test_offsets_that_make_no_sense_are_refused(proxy, entry, verb: str, body: Any) -> None:
+    reply = order_with(proxy, verb, body)
+    assert reply.status == 400
+    assert isinstance(reply.json()["error"], str)
+    assert entry.state is DownloadState.NOT_STARTED
+
+
+def test_a_priority_that_does_not_exist_starts_nothing(proxy, entry) -> None:
+    assert order_with(proxy, "start", {"priority": "urgent"}).status == 400
+    assert facts(proxy)["asked_by"] == []
 
 
 def test_an_unknown_order_is_a_404(proxy, entry) -> None:

@@ -7,6 +7,7 @@ allowed most of this is skipped.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -92,7 +93,7 @@ def test_every_client_gets_every_byte_of_a_file_that_does_not_fit(
         assert len(origin.requests) <= 3 + CLIENTS
     cache.close()
     assert _episodes(caplog) == ["refuses"]
-    assert _assert_true(disk) > 0
+    _assert_true(disk)
 
 
 def test_what_has_been_stored_is_still_served_from_a_full_disk(
@@ -122,7 +123,7 @@ def test_bytes_are_stored_again_when_there_is_space_again(
     filler.unlink()
     assert fetch(cache, entry) == content(0, 2 * MIB)
     assert entry.wait_complete(WAIT_S)
-    assert _episodes(caplog) == ["refuses", "works"]
+    eventually(lambda: _episodes(caplog) == ["refuses", "works"])
     asked = len(origin.requests)
     assert fetch(cache, entry) == content(0, 2 * MIB)
     assert len(origin.requests) == asked
@@ -140,7 +141,7 @@ def test_an_episode_is_one_line_however_long_it_lasts(
         assert fetch(cache, cache.entry(film)) == content(0, SIZE)
     cache.close()
     assert _episodes(caplog) == ["refuses"]
-    assert _assert_true(disk) > 0
+    _assert_true(disk)
 
 
 def test_a_full_disk_is_tried_again_now_and_then_and_no_more(
@@ -285,7 +286,7 @@ def test_a_limit_on_the_size_of_files_costs_no_client_a_byte(
         assert len(origin.requests) == 3
     cache.close()
     assert _episodes(caplog) == ["refuses"]
-    assert _assert_true(cache.directory) == 4 * MIB
+    assert 0 < _assert_true(cache.directory) <= 4 * MIB
 
 
 def test_another_version_under_a_limit_is_never_mixed_with_the_stored_one(
@@ -375,9 +376,8 @@ def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
         scrubber = Scrubber(cache.registry, store, fragile / "content", 1.0)
         for _ in range(3):
             assert scrubber.step() is not None
-    lines = [record.getMessage() for record in caplog.records if orphan.name in record.getMessage()]
-    assert [line for line in lines if "Read-only" in line] == lines[1:]
-    assert len(lines) == 2
+    (line,) = [line for line in caplog.messages if orphan.name in line]
+    assert "Read-only" in line
 
 
 # -- failing -----------------------------------------------------------------------
@@ -407,8 +407,6 @@ def test_what_a_disk_lost_after_it_had_taken_it_is_never_recorded_nor_served(
 
 def _forget_what_is_read(disk: Path) -> None:
     """Have the next read come from the disk itself."""
-    import os
-
     for path in disk.glob("??/*"):
         fd = os.open(path, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -18,6 +18,7 @@ from cachefsm.display import (
     file_name,
     format_eta,
     format_percent,
+    format_stats,
     range_bar,
     shades,
     show_entry,
@@ -25,7 +26,7 @@ from cachefsm.display import (
 )
 from cachefsm.errors import StorageError, UsageError
 from cachefsm.output import STDOUT, check_output, outputs_for, replaced
-from cachefsm.progress import LINE_EVERY_S, REDRAW_S, LogAboveBar, Progress, progress_line
+from cachefsm.progress import CHECKING, LINE_EVERY_S, REDRAW_S, LogAboveBar, Progress, progress_line
 
 MIB = 1 << 20
 
@@ -165,6 +166,24 @@ def test_file_names_are_safe_to_create(url: str, name: str) -> None:
     assert file_name(url) == name
 
 
+def test_what_happens_now_is_told_if_it_does() -> None:
+    stats = {
+        "directory": "/c",
+        "server": None,
+        "entries": 0,
+        "states": {},
+        "bytes_stored": 0,
+        "bytes_pinned": 0,
+        "max_size": None,
+        "bytes_free": None,
+        "bytes_from_origin": 0,
+        "readers": 1,
+        "streams": 2,
+    }
+    assert format_stats(stats)[-1] == "now        1 reader, 2 connections to origins"
+    assert not any("now" in line for line in format_stats({**stats, "readers": 0, "streams": 0}))
+
+
 # -- progress ----------------------------------------------------------------------
 
 
@@ -179,6 +198,12 @@ def test_a_progress_line_fits_and_says_how_long_it_takes() -> None:
     assert "3 MiB so far" in unknown
     paused = progress_line(facts(state="paused", reason="person", rate_bytes_s=0), 120, PLAIN)
     assert paused.endswith("paused (by a person)")
+
+
+def test_a_look_at_stored_bytes_has_a_rate_and_an_end_too() -> None:
+    line = progress_line(facts(state=CHECKING, ranges=[[0, 3 * MIB]]), 100, PLAIN)
+    assert line.startswith("film.mkv  ###############....")
+    assert line.endswith("37%       3 MiB of 8 MiB       1 MiB/s   0:05")
 
 
 def test_a_terminal_gets_a_bar_that_is_redrawn_and_taken_away() -> None:

@@ -118,7 +118,7 @@ class _Soak:
             self._door.shut()
         if not self._report.over.is_set():
             self._examiner.examine(life.log, killed=killed)
-            if "harm" not in self._options.without and self._dice.random() < 0.3:
+            if "harm" not in self._options.without and self._dice.random() < 0.6:
                 self._examiner.harm(self._dice)
 
     @contextmanager

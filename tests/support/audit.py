@@ -123,12 +123,11 @@ def entries_in(database: sqlite3.Connection, directory: Path) -> list[StoredEntr
         "SELECT entry_id, start, stop, checksum FROM cache_chunks ORDER BY entry_id, start"
     ):
         chunks.setdefault(entry_id, []).append(Chunk(*values))
+    columns = "id, url, state, bytes_present, complete_length, etag, last_modified, generation"
+    query = f"SELECT {columns}, content_file FROM cache_entries ORDER BY id"
     return [
-        StoredEntry(*row[:-1], directory / "content" / row[-1], tuple(chunks.get(row[0], ())))
-        for row in database.execute(
-            "SELECT id, url, state, bytes_present, complete_length, etag, last_modified,"
-            " generation, content_file FROM cache_entries ORDER BY id"
-        )
+        StoredEntry(*row[:8], directory / "content" / row[8], tuple(chunks.get(row[0], ())))
+        for row in database.execute(query)
     ]
 
 
@@ -163,8 +162,6 @@ def _contradictions(entry: StoredEntry) -> Iterator[str]:
         yield f"a chunk reaches past the end, {length}"
     if entry.state == "complete" and total != length:
         yield f"complete with {total} of {length} bytes"
-    if entry.state == "not_started" and chunks:
-        yield "chunks of what was not started"
 
 
 def _untruths(entry: StoredEntry, truths: Sequence[Truth], read: ReadFile) -> Iterator[str]:

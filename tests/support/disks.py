@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["abort", "failing_disk", "file_size_limit", "fill", "read_only", "small_disk"]
+__all__ = [
+    "abort",
+    "failing_disk",
+    "file_size_limit",
+    "fill",
+    "open_files",
+    "read_only",
+    "small_disk",
+]
 
 _BLOCK = bytes(4096)
 MIB = 1 << 20
@@ -81,6 +89,21 @@ def fill(directory: Path, leave_bytes: int = 0) -> Path:
             os.write(file.fileno(), _BLOCK)
     os.truncate(filler, max(0, filler.stat().st_size - leave_bytes))
     return filler
+
+
+def open_files(below: Path) -> list[Path]:
+    """Return the files at or below *below* that this process has open, unlinked or not.
+
+    One that is open twice is there twice. Skips where the system does not tell.
+    """
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.is_dir():
+        pytest.skip("this system does not tell which files a process has open")
+    targets = []
+    for link in descriptors.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor by which we look
+            targets.append(Path(str(link.readlink()).removesuffix(" (deleted)")))
+    return [target for target in targets if target.is_relative_to(below)]
 
 
 @contextmanager
