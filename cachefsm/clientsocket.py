@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 _RECEIVE_BYTES = 16384
-# FACTS: below 256 KiB a copied piece costs noticeably more per byte.
+# Below 256 KiB a copied piece costs noticeably more per byte.
 _PIECE_BYTES = 262144
 # One sendfile to a client that keeps pace can last for the whole file; this is
 # how much may still go out after the server was told to stop.

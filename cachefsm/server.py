@@ -65,7 +65,7 @@ class _Handler(WSGIRequestHandler):
 
     def setup(self) -> None:
         sock: socket.socket = self.request
-        # Without it kept-alive ranges stall 44 ms on loopback (FACTS).
+        # Without it kept-alive ranges stall 44 ms on loopback.
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._client = ClientSocket(sock, self.server.stop, self.server.limits)

@@ -21,7 +21,7 @@ from cachefsm.errors import (
 from cachefsm.events import Event
 from cachefsm.origin import OriginOptions
 from cachefsm.scheduler import Limits
-from tests.support.caches import WAIT_S, OpenCache, fetch
+from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
 from tests.support.faults import (
     cut_after,
     hold_after,
@@ -282,6 +282,19 @@ def test_a_reader_that_comes_back_within_the_grace_finds_its_stream(
     hold.release()
     assert reading.result(WAIT_S) == content(0, SIZE)
     assert _asked(origin) == ["bytes=0-"]
+
+
+def test_what_a_reader_asked_for_still_comes_within_the_grace_after_it_left(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", grace=3600)
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(1000))
+    with closing(cache.open_reader(film.id)) as reader:
+        assert reader.read(0, MIB) == content(0, 1000)
+    hold.release()
+    eventually(lambda: film.ranges == [ByteRange(0, MIB)])
+    assert _asked(origin) == [f"bytes=0-{MIB - 1}"]
 
 
 def test_a_stream_that_nobody_reads_ends_after_the_grace(

@@ -393,8 +393,8 @@ def test_an_unknown_length_is_not_settled_by_a_body_that_is_cut(
     hold = origin.script(hold_before_headers(), nth=2)
     film.start()
     assert hold.reached.wait(WAIT_S)
-    assert film.total_bytes is None
-    assert film.state is not DownloadState.COMPLETE
+    shown = film.describe()
+    assert (shown["total_size"], shown["state"]) == (None, "downloading")
     hold.release()
     assert film.wait_complete(WAIT_S)
     assert film.total_bytes == SIZE
@@ -551,6 +551,16 @@ def test_credentials_are_left_behind_at_the_first_hop(cache: Cache, origin: Orig
         assert fetch(cache, cache.entry(url)) == content(0, 1000)
         assert origin.requests[0].header("Authorization") is not None
         assert other.requests[0].header("Authorization") is None
+
+
+def test_credentials_that_a_redirect_brings_along_are_not_used(
+    cache: Cache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(1000))
+    target = origin.url("/film").replace("http://", "http://user:hunter2@")
+    origin.script(redirect(target), path="/a")
+    assert fetch(cache, cache.entry(origin.url("/a"))) == content(0, 1000)
+    assert all(request.header("Authorization") is None for request in origin.requests)
 
 
 # -- codings -----------------------------------------------------------------------

@@ -149,7 +149,7 @@ Scene = Callable[[Cache, Origin, str, ExitStack], Waits]
 
 def _patient(open_cache: OpenCache) -> Cache:
     """Open a cache whose readers and back-offs wait for longer than any test."""
-    long = RetryPolicy(base_s=LONG_S, cap_s=LONG_S, dice=lambda: 1.0)
+    long = RetryPolicy(base_s=LONG_S / 2, cap_s=LONG_S / 2, dice=lambda: 1.0)
     return open_cache(
         first_byte_timeout=LONG_S, stall_timeout=LONG_S, retries=long, scrub_rate="1M"
     )

@@ -53,11 +53,13 @@ class Life:
 
     @classmethod
     @contextmanager
-    def begun(cls, directory: Path, world: World, report: Report, log: Path) -> Iterator[Life]:
-        """Start one on *directory* and leave none behind."""
+    def begun(
+        cls, directory: Path, world: World, report: Report, log: Path, *options: str
+    ) -> Iterator[Life]:
+        """Start one on *directory* and leave none behind; *options* are the cache's."""
         url, program = world.origin.url("/"), "tests.soak.server"
         with log.open("ab") as stderr:
-            with Child(directory, url, program=program, stderr=stderr) as child:
+            with Child(directory, url, *options, program=program, stderr=stderr) as child:
                 yield cls(child, report, log)
 
     # -- watching --------------------------------------------------------------
@@ -191,14 +193,15 @@ class Examiner:
 
     def harm(self, dice: random.Random) -> None:
         """Truncate or delete an entry's file; the next process must notice before it serves it."""
-        entry = dice.choice([*self._seen.values()] or [None])
-        if entry is None or not entry.chunks or not entry.file.exists():
+        held = [entry for entry in read_entries(self._directory) if entry.chunks]
+        if not held:
             return
+        entry = dice.choice(held)
         self._harmed.add((entry.file, entry.generation))
         kept = dice.choice((None, 0, dice.randrange(entry.chunks[-1].stop)))
         if kept is None:
-            entry.file.unlink()
-        else:
+            entry.file.unlink(missing_ok=True)  # harmed before, and not looked at since
+        elif entry.file.exists():
             os.truncate(entry.file, kept)
         self._report.count("files harmed")
         self._subject(entry).note("somebody", f"leaves {kept} bytes of {entry.file.name}")

@@ -33,6 +33,15 @@ NETWORK: Final = Shaping(
 """Slow enough for a download to be met in its midst, by clients and by kills."""
 
 
+OPTIONS: Final = {
+    "fill": ("rest", "rest", "finish", "requested"),
+    "read_ahead": ("0", "256K", "8M"),
+    "verify_reads": ("never", "sample", "always"),
+    "durability": ("power", "process"),
+}
+"""What the caches of different lives choose from; whichever it is, a kill is survived."""
+
+
 @dataclass(frozen=True)
 class Options:
     """*without* names kinds of resources, faults, ``kill`` and ``harm``, to be left out."""
@@ -123,8 +132,9 @@ class _Soak:
 
     @contextmanager
     def _life(self, number: int) -> Iterator[Life]:
-        log = self._directory / f"log-{number}"
-        with Life.begun(self._directory / "cache", self._world, self._report, log) as life:
+        log, cache = self._directory / f"log-{number}", self._directory / "cache"
+        options = [f"{name}={self._dice.choice(values)}" for name, values in OPTIONS.items()]
+        with Life.begun(cache, self._world, self._report, log, *options) as life:
             self._door.open(life.address)
             yield life
 

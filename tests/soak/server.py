@@ -1,7 +1,7 @@
 """The program under test: a cache and its proxy, hasty enough for a soak of minutes.
 
 Speaks as `tests.support.child` does: waits for a line, says ``open`` and where it
-listens, and ends on SIGTERM. SIGUSR1 writes every thread's stack to stderr.
+listens, and ends on SIGTERM. More arguments are options of the cache, ``fill=finish``. SIGUSR1 writes every thread's stack to stderr.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RETRIES = RetryPolicy(
 
 
 def main() -> None:
-    directory, origin = sys.argv[1:]
+    directory, origin, *options = sys.argv[1:]
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Before there are threads to inherit it: SIGTERM is fetched below, and only there.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -46,6 +46,7 @@ def main() -> None:
         stall_timeout=4.0,
         retries=RETRIES,
         origin=OriginOptions(connect_timeout_s=2.0, read_timeout_s=1.5),
+        **dict(option.split("=", 1) for option in options),
     )
     with cache, cache.serve(mounts=[f"{MOUNT}={origin}"], token=TOKEN) as server:
         print("open", flush=True)

@@ -36,6 +36,17 @@ STATES: Final = ("not_started", "initializing", "downloading", "paused", "comple
 BLOCK_BYTES: Final = 1 << 20  # what one checksum is of
 
 
+_COLUMNS: Final = (
+    "id",
+    "url",
+    "state",
+    "bytes_present",
+    "complete_length",
+    "etag",
+    "last_modified",
+    "generation",
+)
+
 ReadFile = Callable[[Path, int, int], bytes]
 """Returns what a file has between two offsets, as far as it goes."""
 
@@ -123,11 +134,15 @@ def entries_in(database: sqlite3.Connection, directory: Path) -> list[StoredEntr
         "SELECT entry_id, start, stop, checksum FROM cache_chunks ORDER BY entry_id, start"
     ):
         chunks.setdefault(entry_id, []).append(Chunk(*values))
-    columns = "id, url, state, bytes_present, complete_length, etag, last_modified, generation"
-    query = f"SELECT {columns}, content_file FROM cache_entries ORDER BY id"
     return [
-        StoredEntry(*row[:8], directory / "content" / row[8], tuple(chunks.get(row[0], ())))
-        for row in database.execute(query)
+        StoredEntry(
+            file=directory / "content" / name,
+            chunks=tuple(chunks.get(values[0], ())),
+            **dict(zip(_COLUMNS, values, strict=True)),
+        )
+        for *values, name in database.execute(
+            f"SELECT {', '.join(_COLUMNS)}, content_file FROM cache_entries ORDER BY id"
+        )
     ]
 
 

@@ -5,7 +5,7 @@ made ready beforehand. The download is asked for by the first child that finds i
 not started; later ones only open the cache, which must go on by itself.
 
 Another *program* may stand in for that: a module that is given the same two
-arguments, waits for a line and says ``open``.
+arguments and *more*, waits for a line and says ``open``.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Child:
         self,
         directory: Path,
         url: str,
-        *,
+        *more: str,
         program: str = "tests.support.child",
         stderr: IO[bytes] | None = None,
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", program, str(directory), url],
+            [sys.executable, "-m", program, str(directory), url, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
