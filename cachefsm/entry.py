@@ -188,6 +188,13 @@ class LiveEntry(StoredEntry):
             self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
         self._around.on_change(self)
 
+    def refusal(self) -> StorageError | None:
+        """Return why nothing can be stored just now, or None."""
+        with self._lock:
+            cause = self._attempts.cause
+            resting = self._attempts.not_before_s > self._around.ticks()
+            return cause if resting and isinstance(cause, StorageError) else None
+
     # -- orders ----------------------------------------------------------------
 
     def start(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Final, Protocol, cast
 
 from .content import Content
@@ -104,6 +105,8 @@ class Reader:
         self._canceller = Canceller()
         self._started = False
         self._straight: Fetch | None = None
+        self._passed: int | None = None  # where reads straight from the origin are
+        self._left: Iterator[bytes] = iter(())
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
@@ -117,7 +120,7 @@ class Reader:
     @property
     def length(self) -> int:
         """The representation's length in bytes, END while it is unknown."""
-        if self._straight is not None and self._content.representation is None:
+        if self._straight is not None:
             told = self._straight.answer.representation.complete_length
             return END if told is None else told
         return self._content.length
@@ -144,6 +147,11 @@ class Reader:
             CacheError: why it will not.
         """
         content = self._content
+        refusal = self.entry.refusal()
+        if refusal is not None and not (content.joinable or content.is_here):
+            # The rest of it would have to come from another answer, which can be of
+            # another version: all of it from that one, then.
+            return self._go_straight(start, stop, refusal).answer.representation
         if content.representation is None:
             self._want(start, stop, blocked=True)
             try:
@@ -237,10 +245,31 @@ class Reader:
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
-        stop = self.available(position, position + size)
-        if stop == position:
-            return b""
-        return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
+        if self._passed is None:
+            try:
+                stop = self.available(position, position + size)
+            except StorageError as error:
+                self._go_straight(position, END, error)
+            else:
+                if stop == position:
+                    return b""
+                return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
+        return self._read_straight(position, size)
+
+    def _read_straight(self, position: int, size: int) -> bytes:
+        """Return what comes next from the origin, asking anew after a seek."""
+        fetch = self._straight
+        if fetch is None or self._passed not in (None, position):
+            fetch = self._go_straight(position, END, None)
+            self._passed = None
+        if self._passed is None:
+            self._left = self._straight_pieces(fetch, position, self.length)
+        data = next(self._left, b"")
+        if len(data) > size:
+            self._left = chain((data[size:],), self._left)
+            data = data[:size]
+        self._passed = position + len(data)
+        return data
 
     def _advance(self, position: int, stop: int) -> None:
         self._started = True

@@ -1,7 +1,8 @@
 """The program under test: a cache and its proxy, hasty enough for a soak of minutes.
 
 Speaks as `tests.support.child` does: waits for a line, says ``open`` and where it
-listens, and ends on SIGTERM. More arguments are options of the cache, ``fill=finish``. SIGUSR1 writes every thread's stack to stderr.
+listens, and ends on SIGTERM. Further arguments are options of the cache, such as
+``fill=finish``. SIGUSR1 writes every thread's stack to stderr.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import faulthandler
 import logging
 import signal
 import sys
+from typing import Any
 
 from cachefsm import Cache
 from cachefsm.origin import OriginOptions
@@ -32,7 +34,8 @@ RETRIES = RetryPolicy(
 
 
 def main() -> None:
-    directory, origin, *options = sys.argv[1:]
+    directory, origin, *more = sys.argv[1:]
+    options: dict[str, Any] = dict(option.split("=", 1) for option in more)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Before there are threads to inherit it: SIGTERM is fetched below, and only there.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -46,7 +49,7 @@ def main() -> None:
         stall_timeout=4.0,
         retries=RETRIES,
         origin=OriginOptions(connect_timeout_s=2.0, read_timeout_s=1.5),
-        **dict(option.split("=", 1) for option in options),
+        **options,
     )
     with cache, cache.serve(mounts=[f"{MOUNT}={origin}"], token=TOKEN) as server:
         print("open", flush=True)
