@@ -414,6 +414,8 @@ class StoredEntry:
             finally:
                 content.file.release()
 
+        if fresh:
+            self._around.on_change(self)  # a demand for just these bytes is over now
         if self._written_in_trouble:
             # Bytes were written after the refusal, and recorded: the disk is well again.
             self._written_in_trouble = False

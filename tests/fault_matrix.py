@@ -235,6 +235,7 @@ def _retries() -> Iterator[str]:
             f"{sum(waits):g} s at the longest, half of that on average, as each wait is a "
             "random part of its longest."
         )
+        yield ""
     yield _wrapped(
         "One received byte that can be kept starts the count anew. The origin's `Retry-After` "
         f"takes the place of these waits, up to {POLICY.longest_retry_after_s:g} s; a reader "

@@ -57,6 +57,13 @@ def lock(tmp_path: Path) -> Iterator[DirectoryLock]:
     lock.release()
 
 
+@pytest.mark.fault(
+    "process",
+    "a second one wants the same directory",
+    client="nothing of it",
+    kept="everything",
+    next_reader="the second one is told who has it",
+)
 def test_another_process_is_told_who_has_the_directory(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         told = f"{tmp_path} is in use by process {process.pid}$"

@@ -75,6 +75,13 @@ def _assert_true(directory: Path) -> int:
 # -- full --------------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "disk",
+    "it fills up while a file arrives",
+    client="the right bytes: what cannot be stored comes straight from the origin",
+    kept="what was stored and recorded before",
+    next_reader="what is stored; the rest straight from the origin, for itself alone",
+)
 def test_every_client_gets_every_byte_of_a_file_that_does_not_fit(
     open_cache: OpenCache,
     origin: Origin,
@@ -97,6 +104,7 @@ def test_every_client_gets_every_byte_of_a_file_that_does_not_fit(
     _assert_true(disk)
 
 
+@pytest.mark.fault("disk", "it is full before anything has arrived")
 def test_what_has_been_stored_is_still_served_from_a_full_disk(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -108,6 +116,13 @@ def test_what_has_been_stored_is_still_served_from_a_full_disk(
         assert fetch(cache, entry, 0, 2 * MIB) == content(0, 2 * MIB)
 
 
+@pytest.mark.fault(
+    "disk",
+    "it has space again",
+    client="the right bytes",
+    kept="everything from then on",
+    next_reader="what is stored",
+)
 def test_bytes_are_stored_again_when_there_is_space_again(
     open_cache: OpenCache,
     origin: Origin,
@@ -130,6 +145,7 @@ def test_bytes_are_stored_again_when_there_is_space_again(
     assert len(origin.requests) == asked
 
 
+@pytest.mark.fault("disk", "it fills up while a file arrives")
 def test_an_episode_is_one_line_however_long_it_lasts(
     open_cache: OpenCache,
     origin: Origin,
@@ -145,6 +161,7 @@ def test_an_episode_is_one_line_however_long_it_lasts(
     _assert_true(disk)
 
 
+@pytest.mark.fault("disk", "it fills up while a file arrives")
 def test_a_full_disk_is_tried_again_now_and_then_and_no_more(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -158,6 +175,7 @@ def test_a_full_disk_is_tried_again_now_and_then_and_no_more(
     assert len(origin.requests) <= 2
 
 
+@pytest.mark.fault("disk", "it has space again")
 def test_a_download_goes_on_by_itself_when_there_is_space_again(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -173,6 +191,7 @@ def test_a_download_goes_on_by_itself_when_there_is_space_again(
     assert _assert_true(disk) == 2 * MIB
 
 
+@pytest.mark.fault("disk", "it fills up while a file arrives")
 def test_a_full_disk_under_one_download_ends_no_other(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -187,6 +206,7 @@ def test_a_full_disk_under_one_download_ends_no_other(
     assert fetch(cache, song) == content(0, MIB)
 
 
+@pytest.mark.fault("disk", "it fills up while a file arrives")
 def test_a_reader_of_python_gets_every_byte_too(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -195,6 +215,13 @@ def test_a_reader_of_python_gets_every_byte_too(
         assert stream.read() == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "disk",
+    "it fills up, and answers cannot be joined",
+    client="a cut for who was there; then everything straight from the front",
+    kept="nothing",
+    next_reader="the right bytes, straight from the origin",
+)
 def test_a_file_without_a_strong_validator_is_served_straight_from_its_beginning(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -221,6 +248,13 @@ _WISHES = {
 }
 
 
+@pytest.mark.fault(
+    "disk",
+    "it is full before anything has arrived",
+    client="the right bytes, straight from the origin",
+    kept="nothing",
+    next_reader="the same",
+)
 @pytest.mark.parametrize("wish", _WISHES.values(), ids=_WISHES.keys())
 def test_whatever_part_is_wanted_is_served_straight_when_nothing_can_be_stored(
     open_cache: OpenCache,
@@ -250,6 +284,28 @@ def test_what_nobody_has_asked_for_before_is_served_from_a_full_disk_too(
         assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "disk",
+    "it is full, and nobody has asked for the URL before",
+    client="500, which says why",
+    kept="nothing",
+    next_reader="the same, until there is space",
+)
+def test_a_new_url_on_a_full_disk_is_refused_and_harms_nobody_else(
+    open_cache: OpenCache, origin: Origin, film: str, disk: Path
+) -> None:
+    origin.put("/song", Resource(MIB))
+    cache = open_cache()
+    assert cache.entry(origin.url("/song")).wait_complete(WAIT_S)
+    filler = fill(disk)
+    with serve_mounted(cache, origin) as proxy:
+        reply = ask(f"{proxy.url}m/film")
+        assert (reply.status, reply.text.count("\n")) == (500, 1)
+        assert ask(f"{proxy.url}m/song").body == content(0, MIB)
+        filler.unlink()
+        assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
+
+
 def test_a_cache_is_closed_in_order_on_a_full_disk(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -266,6 +322,7 @@ def test_a_cache_is_closed_in_order_on_a_full_disk(
     assert fetch(cache, cache.entry(film), 0, MIB) == content(0, MIB)
 
 
+@pytest.mark.fault("disk", "it is full or read-only when the cache is opened")
 def test_a_directory_on_a_full_disk_is_refused_in_one_line(
     open_cache: OpenCache, disk: Path
 ) -> None:
@@ -278,6 +335,13 @@ def test_a_directory_on_a_full_disk_is_refused_in_one_line(
 # -- limited -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "disk",
+    "a quota or limit refuses a larger file",
+    client="the right bytes: what cannot be stored comes straight from the origin",
+    kept="what fitted",
+    next_reader="what is stored; the rest straight from the origin",
+)
 def test_a_limit_on_the_size_of_files_costs_no_client_a_byte(
     open_cache: OpenCache, origin: Origin, film: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -291,6 +355,7 @@ def test_a_limit_on_the_size_of_files_costs_no_client_a_byte(
     assert 0 < _assert_true(cache.directory) <= 4 * MIB
 
 
+@pytest.mark.fault("disk", "a quota or limit refuses a larger file")
 def test_another_version_under_a_limit_is_never_mixed_with_the_stored_one(
     open_cache: OpenCache, origin: Origin, film: str
 ) -> None:
@@ -314,6 +379,13 @@ def fragile(tmp_path: Path) -> Iterator[Path]:
         yield mounted
 
 
+@pytest.mark.fault(
+    "disk",
+    "it becomes read-only",
+    client="the right bytes",
+    kept="what is recorded",
+    next_reader="what is stored, without the origin; the rest straight from it",
+)
 def test_a_disk_that_becomes_read_only_costs_no_client_a_byte(
     open_cache: OpenCache,
     origin: Origin,
@@ -335,6 +407,7 @@ def test_a_disk_that_becomes_read_only_costs_no_client_a_byte(
     assert _episodes(caplog) == ["refuses"]
 
 
+@pytest.mark.fault("disk", "it becomes read-only")
 def test_what_is_complete_is_served_from_a_read_only_disk_without_its_origin(
     open_cache: OpenCache, origin: Origin, film: str, fragile: Path
 ) -> None:
@@ -347,6 +420,13 @@ def test_what_is_complete_is_served_from_a_read_only_disk_without_its_origin(
         assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "disk",
+    "it is full or read-only when the cache is opened",
+    client="nothing: opening is refused in one line",
+    kept="everything",
+    next_reader="finds it as it was",
+)
 def test_a_read_only_directory_is_refused_in_one_line_that_names_it(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -362,6 +442,7 @@ def test_a_read_only_directory_is_refused_in_one_line_that_names_it(
     assert cache.entry(film).state is DownloadState.COMPLETE
 
 
+@pytest.mark.fault("disk", "it becomes read-only")
 def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
     open_cache: OpenCache,
     origin: Origin,
@@ -385,6 +466,13 @@ def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
 # -- the database alone ------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "database",
+    "it refuses a transition",
+    client="the right bytes, straight from the origin",
+    kept="state and rows as before: the move did not happen",
+    next_reader="what is stored; the rest straight from the origin, until the database takes it",
+)
 def test_a_database_that_refuses_costs_no_client_a_byte(
     open_cache: OpenCache, origin: Origin, film: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -401,6 +489,13 @@ def test_a_database_that_refuses_costs_no_client_a_byte(
 # -- failing -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "disk",
+    "it takes bytes and fails to sync them",
+    client="the right bytes",
+    kept="what was synced before; what was not is dropped and fetched again",
+    next_reader="the right bytes",
+)
 def test_what_a_disk_lost_after_it_had_taken_it_is_never_recorded_nor_served(
     open_cache: OpenCache,
     origin: Origin,

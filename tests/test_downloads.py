@@ -251,6 +251,7 @@ def test_a_slow_readers_stream_is_neither_dropped_nor_restarted(
     assert len({request.connection for request in origin.requests}) <= 2
 
 
+@pytest.mark.fault("network", "a client does not read")
 def test_a_reader_that_does_not_read_slows_nobody(open_cache: OpenCache, origin: Origin) -> None:
     cache = open_cache(fill="requested", read_ahead=64 * KIB)
     film, other = cache.entry(_serve(origin)), cache.entry(_serve(origin, path="/other"))
@@ -349,6 +350,7 @@ def test_readers_come_and_go_and_leave_nothing_behind(
 # -- failing -----------------------------------------------------------------------
 
 
+@pytest.mark.fault("network", "the origin cannot be reached")
 def test_an_origin_that_never_answers_properly_is_asked_a_few_times_only(
     cache: Cache, origin: Origin
 ) -> None:
@@ -360,6 +362,7 @@ def test_an_origin_that_never_answers_properly_is_asked_a_few_times_only(
     assert len(origin.requests) == 3  # HASTY's first_attempts
 
 
+@pytest.mark.fault("network", "the origin stays away in mid-body")
 def test_errors_without_progress_fail_the_waiters_after_a_number_of_attempts(
     cache: Cache, origin: Origin
 ) -> None:
@@ -383,6 +386,13 @@ def test_one_received_byte_starts_the_count_of_errors_anew(cache: Cache, origin:
     assert len(origin.requests) == 30
 
 
+@pytest.mark.fault(
+    "network",
+    "the connection breaks in mid-body",
+    client="the right bytes, after a pause",
+    kept="what came",
+    next_reader="what is stored; the rest is fetched from the break",
+)
 def test_a_break_is_mended_from_where_it_happened(cache: Cache, origin: Origin) -> None:
     film = cache.entry(_serve(origin))
     origin.script(cut_after(3_000_000))
@@ -390,6 +400,7 @@ def test_a_break_is_mended_from_where_it_happened(cache: Cache, origin: Origin) 
     assert _asked(origin) == ["bytes=0-", f"bytes=3000000-{SIZE - 1}"]
 
 
+@pytest.mark.fault("network", "the connection breaks in mid-body")
 def test_an_outage_within_the_attempts_is_survived_by_the_reader(
     cache: Cache, origin: Origin
 ) -> None:
@@ -407,6 +418,13 @@ def test_an_outage_within_the_attempts_is_survived_by_the_reader(
     assert origin.body_bytes_sent == SIZE
 
 
+@pytest.mark.fault(
+    "origin",
+    "the file shrinks while somebody waits past its new end",
+    client="is told at once: a cut",
+    kept="nothing of the old version",
+    next_reader="the new version",
+)
 @pytest.mark.parametrize("etag", ['"v{version}"', '"same"'], ids=["new ETag", "same ETag"])
 def test_an_origin_that_shrinks_releases_whoever_waits_past_the_new_end(
     cache: Cache, origin: Origin, etag: str
@@ -426,6 +444,13 @@ def test_an_origin_that_shrinks_releases_whoever_waits_past_the_new_end(
     assert film.total_bytes == 500
 
 
+@pytest.mark.fault(
+    "process",
+    "a downloader meets a bug",
+    client="an error, at once",
+    kept="what came",
+    next_reader="tries again once the failure has rested; other entries are not touched",
+)
 def test_a_downloader_that_breaks_tells_its_waiters_and_harms_nobody_else(
     open_cache: OpenCache, origin: Origin, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -557,6 +582,7 @@ def test_connections_in_all_are_limited_over_several_hosts(open_cache: OpenCache
 # -- removing ----------------------------------------------------------------------
 
 
+@pytest.mark.fault("process", "an entry is removed while it is read")
 def test_removing_an_entry_ends_its_transfer_and_its_readers(cache: Cache, origin: Origin) -> None:
     film = cache.entry(_serve(origin))
     hold = origin.script(hold_after(1000))

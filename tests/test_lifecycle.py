@@ -332,6 +332,7 @@ def assert_sent(lifecycle: Lifecycle, path: Path, event: str, move: Move, *, leg
 # -- a database that refuses --------------------------------------------------
 
 
+@pytest.mark.fault("database", "it refuses a transition")
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(("source", "event"), [("initializing", "begin"), ("paused", "resume")])
 def test_a_refused_move_did_not_happen_and_can_be_made_again(

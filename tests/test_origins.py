@@ -103,6 +103,13 @@ def test_an_empty_file_is_asked_for_plainly_as_a_416_does_not_tell_its_fields(
     assert [request.range for request in origin.requests] == ["bytes=0-", None]
 
 
+@pytest.mark.fault(
+    "origin",
+    "only a 416 tells where the file ends",
+    client="the right bytes",
+    kept="all of it; complete",
+    next_reader="what is stored",
+)
 def test_an_end_that_only_a_416_tells_makes_the_download_complete(
     cache: Cache, film: Entry, origin: Origin
 ) -> None:
@@ -148,6 +155,13 @@ def test_a_total_that_is_not_told_is_not_invented(open_cache: OpenCache, origin:
 # -- 200 to a range ----------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "origin",
+    "a range is answered with everything (200)",
+    client="the right bytes, as soon as one stream from the front has brought them",
+    kept="everything that arrives",
+    next_reader="what is stored; others wait for the same stream",
+)
 @pytest.mark.parametrize("accepts_ranges", [False, "lie"], ids=["says none", "says bytes"])
 def test_a_range_answered_with_everything_is_served_by_one_stream_from_the_front(
     cache: Cache, origin: Origin, accepts_ranges: object
@@ -159,6 +173,7 @@ def test_a_range_answered_with_everything_is_served_by_one_stream_from_the_front
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault("origin", "a range is answered with everything (200)")
 def test_readers_of_an_unseekable_file_wait_for_one_stream_together(
     cache: Cache, origin: Origin
 ) -> None:
@@ -173,6 +188,13 @@ def test_readers_of_an_unseekable_file_wait_for_one_stream_together(
     assert origin.body_bytes_sent == SIZE
 
 
+@pytest.mark.fault(
+    "origin",
+    "it stops serving ranges while a file is read",
+    client="the right bytes, or a cut",
+    kept="bytes of one version only",
+    next_reader="the right bytes",
+)
 def test_an_origin_that_stops_serving_ranges_corrupts_nothing(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -240,6 +262,13 @@ _LIES = {
 }
 
 
+@pytest.mark.fault(
+    "origin",
+    "a 206 has the wrong start, end, total, unit or length",
+    client="the right bytes if the next answer is better; 502 after the last attempt",
+    kept="nothing of that answer",
+    next_reader="asks the origin again once the failure has rested",
+)
 @pytest.mark.parametrize("lie", _LIES.values(), ids=_LIES.keys())
 def test_a_206_that_cannot_be_trusted_is_rejected_and_nothing_is_recorded(
     open_cache: OpenCache, origin: Origin, lie: Script
@@ -255,6 +284,7 @@ def test_a_206_that_cannot_be_trusted_is_rejected_and_nothing_is_recorded(
     assert rows(cache.directory, "SELECT * FROM cache_chunks") == []
 
 
+@pytest.mark.fault("origin", "a 206 has the wrong start, end, total, unit or length")
 @pytest.mark.parametrize("lie", _LIES.values(), ids=_LIES.keys())
 def test_one_206_that_cannot_be_trusted_is_made_good_by_the_next(
     open_cache: OpenCache, origin: Origin, lie: Script
@@ -268,6 +298,7 @@ def test_one_206_that_cannot_be_trusted_is_made_good_by_the_next(
     assert len(origin.requests) == 3
 
 
+@pytest.mark.fault("origin", "it serves another version than before")
 def test_a_206_whose_total_contradicts_the_known_one_is_another_version(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -284,6 +315,7 @@ def test_a_206_whose_total_contradicts_the_known_one_is_another_version(
 # -- other versions ----------------------------------------------------------------
 
 
+@pytest.mark.fault("origin", "it serves another version than before")
 def test_bytes_of_two_versions_are_never_mixed(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE))
     cache = open_cache(fill="requested")
@@ -311,6 +343,13 @@ def test_the_validator_that_is_known_goes_out_with_every_further_question(
     assert [request.header("If-Range") for request in origin.requests] == [None, '"v0"']
 
 
+@pytest.mark.fault(
+    "origin",
+    "one answer leaves the validator out",
+    client="the right bytes",
+    kept="all of it, under the validator that is known",
+    next_reader="what is stored",
+)
 def test_a_validator_that_one_answer_leaves_out_is_kept(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -325,6 +364,13 @@ def test_a_validator_that_one_answer_leaves_out_is_kept(
     assert origin.requests[-1].header("If-Range") == '"v0"'
 
 
+@pytest.mark.fault(
+    "origin",
+    "it gives no strong validator",
+    client="the right bytes of one answer, or a cut",
+    kept="one answer's bytes; a broken one's are dropped before the next",
+    next_reader="what is stored, if it is whole; else a new answer from the front",
+)
 @pytest.mark.parametrize("etag", [None, 'W/"v{version}"'], ids=["no ETag", "weak ETag"])
 def test_without_a_strong_validator_answers_are_not_joined(
     cache: Cache, origin: Origin, etag: str | None
@@ -343,6 +389,13 @@ def test_without_a_strong_validator_answers_are_not_joined(
     assert all(request.header("If-Range") is None for request in origin.requests)
 
 
+@pytest.mark.fault(
+    "origin",
+    "an origin without ranges always breaks off at the same place",
+    client="a cut, after a few attempts",
+    kept="nothing that cannot be joined",
+    next_reader="tries again once the failure has rested",
+)
 def test_an_unseekable_origin_that_always_breaks_off_is_given_up(
     cache: Cache, origin: Origin
 ) -> None:
@@ -369,6 +422,13 @@ def test_an_unseekable_origin_that_broke_off_once_is_read_from_the_front_again(
 # -- bodies that end early or late -------------------------------------------------
 
 
+@pytest.mark.fault(
+    "origin",
+    "the body is shorter than promised",
+    client="the right bytes: the rest is asked for",
+    kept="what came",
+    next_reader="what is stored, and the rest",
+)
 def test_of_a_short_body_only_what_came_is_recorded(
     cache: Cache, film: Entry, origin: Origin
 ) -> None:
@@ -383,6 +443,13 @@ def test_of_a_short_body_only_what_came_is_recorded(
     assert origin.requests[1].range == f"bytes={SIZE - 1000}-{SIZE - 1}"
 
 
+@pytest.mark.fault(
+    "origin",
+    "a body of unknown length breaks off",
+    client="the right bytes: the rest is asked for",
+    kept="what came; the length stays unknown",
+    next_reader="what is stored, and the rest",
+)
 def test_an_unknown_length_is_not_settled_by_a_body_that_is_cut(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -401,6 +468,7 @@ def test_an_unknown_length_is_not_settled_by_a_body_that_is_cut(
     assert fetch(cache, film) == content(0, SIZE)
 
 
+@pytest.mark.fault("origin", "a body of unknown length breaks off")
 def test_a_reset_is_not_the_end_of_a_body_that_ends_with_its_connection(
     cache: Cache, origin: Origin
 ) -> None:
@@ -412,6 +480,13 @@ def test_a_reset_is_not_the_end_of_a_body_that_ends_with_its_connection(
     assert fetch(cache, film) == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "origin",
+    "Content-Length stands beside chunked",
+    client="the right bytes",
+    kept="all of it",
+    next_reader="what is stored",
+)
 def test_a_content_length_beside_chunked_is_ignored(cache: Cache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE, framing="chunked", accepts_ranges=False))
     origin.script(extra_headers(("Content-Length", "7")))
@@ -432,6 +507,13 @@ def test_a_body_that_dribbles_is_handed_on_as_it_comes(
     assert fetch(cache, film) == content(0, 2000)
 
 
+@pytest.mark.fault(
+    "origin",
+    "bytes follow the body",
+    client="the right bytes",
+    kept="the body, nothing behind it",
+    next_reader="an answer of its own, on another connection",
+)
 def test_bytes_behind_a_body_never_reach_the_next_reader(cache: Cache, origin: Origin) -> None:
     for path in ("/a", "/b"):
         origin.put(path, Resource(1000))
@@ -445,6 +527,13 @@ def test_bytes_behind_a_body_never_reach_the_next_reader(cache: Cache, origin: O
     assert fetch(cache, cache.entry(origin.url("/b"))) == content(0, 1000)
 
 
+@pytest.mark.fault(
+    "origin",
+    "a 103 comes before the answer",
+    client="the right bytes",
+    kept="all of it",
+    next_reader="what is stored",
+)
 def test_early_hints_are_not_the_answer(cache: Cache, film: Entry, origin: Origin) -> None:
     origin.script(early_hints(("Link", "</style.css>; rel=preload")), times=None)
     assert fetch(cache, film) == content(0, SIZE)
@@ -461,6 +550,7 @@ def test_head_is_never_needed(cache: Cache, film: Entry, origin: Origin) -> None
     assert all(request.range is not None for request in origin.requests)
 
 
+@pytest.mark.fault("origin", "it refuses for good (403, 404, 410)")
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410, 451, 501])
 def test_a_permanent_status_fails_at_the_first_time(
     cache: Cache, film: Entry, origin: Origin, code: int
@@ -473,6 +563,7 @@ def test_a_permanent_status_fails_at_the_first_time(
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault("origin", "it refuses for now (429, 500, 503)")
 @pytest.mark.parametrize("code", [408, 425, 429, 500, 502, 503, 504])
 def test_a_passing_status_is_tried_again(
     cache: Cache, film: Entry, origin: Origin, code: int
@@ -482,6 +573,7 @@ def test_a_passing_status_is_tried_again(
     assert len(origin.requests) == 3
 
 
+@pytest.mark.fault("origin", "it refuses for now (429, 500, 503)")
 @pytest.mark.parametrize("code", [429, 503])
 def test_retry_after_is_honoured(open_cache: OpenCache, origin: Origin, code: int) -> None:
     clock = Clock()
@@ -509,6 +601,13 @@ def test_redirects_are_followed(cache: Cache, film: Entry, origin: Origin) -> No
         assert fetch(cache, cache.entry(origin.url(path)), 0, 1000) == content(0, 1000)
 
 
+@pytest.mark.fault(
+    "origin",
+    "redirects go round in circles, or nowhere",
+    client="502, or 403 where they lead to what is not allowed",
+    kept="nothing",
+    next_reader="the same once the failure has rested",
+)
 def test_redirects_end_at_a_limit(open_cache: OpenCache, origin: Origin) -> None:
     origin.script(redirect(origin.url("/round")), path="/round", times=None)
     cache = open_cache(origin=OriginOptions(redirects=3))
@@ -517,6 +616,7 @@ def test_redirects_end_at_a_limit(open_cache: OpenCache, origin: Origin) -> None
     assert len(origin.requests) % 4 == 0
 
 
+@pytest.mark.fault("origin", "redirects go round in circles, or nowhere")
 @pytest.mark.parametrize("target", ["ftp://example.test/film", "file:///etc/passwd", "//[", ""])
 def test_a_redirect_to_nowhere_fails_at_once(
     cache: Cache, film: Entry, origin: Origin, target: str
@@ -526,6 +626,7 @@ def test_a_redirect_to_nowhere_fails_at_once(
         film.wait_for(0, 1)
 
 
+@pytest.mark.fault("origin", "redirects go round in circles, or nowhere")
 def test_every_hop_must_be_allowed(open_cache: OpenCache, origin: Origin) -> None:
     asked: list[str] = []
 
@@ -566,6 +667,13 @@ def test_credentials_that_a_redirect_brings_along_are_not_used(
 # -- codings -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "origin",
+    "it codes the content although nobody asked",
+    client="the coded bytes, named as such",
+    kept="the coded bytes with their field",
+    next_reader="the same",
+)
 def test_a_coding_nobody_asked_for_is_stored_with_its_field(cache: Cache, origin: Origin) -> None:
     origin.put(
         "/film",
@@ -582,6 +690,13 @@ def test_a_coding_nobody_asked_for_is_stored_with_its_field(cache: Cache, origin
 # -- silence -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "network",
+    "a connection falls silent, or dribbles",
+    client="the right bytes over another connection; a cut when its patience ends first",
+    kept="what came",
+    next_reader="what is stored, and the rest",
+)
 def test_a_stalled_connection_is_replaced(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE))
     origin.script(stall_after(300_000))
@@ -594,6 +709,7 @@ def test_a_stalled_connection_is_replaced(open_cache: OpenCache, origin: Origin)
     ]
 
 
+@pytest.mark.fault("network", "a connection falls silent, or dribbles")
 def test_a_connection_that_falls_silent_is_replaced_before_its_timeout(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -605,6 +721,7 @@ def test_a_connection_that_falls_silent_is_replaced_before_its_timeout(
     assert asked == ["bytes=0-", f"bytes=300000-{SIZE - 1}"]
 
 
+@pytest.mark.fault("network", "a connection falls silent, or dribbles")
 def test_a_connection_that_only_dribbles_is_replaced(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE))
     origin.script(trickle(piece_bytes=100, pause_s=0.01))
@@ -623,6 +740,7 @@ def test_a_slow_connection_above_the_floor_is_kept(open_cache: OpenCache, origin
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault("network", "the origin accepts the request and says nothing")
 def test_an_origin_that_never_answers_is_said_to_be_silent(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -633,6 +751,7 @@ def test_an_origin_that_never_answers_is_said_to_be_silent(
         cache.entry(origin.url("/film")).wait_for(0, 1)
 
 
+@pytest.mark.fault("network", "the origin cannot be reached")
 def test_an_origin_that_is_not_there_is_said_to_be_unreachable(cache: Cache) -> None:
     with Origin() as gone:
         url = gone.url("/film")

@@ -175,6 +175,13 @@ def _untruths(recorder: Recorder) -> Iterator[str]:
                     yield f"{what}: {entry}"
 
 
+@pytest.mark.fault(
+    "process",
+    "the power fails",
+    client="a cut",
+    kept="what was synced and recorded, but for the last commits",
+    next_reader="the right bytes: what was lost is fetched again",
+)
 def test_no_row_claims_a_byte_that_a_power_loss_takes(life: Life) -> None:
     assert {type(event) for event in life.recorder.events} == {Write, Sync, Commit}
     assert list(_untruths(life.recorder)) == []
@@ -190,6 +197,7 @@ def test_the_replay_notices_rows_that_are_written_before_the_sync(
         assert any("the file has" in what for what in _untruths(recorder))
 
 
+@pytest.mark.fault("disk", "it takes bytes and fails to sync them")
 def test_bytes_whose_sync_was_refused_are_not_recorded_after_the_next_sync(
     origin: Origin, tmp_path: Path
 ) -> None:
@@ -207,6 +215,7 @@ def test_bytes_whose_sync_was_refused_are_not_recorded_after_the_next_sync(
 # -- what is served ----------------------------------------------------------------
 
 
+@pytest.mark.fault("process", "the power fails")
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_wrong_is_served_after_a_power_loss(
     life: Life, open_cache: OpenCache, tmp_path: Path, seed: int
@@ -221,6 +230,7 @@ def test_nothing_wrong_is_served_after_a_power_loss(
     _assert_nothing_wrong_is_served(open_cache)
 
 
+@pytest.mark.fault("process", "the power fails")
 @pytest.mark.parametrize("seed", range(5))
 def test_files_whose_names_a_power_loss_took_are_noticed(
     life: Life, open_cache: OpenCache, tmp_path: Path, seed: int
@@ -264,6 +274,7 @@ def _assert_all_of_it_comes(cache: Cache, entry: Entry) -> None:
         assert b"".join(reader.pieces(0, truth.size + 1)) == truth.read(0, truth.size)
 
 
+@pytest.mark.fault("process", "the power fails")
 def test_what_was_found_damaged_is_not_believed_again_after_a_power_loss(
     origin: Origin, open_cache: OpenCache, tmp_path: Path
 ) -> None:

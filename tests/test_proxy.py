@@ -116,6 +116,13 @@ def test_a_far_seek_is_fetched_at_once_and_kept(origin, url) -> None:
         assert len(origin.requests) == 2
 
 
+@pytest.mark.fault(
+    "network",
+    "a client does not read",
+    client="its bytes when it reads again",
+    kept="all that comes",
+    next_reader="is not slowed by it",
+)
 def test_a_client_that_reads_nothing_holds_up_nobody(origin, proxy, url) -> None:
     size = 32 * MIB
     origin.put("/film", Resource(size))
@@ -134,6 +141,13 @@ def test_a_client_that_reads_nothing_holds_up_nobody(origin, proxy, url) -> None
 # -- clients that leave ---------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "network",
+    "a client leaves",
+    client="nothing more",
+    kept="all that has come",
+    next_reader="is not touched by it",
+)
 @pytest.mark.parametrize("leave", [lambda sock: sock.close(), reset], ids=["FIN", "RST"])
 @pytest.mark.parametrize("sent", [None, 1000], ids=["before the head", "in the body"])
 def test_a_client_that_leaves_while_it_waits_is_let_go(origin, patient, leave, sent) -> None:
@@ -151,6 +165,7 @@ def test_a_client_that_leaves_while_it_waits_is_let_go(origin, patient, leave, s
     assert not request.finished
 
 
+@pytest.mark.fault("network", "a client leaves")
 def test_a_client_that_leaves_takes_nothing_from_the_others(origin, patient) -> None:
     hold = origin.script(hold_after(HALF))
     with opened(f"{patient.url}m/film") as staying:
@@ -165,6 +180,16 @@ def test_a_client_that_leaves_takes_nothing_from_the_others(origin, patient) -> 
 # -- failures that can still be said --------------------------------------------
 
 
+@pytest.mark.fault(
+    "origin",
+    "it refuses for good (403, 404, 410)",
+    client="that status, at once; in mid-body a cut",
+    kept="what was stored before",
+    next_reader=(
+        "what is stored; for the rest that status, and the origin is not asked until the "
+        "failure has rested"
+    ),
+)
 @pytest.mark.parametrize("code", [403, 404, 410])
 def test_a_permanent_refusal_is_passed_on_without_asking_twice(origin, url, code: int) -> None:
     origin.script(status(code), times=None)
@@ -175,6 +200,13 @@ def test_a_permanent_refusal_is_passed_on_without_asking_twice(origin, url, code
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault(
+    "origin",
+    "it refuses for now (429, 500, 503)",
+    client="the right bytes if it passes within the attempts; else 502 with Retry-After",
+    kept="what was stored before",
+    next_reader="tries again once the failure has rested, or the origin's Retry-After is over",
+)
 @pytest.mark.parametrize(
     ("fault", "line"),
     [
@@ -196,6 +228,13 @@ def test_an_origin_that_keeps_failing_is_a_502(origin, url, fault, line: str | N
     assert len(origin.requests) == HASTY.first_attempts
 
 
+@pytest.mark.fault(
+    "network",
+    "the origin cannot be reached",
+    client="502 with Retry-After",
+    kept="what was stored before",
+    next_reader="the same once the failure has rested",
+)
 def test_an_origin_that_cannot_be_reached_is_a_502(open_cache: OpenCache) -> None:
     with Origin() as gone:
         pass
@@ -205,6 +244,13 @@ def test_an_origin_that_cannot_be_reached_is_a_502(open_cache: OpenCache) -> Non
     assert reply["Retry-After"]
 
 
+@pytest.mark.fault(
+    "network",
+    "the origin accepts the request and says nothing",
+    client="504 when its patience ends",
+    kept="nothing",
+    next_reader="asks again, or waits for the same answer",
+)
 def test_an_origin_that_says_nothing_is_a_504(origin, open_cache: OpenCache, film: str) -> None:
     origin.script(hold_before_headers())
     with serve_mounted(open_cache(first_byte_timeout=0.05), origin) as proxy:
@@ -223,6 +269,7 @@ def test_a_cancelled_download_is_a_503(cache, url, film: str) -> None:
     assert reply.text == "a person cancelled the download\n"
 
 
+@pytest.mark.fault("process", "it is told to end (SIGTERM, SIGINT, SIGHUP)")
 def test_a_client_that_waits_when_the_cache_closes_is_told_503(origin, cache, url) -> None:
     hold = origin.script(hold_before_headers())
     waiting = in_thread(ask, url)
@@ -234,6 +281,7 @@ def test_a_client_that_waits_when_the_cache_closes_is_told_503(origin, cache, ur
     assert reply.text == "the cache is shutting down\n"
 
 
+@pytest.mark.fault("origin", "it refuses for now (429, 500, 503)")
 def test_the_origins_retry_after_is_passed_on(origin, open_cache: OpenCache, film: str) -> None:
     origin.script(status(503, ("Retry-After", "77")), times=None)
     with serve_mounted(open_cache(retries=RetryPolicy(first_attempts=1)), origin) as proxy:
@@ -247,6 +295,7 @@ def test_an_origin_that_was_busy_for_a_moment_is_asked_again(origin, url) -> Non
     assert len(origin.requests) == 2
 
 
+@pytest.mark.fault("origin", "it refuses for good (403, 404, 410)")
 def test_a_permanent_failure_wakes_every_waiting_client(origin, patient) -> None:
     origin.script(status(404))
     hold = origin.script(hold_before_headers())
@@ -261,6 +310,7 @@ def test_a_permanent_failure_wakes_every_waiting_client(origin, patient) -> None
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault("origin", "it refuses for good (403, 404, 410)")
 def test_a_permanent_failure_in_mid_body_cuts_every_waiting_client(origin, patient) -> None:
     hold = origin.script(hold_after(HALF))
     origin.script(cut_after(HALF))
@@ -288,6 +338,13 @@ def _leave_for_good(origin: Origin) -> None:
     origin.script(Exchange.reset, nth=2, times=None)
 
 
+@pytest.mark.fault(
+    "network",
+    "the origin stays away in mid-body",
+    client="a cut, when the attempts are used up",
+    kept="what came",
+    next_reader="what is stored; for the rest 502 until the failure has rested",
+)
 @pytest.mark.parametrize("framing", [None, "chunked"])
 @pytest.mark.parametrize("accepts_ranges", [True, False])
 def test_an_origin_that_does_not_come_back_leaves_a_visibly_short_body(
@@ -298,6 +355,7 @@ def test_an_origin_that_does_not_come_back_leaves_a_visibly_short_body(
     assert _cut_body(url) == content(0, HALF)
 
 
+@pytest.mark.fault("network", "the origin stays away in mid-body")
 def test_an_http_1_0_client_sees_fewer_bytes_than_promised(origin, url) -> None:
     _leave_for_good(origin)
     code, lines, body = split(exchange(url, request_bytes("/m/film", version="1.0")))
@@ -306,6 +364,7 @@ def test_an_http_1_0_client_sees_fewer_bytes_than_promised(origin, url) -> None:
     assert body == content(0, HALF)
 
 
+@pytest.mark.fault("network", "the origin stays away in mid-body")
 def test_an_http_1_0_client_of_an_unknown_length_sees_a_reset(origin, url) -> None:
     origin.put("/film", Resource(SIZE, framing="chunked", accepts_ranges=False))
     _leave_for_good(origin)
@@ -313,6 +372,7 @@ def test_an_http_1_0_client_of_an_unknown_length_sees_a_reset(origin, url) -> No
         exchange(url, request_bytes("/m/film", version="1.0"))
 
 
+@pytest.mark.fault("network", "a connection falls silent, or dribbles")
 def test_an_origin_that_stalls_leaves_a_visibly_short_body(
     origin, open_cache: OpenCache, film: str
 ) -> None:
@@ -321,6 +381,7 @@ def test_an_origin_that_stalls_leaves_a_visibly_short_body(
         assert _cut_body(f"{proxy.url}m/film") == content(0, HALF)
 
 
+@pytest.mark.fault("network", "the connection breaks in mid-body")
 def test_an_origin_that_comes_back_is_resumed_from_the_break(origin, url) -> None:
     origin.script(cut_after(HALF))
     origin.script(Exchange.reset, nth=2, times=2)
@@ -341,6 +402,7 @@ def test_what_was_stored_before_a_failure_is_not_fetched_again(origin, proxy, ur
     assert origin.body_bytes_sent == SIZE
 
 
+@pytest.mark.fault("origin", "it refuses for good (403, 404, 410)")
 def test_what_is_stored_is_served_while_a_failure_rests(origin, url) -> None:
     origin.script(cut_after(HALF))
     origin.script(status(410), nth=2)
@@ -351,6 +413,13 @@ def test_what_is_stored_is_served_while_a_failure_rests(origin, url) -> None:
     assert len(origin.requests) == 2
 
 
+@pytest.mark.fault(
+    "origin",
+    "it serves another version than before",
+    client="before the head is out: the new version; in mid-body: a cut",
+    kept="nothing of the old version",
+    next_reader="the new version, all of it",
+)
 def test_a_file_that_changes_in_mid_body_is_never_mixed(origin, url) -> None:
     hold = origin.script(hold_after(HALF))
     origin.script(cut_after(HALF))
@@ -364,6 +433,13 @@ def test_a_file_that_changes_in_mid_body_is_never_mixed(origin, url) -> None:
     assert ask(url).body == pattern(1)(0, SIZE)
 
 
+@pytest.mark.fault(
+    "process",
+    "an entry is removed while it is read",
+    client="a cut",
+    kept="nothing",
+    next_reader="the right bytes, fetched anew",
+)
 def test_an_entry_removed_under_a_reader_cuts_it_and_begins_anew(origin, cache, url, film) -> None:
     hold = origin.script(hold_after(HALF))
     with opened(url) as response:
@@ -416,6 +492,7 @@ DAMAGES = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.fault("file", "it is gone or cut off when the cache starts")
 @DAMAGES
 def test_a_file_damaged_between_two_runs_is_fetched_again(
     origin, film, open_cache: OpenCache, damage: Callable[[Path], object]
@@ -430,6 +507,7 @@ def test_a_file_damaged_between_two_runs_is_fetched_again(
     assert [request.range for request in origin.requests] == ["bytes=0-", again]
 
 
+@pytest.mark.fault("file", "it is gone, emptied, cut off or replaced while the cache runs")
 @DAMAGES
 def test_a_file_damaged_under_a_running_proxy_is_never_served_as_zeros(
     origin, film, open_cache: OpenCache, damage: Callable[[Path], object]
@@ -446,6 +524,7 @@ def test_a_file_damaged_under_a_running_proxy_is_never_served_as_zeros(
         assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
 
 
+@pytest.mark.fault("network", "the origin is away, and all of the file is here")
 def test_a_complete_file_is_served_when_its_origin_is_away(open_cache: OpenCache) -> None:
     cache = open_cache()
     with Origin() as origin:

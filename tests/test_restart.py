@@ -75,6 +75,7 @@ def _assert_true(found: Recorded, size: int) -> None:
 # -- an orderly end ----------------------------------------------------------------
 
 
+@pytest.mark.fault("process", "the cache is closed while somebody waits")
 def test_a_download_goes_on_by_itself_where_it_was_when_the_cache_closed(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_pin_survives_a_restart(open_cache: OpenCache, url: str) -> None:
     assert open_cache().entry(url).describe()["pinned"] is True
 
 
+@pytest.mark.fault("origin", "it serves another version than before")
 def test_another_version_met_after_a_restart_is_never_mixed_with_the_old_one(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -194,6 +196,13 @@ def test_another_version_met_after_a_restart_is_never_mixed_with_the_old_one(
 # -- kill -9 -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "process",
+    "it is killed (`kill -9`)",
+    client="a cut",
+    kept="what was recorded: all but the last second or 16 MiB",
+    next_reader="what is recorded; downloads go on by themselves",
+)
 def test_a_killed_processs_download_goes_on_from_what_it_had_recorded(
     open_cache: OpenCache, origin: Origin, url: str, tmp_path: Path
 ) -> None:
@@ -213,6 +222,7 @@ def test_a_killed_processs_download_goes_on_from_what_it_had_recorded(
     assert fetch(cache, cache.entry(url)) == content(0, SIZE)
 
 
+@pytest.mark.fault("process", "it is killed (`kill -9`)")
 def test_a_killed_processs_download_has_one_defined_state_at_the_next_start(
     open_cache: OpenCache, origin: Origin, url: str, tmp_path: Path
 ) -> None:
@@ -228,6 +238,7 @@ def test_a_killed_processs_download_has_one_defined_state_at_the_next_start(
     assert open_cache().entry(url).wait_complete(WAIT_S)
 
 
+@pytest.mark.fault("process", "it left its lock")
 def test_a_process_that_is_killed_leaves_the_directory_free(
     open_cache: OpenCache, origin: Origin, url: str, tmp_path: Path
 ) -> None:
@@ -307,6 +318,13 @@ _USES = {
 }
 
 
+@pytest.mark.fault(
+    "file",
+    "it is gone or cut off when the cache starts",
+    client="the right bytes",
+    kept="the part that is still there",
+    next_reader="the right bytes: what is lost is fetched again",
+)
 @pytest.mark.parametrize("harm", _HARMS, ids=lambda harm: harm.__name__.strip("_"))
 @pytest.mark.parametrize("use", _USES.values(), ids=_USES.keys())
 def test_lost_content_is_noticed_after_a_restart_and_fetched_again(
@@ -325,6 +343,7 @@ def test_lost_content_is_noticed_after_a_restart_and_fetched_again(
     _assert_true(recorded(cache.directory), SIZE)
 
 
+@pytest.mark.fault("file", "it is gone, emptied, cut off or replaced while the cache runs")
 @pytest.mark.parametrize("harm", _HARMS, ids=lambda harm: harm.__name__.strip("_"))
 def test_content_that_is_lost_while_nobody_reads_is_noticed_by_the_next_reader(
     open_cache: OpenCache, origin: Origin, url: str, harm: Any
@@ -339,6 +358,7 @@ def test_content_that_is_lost_while_nobody_reads_is_noticed_by_the_next_reader(
     _assert_true(recorded(cache.directory), SIZE)
 
 
+@pytest.mark.fault("file", "it is gone, emptied, cut off or replaced while the cache runs")
 @pytest.mark.parametrize("harm", [_truncate, _empty], ids=["truncate", "empty"])
 def test_content_that_is_lost_under_a_reader_never_reads_as_anything_else(
     cache: Cache, url: str, harm: Any
@@ -360,6 +380,7 @@ def test_content_that_is_lost_under_a_reader_never_reads_as_anything_else(
     assert fetch(cache, film) == content(0, SIZE)
 
 
+@pytest.mark.fault("file", "it is gone or cut off when the cache starts")
 def test_a_lost_half_is_fetched_again_and_the_other_is_not(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -375,6 +396,7 @@ def test_a_lost_half_is_fetched_again_and_the_other_is_not(
 # -- damage to the database --------------------------------------------------------
 
 
+@pytest.mark.fault("database", "it is no database, or a part of one")
 @pytest.mark.parametrize("garbage", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
 def test_a_database_that_is_none_is_kept_aside_and_begun_anew(
     open_cache: OpenCache,
@@ -392,6 +414,7 @@ def test_a_database_that_is_none_is_kept_aside_and_begun_anew(
     assert cache.entry(url).wait_complete(WAIT_S)
 
 
+@pytest.mark.fault("database", "a newer cachefsm wrote it")
 def test_a_database_from_the_future_is_left_alone(open_cache: OpenCache, tmp_path: Path) -> None:
     open_cache().close()
     _execute(tmp_path / "cache", "UPDATE cache_schema SET version = version + 1")
@@ -425,6 +448,13 @@ _GARBAGE = {
 }
 
 
+@pytest.mark.fault(
+    "database",
+    "rows of one entry make no sense",
+    client="nothing of it",
+    kept="every other entry; of that one, its URL",
+    next_reader="the right bytes, fetched again",
+)
 @pytest.mark.parametrize("active", [False, True], ids=["complete", "active"])
 @pytest.mark.parametrize("garbage", _GARBAGE.values(), ids=_GARBAGE.keys())
 def test_garbage_in_one_entrys_rows_harms_no_other_entry(
@@ -454,6 +484,13 @@ def test_garbage_in_one_entrys_rows_harms_no_other_entry(
 # -- the origin is away ------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "network",
+    "the origin is away, and all of the file is here",
+    client="the right bytes",
+    kept="all of it",
+    next_reader="the right bytes",
+)
 def test_a_complete_file_is_served_while_its_origin_is_away(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -468,6 +505,13 @@ def test_a_complete_file_is_served_while_its_origin_is_away(
     assert len(origin.requests) == 1
 
 
+@pytest.mark.fault(
+    "network",
+    "the origin is away, and a part of the file is here",
+    client="the part that is here; for the rest an error",
+    kept="the part",
+    next_reader="the same, and the rest when the origin is back",
+)
 def test_what_is_stored_is_served_and_kept_while_the_origin_is_away(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:

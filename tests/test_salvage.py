@@ -103,6 +103,13 @@ def _schema(database: Path) -> None:
     overwrite_page(database, 1, keep_bytes=100)
 
 
+@pytest.mark.fault(
+    "database",
+    "it is no database, or a part of one",
+    client="nothing of it",
+    kept="the old one, under another name; entries whose blocks have their checksums",
+    next_reader="what was proven; the rest is fetched again",
+)
 @pytest.mark.parametrize(
     "harm",
     [_garbage, _header_and_garbage, _half, _pages_behind_the_header, _schema],
@@ -142,6 +149,13 @@ def test_every_damaged_database_is_kept_under_a_name_of_its_own(
     assert names == [f"cache.sqlite3.damaged-{number}" for number in (1, 2, 3)]
 
 
+@pytest.mark.fault(
+    "database",
+    "it is gone",
+    client="nothing of it",
+    kept="nothing: content without rows is deleted",
+    next_reader="the right bytes, fetched again",
+)
 def test_a_database_that_is_gone_is_begun_anew(
     open_cache: OpenCache, url: str, database: Path
 ) -> None:
@@ -154,6 +168,13 @@ def test_a_database_that_is_gone_is_begun_anew(
     assert fetch(cache, cache.entry(url)) == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "database",
+    "a newer cachefsm wrote it",
+    client="nothing: opening is refused in one line",
+    kept="everything",
+    next_reader="a newer cachefsm finds it as it was",
+)
 def test_a_database_of_the_future_is_refused_and_left_alone(
     open_cache: OpenCache, url: str, database: Path
 ) -> None:
@@ -171,6 +192,13 @@ def test_a_database_of_the_future_is_refused_and_left_alone(
 # -- what is proven is taken over --------------------------------------------------
 
 
+@pytest.mark.fault(
+    "database",
+    "pages of it hold something else",
+    client="nothing of it",
+    kept="every entry whose row can be read, with exactly the blocks that have their checksums",
+    next_reader="what was proven; the rest is fetched again",
+)
 @pytest.mark.parametrize("left", [False, True], ids=["ended well", "was killed"])
 def test_whatever_page_is_damaged_every_byte_that_is_served_is_right(
     open_cache: OpenCache, origin: Origin, database: Path, left: bool
@@ -195,6 +223,7 @@ def test_whatever_page_is_damaged_every_byte_that_is_served_is_right(
     assert unharmed == page_count(database) - 3
 
 
+@pytest.mark.fault("database", "pages of it hold something else")
 def test_random_flipped_bytes_in_the_database_never_have_a_wrong_byte_served(
     open_cache: OpenCache, origin: Origin, database: Path
 ) -> None:
@@ -213,6 +242,7 @@ def test_random_flipped_bytes_in_the_database_never_have_a_wrong_byte_served(
         cache.close()
 
 
+@pytest.mark.fault("database", "pages of it hold something else")
 def test_only_the_blocks_that_are_proven_are_taken_over(
     open_cache: OpenCache, origin: Origin, url: str, database: Path
 ) -> None:
@@ -230,6 +260,7 @@ def test_only_the_blocks_that_are_proven_are_taken_over(
     assert [request.range for request in origin.requests[1:]] == [f"bytes={2 * MIB}-{3 * MIB - 1}"]
 
 
+@pytest.mark.fault("database", "pages of it hold something else")
 def test_a_whole_proven_file_is_complete_and_costs_the_origin_nothing(
     open_cache: OpenCache, origin: Origin, url: str, database: Path
 ) -> None:
@@ -281,6 +312,7 @@ def test_a_bytes_rows_without_checksums_prove_nothing(
     assert len(origin.requests) == 2
 
 
+@pytest.mark.fault("database", "pages of it hold something else")
 def test_what_lies_behind_a_damaged_page_is_taken_over_too(
     open_cache: OpenCache, origin: Origin, database: Path
 ) -> None:
@@ -305,6 +337,7 @@ def test_what_lies_behind_a_damaged_page_is_taken_over_too(
         assert entry.state is DownloadState.COMPLETE
 
 
+@pytest.mark.fault("database", "rows of one entry make no sense")
 def test_a_damaged_row_names_no_file_outside_the_cache(
     open_cache: OpenCache, origin: Origin, url: str, database: Path
 ) -> None:
@@ -344,6 +377,13 @@ def _killed_half_way(origin: Origin, url: str, directory: Path, size_bytes: int)
         eventually(lambda: bool(rows(directory, query, url, size_bytes)))
 
 
+@pytest.mark.fault(
+    "database",
+    "its log is lost",
+    client="nothing of it",
+    kept="what was in the file itself",
+    next_reader="the right bytes: what only the log knew is fetched again",
+)
 def test_a_log_that_is_lost_costs_what_was_in_it_and_nothing_else(
     open_cache: OpenCache, origin: Origin, url: str, database: Path
 ) -> None:
@@ -386,6 +426,13 @@ def test_an_index_that_contradicts_its_table_is_noticed(
         cache.close()
 
 
+@pytest.mark.fault(
+    "process",
+    "it left its lock",
+    client="nothing of it",
+    kept="everything",
+    next_reader="finds the directory free",
+)
 def test_a_lock_that_a_dead_process_left_is_taken_over(
     open_cache: OpenCache, origin: Origin, url: str, database: Path
 ) -> None:
@@ -425,6 +472,7 @@ def _spoil(database: Path, statements: str) -> None:
         opened.executescript(statements)
 
 
+@pytest.mark.fault("database", "rows of one entry make no sense")
 @pytest.mark.parametrize("spoiling", _CONTRADICTIONS.values(), ids=_CONTRADICTIONS.keys())
 def test_rows_that_contradict_each_other_start_afresh_with_one_line(
     open_cache: OpenCache,
@@ -448,6 +496,7 @@ def test_rows_that_contradict_each_other_start_afresh_with_one_line(
     assert fetch(cache, cache.entry(url)) == content(0, SMALL)
 
 
+@pytest.mark.fault("database", "rows of one entry make no sense")
 def test_an_entry_that_claims_too_much_evicts_no_other(
     open_cache: OpenCache, origin: Origin, database: Path
 ) -> None:

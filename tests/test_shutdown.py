@@ -158,6 +158,13 @@ def _patient(open_cache: OpenCache) -> Cache:
 # -- a cache -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "process",
+    "the cache is closed while somebody waits",
+    client="is told at once",
+    kept="everything that had come",
+    next_reader="downloads go on when it is opened again",
+)
 @_scenes
 def test_closing_a_cache_tells_whoever_waits_and_leaves_no_thread(
     open_cache: OpenCache,
@@ -184,6 +191,7 @@ def _states(directory: Path) -> set[str]:
     return {state for (state,) in rows(directory, "SELECT state FROM cache_entries")}
 
 
+@pytest.mark.fault("process", "the cache is closed while somebody waits")
 def test_closing_records_what_no_flush_has_recorded_yet(
     open_cache: OpenCache, origin: Origin
 ) -> None:
@@ -232,6 +240,7 @@ def test_a_listener_that_does_not_return_holds_up_nobody(
 # -- a proxy in the same process ---------------------------------------------------
 
 
+@pytest.mark.fault("process", "it is told to end (SIGTERM, SIGINT, SIGHUP)")
 @pytest.mark.parametrize("order", ["server first", "cache first"])
 @pytest.mark.parametrize("scene", ["silence", "stall", "connecting", "straight", "slow client"])
 def test_closing_a_proxy_lets_every_client_go_and_leaves_no_thread(
@@ -310,6 +319,13 @@ _RECORDED = "SELECT 1 FROM cache_entries WHERE bytes_present = 1000"
 _CONNECTING = "SELECT 1 FROM cache_entries WHERE state = 'initializing' AND url = ?"
 
 
+@pytest.mark.fault(
+    "process",
+    "it is told to end (SIGTERM, SIGINT, SIGHUP)",
+    client="503 if the head is not out; else a cut",
+    kept="everything that had come",
+    next_reader="what is stored; downloads go on by themselves",
+)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_busy_server_in_order(
     cli: CommandLine, origin: Origin, hole: str, number: signal.Signals
@@ -339,6 +355,7 @@ def test_a_second_signal_changes_nothing(cli: CommandLine, origin: Origin, hole:
     assert (cli.cache_dir / "lock").read_bytes() == b""
 
 
+@pytest.mark.fault("process", "it is told to end (SIGTERM, SIGINT, SIGHUP)")
 def test_what_a_signal_broke_off_goes_on_with_the_next_start(
     cli: CommandLine, origin: Origin, open_cache: OpenCache
 ) -> None:

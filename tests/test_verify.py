@@ -98,6 +98,13 @@ def test_progress_grows_to_the_total(open_cache: OpenCache, origin: Origin) -> N
     assert looks[-1][0] == total
 
 
+@pytest.mark.fault(
+    "file",
+    "bytes have flipped, and somebody verifies or scrubs",
+    client="nothing of it",
+    kept="all sound blocks",
+    next_reader="the right bytes: damaged blocks are fetched again",
+)
 def test_flipped_bytes_of_a_complete_file_cost_their_blocks_and_nothing_else(
     cache: Cache, origin: Origin, url: str
 ) -> None:
@@ -115,6 +122,7 @@ def test_flipped_bytes_of_a_complete_file_cost_their_blocks_and_nothing_else(
     assert film.verify().damaged == ()
 
 
+@pytest.mark.fault("file", "bytes have flipped, and somebody verifies or scrubs")
 def test_flipped_bytes_of_a_half_complete_file_cost_their_blocks_and_nothing_else(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -198,6 +206,13 @@ def test_what_changes_at_the_origin_during_a_look_is_no_damage(
     assert film.ranges == []
 
 
+@pytest.mark.fault(
+    "file",
+    "damage is found and the database refuses to drop it",
+    client="the right bytes, straight from the origin",
+    kept="everything; the damage stays known",
+    next_reader="the same, until the database takes it",
+)
 def test_damage_that_cannot_be_written_down_stays_found(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -232,6 +247,13 @@ _LEFT = {_unlink: 0, replace: 0, _empty: 0, _cut_in_a_block: 5 * MIB + 1}
 _by_name = pytest.mark.parametrize("harm", _LEFT, ids=lambda harm: harm.__name__.strip("_"))
 
 
+@pytest.mark.fault(
+    "file",
+    "it is gone, emptied, cut off or replaced while the cache runs",
+    client="the right bytes; a cut for who was reading there",
+    kept="the part that is still there",
+    next_reader="the right bytes: what is lost is fetched again",
+)
 @_by_name
 @pytest.mark.parametrize("restart", [False, True], ids=["running", "restarted"])
 def test_what_a_file_cannot_hold_any_more_is_dropped_and_fetched_again(
@@ -260,6 +282,13 @@ def test_what_a_file_cannot_hold_any_more_is_dropped_and_fetched_again(
         assert _asked(origin) == _questions(ByteRange(left, SIZE))
 
 
+@pytest.mark.fault(
+    "file",
+    "damage is found where answers cannot be joined",
+    client="the right bytes; a cut in mid-body",
+    kept="nothing",
+    next_reader="the right bytes: the whole file is fetched again",
+)
 def test_without_a_strong_validator_damage_costs_the_whole_file(
     cache: Cache, origin: Origin, url: str
 ) -> None:
@@ -365,6 +394,7 @@ def _orphan(file: Path) -> Path:
     return orphan
 
 
+@pytest.mark.fault("file", "a file of ours belongs to no row")
 def test_files_without_rows_are_removed_on_order_and_no_others(cache: Cache, url: str) -> None:
     film = _complete(cache, url)
     file = _file(cache)
@@ -376,6 +406,13 @@ def test_files_without_rows_are_removed_on_order_and_no_others(cache: Cache, url
     assert fetch(cache, film) == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "file",
+    "a file of ours belongs to no row",
+    client="nothing of it",
+    kept="it is deleted at the start; files of other names are not",
+    next_reader="nothing of it",
+)
 def test_files_without_rows_are_removed_at_the_start_and_no_others(
     open_cache: OpenCache, url: str
 ) -> None:
@@ -390,6 +427,7 @@ def test_files_without_rows_are_removed_at_the_start_and_no_others(
     assert fetch(cache, cache.entry(url)) == content(0, SIZE)
 
 
+@pytest.mark.fault("file", "it is gone or cut off when the cache starts")
 @pytest.mark.parametrize("harm", [_unlink, _cut_in_a_block], ids=["gone", "shorter"])
 def test_rows_without_their_file_are_noticed_at_the_start_without_anybody_reading(
     open_cache: OpenCache, url: str, harm: Callable[[Path], None]
@@ -420,6 +458,13 @@ def _reader(cache: Cache, film: Entry, dice: float, verify: VerifyReads) -> Iter
             yield reader
 
 
+@pytest.mark.fault(
+    "file",
+    "bytes have flipped, and the read is verified",
+    client="the right bytes, after the block was fetched again",
+    kept="all sound blocks",
+    next_reader="the right bytes",
+)
 @pytest.mark.parametrize("verify", [VerifyReads.ALWAYS, VerifyReads.SAMPLE])
 def test_a_flipped_byte_that_is_looked_at_is_fetched_again_before_anybody_gets_it(
     cache: Cache, origin: Origin, url: str, verify: VerifyReads
@@ -432,6 +477,13 @@ def test_a_flipped_byte_that_is_looked_at_is_fetched_again_before_anybody_gets_i
     assert _asked(origin) == _questions(*DAMAGED)
 
 
+@pytest.mark.fault(
+    "file",
+    "bytes have flipped, and the read is not verified",
+    client="the flipped bytes",
+    kept="everything",
+    next_reader="the flipped bytes, until the block is looked at",
+)
 def test_a_flipped_byte_that_nobody_looks_at_is_served(cache: Cache, url: str) -> None:
     film = _complete(cache, url)
     flip(_file(cache), ROTTEN)
@@ -468,6 +520,7 @@ def test_small_reads_are_looked_at_as_well(open_cache: OpenCache, url: str) -> N
             assert stream.read(100) == content(offset - 10, offset + 90)
 
 
+@pytest.mark.fault("file", "bytes have flipped, and the read is verified")
 @pytest.mark.parametrize("resource", [Resource(1000), Resource(SIZE, etag=None)])
 def test_a_flipped_byte_of_what_is_lost_as_a_whole_reaches_no_client(
     open_cache: OpenCache, origin: Origin, resource: Resource
@@ -483,6 +536,7 @@ def test_a_flipped_byte_of_what_is_lost_as_a_whole_reaches_no_client(
     assert recorded(cache.directory).stored() == [(0, content(0, resource.size or 0))]
 
 
+@pytest.mark.fault("file", "bytes have flipped, and the read is verified")
 def test_a_flipped_byte_reaches_no_client_of_the_proxy(
     open_cache: OpenCache, origin: Origin, url: str
 ) -> None:
@@ -496,6 +550,7 @@ def test_a_flipped_byte_reaches_no_client_of_the_proxy(
     assert origin.body_bytes_sent == SIZE + sum(block.size for block in DAMAGED)
 
 
+@pytest.mark.fault("file", "bytes have flipped, and the read is verified")
 def test_a_reader_that_is_there_already_gets_no_flipped_byte(
     open_cache: OpenCache, url: str
 ) -> None:
@@ -528,6 +583,7 @@ def idle(open_cache: OpenCache, url: str) -> Cache:
     return open_cache(start=False)
 
 
+@pytest.mark.fault("file", "bytes have flipped, and somebody verifies or scrubs")
 def test_scrubbing_finds_a_flipped_byte_within_a_look_at_everything(
     idle: Cache, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
