@@ -57,6 +57,8 @@ class LiveEntry(StoredEntry):
         self._claims = Claims()
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
+        self.on_close: set[Callable[[], None]] = set()
+        """What ends the transfers that pass by the cache, of readers that are here."""
         self._attempts = Attempts(self._policy.retries)
         self._meter = RateMeter(surroundings.ticks())
 
@@ -187,6 +189,12 @@ class LiveEntry(StoredEntry):
         with self._lock:
             self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
         self._around.on_change(self)
+
+    def close(self, cause: CacheError) -> None:
+        """Stop its streams and readers, and fail its waiters with *cause*."""
+        super().close(cause)
+        for cancel in list(self.on_close):
+            cancel()
 
     def refusal(self) -> StorageError | None:
         """Return why nothing can be stored just now, or None."""

@@ -110,6 +110,8 @@ class Reader:
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
+        entry.on_close.add(self._canceller.cancel)
+        self._resources.callback(entry.on_close.discard, self._canceller.cancel)
         self._resources.callback(entry.detach, self._content)
 
     @property
@@ -335,12 +337,14 @@ class Reader:
             raise refusal or StorageError("what cannot be stored cannot be read in parts")
         self._let_go(linger=False)
         joined = held if held is not None and held.joinable else None
-        with self._watch(self):
-            self._straight = self._resources.enter_context(
-                self._origin.fetch(
-                    self.entry.url, ByteRange(start, stop), held=joined, canceller=self._canceller
-                )
+        # Until the end: while it reads from the origin, nothing else would notice
+        # that the client has left.
+        self._resources.enter_context(self._watch(self))
+        self._straight = self._resources.enter_context(
+            self._origin.fetch(
+                self.entry.url, ByteRange(start, stop), held=joined, canceller=self._canceller
             )
+        )
         return self._straight
 
     def _straight_pieces(self, fetch: Fetch, position: int, stop: int) -> Iterator[bytes]:

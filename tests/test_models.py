@@ -708,13 +708,20 @@ def test_a_lock_that_is_let_go_is_waited_for(path: Path, film: EntryRecord) -> N
     patient.close()
 
 
-def test_eight_threads_share_the_store(store: Store, path: Path) -> None:
+def test_eight_threads_share_the_store_and_none_undoes_another_s_work(store: Store) -> None:
+    def fail(own: EntryRecord) -> None:
+        with store.transaction():
+            save(store, own, (100, 200), bytes_present=999)
+            raise RuntimeError("taken back")
+
     def work(number: int) -> EntryRecord:
         own = add_entry(store, f"own {number}")
         for step in range(10):
             own = save(store, own, (0, step + 1), bytes_present=step + 1)
-            assert store.chunks(own.id) == [(0, step + 1)]
+            with pytest.raises(RuntimeError, match="taken back"):
+                fail(own)
             store.enqueue(demand(own))
+            assert store.chunks(own.id) == [(0, step + 1)]
         return add_entry(store, "shared")
 
     shared = {done.result(WAIT_S) for done in [in_thread(work, n) for n in range(8)]}

@@ -184,6 +184,8 @@ def test_a_busy_entry_is_never_let_go(registry: Registry) -> None:
 
 def test_a_leased_entry_is_never_let_go(registry: Registry) -> None:
     leased = registry.acquire(registry.find_or_create(URL, "leased"))
+    registry.release(leased)
+    assert registry.acquire(leased.id) is leased  # no longer idle
     for number in range(IDLE_ENTRIES + 3):
         with registry.lease(registry.find_or_create(URL, f"film-{number}")):
             pass

@@ -112,6 +112,7 @@ class Client(threading.Thread):
 
         def visit(subject: Subject) -> None:
             nonlocal whole
+            self._last = None
             self._read_whole(subject)
             whole = self._last is not None and self._last.is_whole
 
