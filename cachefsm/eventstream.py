@@ -6,7 +6,8 @@ Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -26,6 +27,12 @@ _FIRST: Final = b"retry: 2000\n\n"
 
 def event_response(request: Request, mailbox: Mailbox) -> Response:
     """Return the endless answer; it takes over *mailbox*, and ends when that is closed."""
+    resources = ExitStack()
+    resources.enter_context(mailbox)
+    watch: ClientWatch | None = request.environ.get("cachefsm.clientwatch")
+    if watch is not None:
+        # The client's leaving ends the wait at once.
+        resources.enter_context(watch.register(request.environ["werkzeug.socket"], mailbox.close))
     return Response(
         HTTPStatus.OK,
         [
@@ -34,7 +41,7 @@ def event_response(request: Request, mailbox: Mailbox) -> Response:
             ("Cache-Control", "no-store"),
         ],
         _body(mailbox),
-        on_close=_closer(request, mailbox),
+        on_close=resources.close,
     )
 
 
@@ -48,20 +55,6 @@ def _body(mailbox: Mailbox) -> Iterator[bytes]:
             return
         else:
             yield b":\n\n"
-
-
-def _closer(request: Request, mailbox: Mailbox) -> Callable[[], None]:
-    """Let the client's leaving end the wait at once; return what ends both."""
-    watch: ClientWatch | None = request.environ.get("cachefsm.clientwatch")
-    if watch is None:
-        return mailbox.close
-    handle = watch.register(request.environ["werkzeug.socket"], mailbox.close)
-
-    def close() -> None:
-        handle.cancel()
-        mailbox.close()
-
-    return close
 
 
 def _name(event: Event) -> str:

@@ -640,15 +640,16 @@ class LifecycleMachine(RuleBasedStateMachine):
         # "chunk" refuses chunks only; without one there is nothing to refuse.
         refused = fault is not None and (fault != "chunk" or bool(move.chunks))
         with FAULTS[fault](self.path) if fault else nullcontext():
-            if refused and (legal or fault == "locked"):
-                with pytest.raises(StorageError):
-                    self.lifecycle.send(event, move)
-            elif not legal:
-                with pytest.raises(IllegalMove):
-                    self.lifecycle.send(event, move)
-            else:
+            if legal and not refused:
                 self.lifecycle.send(event, move)
                 self.moved(event, move)
+            elif legal:
+                with pytest.raises(StorageError):
+                    self.lifecycle.send(event, move)
+            else:
+                # Which of two reasons is found first does not matter.
+                with pytest.raises((IllegalMove, StorageError) if refused else IllegalMove):
+                    self.lifecycle.send(event, move)
 
     def move(self, event: str, facts: dict[str, Any], span: tuple[int, int] | None) -> Move:
         columns = {"retry_at": facts["retry_at"]}

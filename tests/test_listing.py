@@ -11,7 +11,7 @@ import pytest
 
 from cachefsm import Cache, CacheError
 from cachefsm.proxy import Server
-from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
+from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch
 from tests.support.clients import ask
 from tests.support.faults import status
 from tests.support.origin import Origin, Resource
@@ -21,7 +21,7 @@ SIZE = 300_000
 
 def _fill(cache: Cache, origin: Origin) -> None:
     """Register one entry of every kind that a row can tell of."""
-    origin.put("/whole", Resource(SIZE, headers=(("Content-Type", "video/mp4"),)))
+    origin.put("/whole", Resource(SIZE, content_type="video/mp4"))
     origin.put("/parts", Resource(4 * SIZE))
     origin.put("/unknown-length", Resource(SIZE, framing="chunked"))
     origin.put("/weak", Resource(4 * SIZE, etag='W/"1"'))
@@ -57,6 +57,43 @@ def test_an_entry_is_described_alike_in_memory_and_as_a_row(resting: Cache) -> N
     assert {facts["playable"] for facts in as_rows} == {True, False}
     assert as_rows == [entry.describe() for entry in resting.entries()]
     assert as_rows == resting.describe_all()  # now they are in memory
+
+
+def test_a_row_is_told_in_full(open_cache: OpenCache, origin: Origin) -> None:
+    origin.put("/film", Resource(SIZE, content_type="video/mp4"))
+    clock = Clock()
+    created_at = clock.now_s
+    cache = open_cache(clock=clock)
+    film = cache.entry(f"{origin.url('/film')}?sig=secret")
+    clock.now_s += 1
+    assert film.wait_complete(WAIT_S)
+    clock.now_s += 1
+    fetch(cache, film)
+    film.pin()
+    cache.close()
+    assert open_cache(start=False).describe_all() == [
+        {
+            "id": film.id,
+            "url": f"{origin.url('/film')}?…",
+            "state": "complete",
+            "reason": None,
+            "since": created_at + 1,
+            "total_size": SIZE,
+            "downloaded_bytes": SIZE,
+            "ranges": [[0, SIZE]],
+            "playable": True,
+            "rate_bytes_s": 0,
+            "streams": [],
+            "readers": 0,
+            "asked_by": [],
+            "pinned": True,
+            "generation": 0,
+            "created_at": created_at,
+            "last_accessed_at": created_at + 2,
+            "access_count": 1,
+            "content_type": "video/mp4",
+        }
+    ]
 
 
 def test_an_entry_in_use_is_described_as_it_is(cache: Cache, origin: Origin) -> None:

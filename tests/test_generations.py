@@ -1,0 +1,49 @@
+"""Readers of an entry that moves on to another generation under them; found by the soak."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from cachefsm import Cache
+from cachefsm.errors import RepresentationChanged
+from tests.support.caches import WAIT_S, OpenCache
+from tests.support.faults import Hold
+from tests.support.messages import pattern
+from tests.support.origin import Origin, Resource
+
+SIZE = 100_000
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"v{version}"'], ids=["no validator", "weak"])
+def test_what_cannot_be_joined_never_comes_from_two_answers_though_the_first_had_no_body(
+    cache: Cache, origin: Origin, etag: str | None
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=etag))
+    hold = origin.script(Hold(0))  # the head, and then not one byte
+    film = cache.entry(origin.url("/film"))
+    with closing(cache.open_reader(film.id)) as reader:
+        assert reader.representation().complete_length == SIZE
+        assert hold.reached.wait(WAIT_S)
+        origin.put("/film", Resource(SIZE + 10_000, etag=etag, version=7))
+        with origin.outage():
+            origin.wait_until(lambda: origin.open_connections == 0)
+        with pytest.raises(RepresentationChanged):
+            reader.read(0, SIZE)
+
+
+def test_a_reader_that_is_ready_keeps_what_was_stored_though_the_entry_moves_on(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    cache = open_cache()
+    assert cache.entry(origin.url("/film")).wait_complete(WAIT_S)
+    cache.close()
+    cache = open_cache()  # in which nobody has opened the file yet
+    film = cache.entry(origin.url("/film"))
+    with closing(cache.open_reader(film.id)) as reader:
+        reader.ready(0, SIZE)
+        with cache.registry.lease(film.id) as live:
+            live.invalidate("changed at the origin")
+        assert b"".join(reader.pieces(0, SIZE)) == pattern()(0, SIZE)
