@@ -140,8 +140,8 @@ def test_a_damaged_page_is_found_by_the_check_and_by_who_reads_it(path: Path) ->
     data[4096:] = b"\xa5" * (len(data) - 4096)  # all but the page with the schema
     path.write_bytes(data)
     for look in (Store.check, Store.entries, Store.total_bytes):
-        with pytest.raises(DatabaseDamaged) as caught:
-            look(open_store(path))
+        with pytest.raises(DatabaseDamaged) as caught, closing(open_store(path)) as damaged:
+            look(damaged)
         assert_one_line(caught.value)
 
 
