@@ -1,51 +1,34 @@
-"""The tables, and the short transactions on them.
+"""The short transactions on the tables.
 
-peewee models declare the schema; :class:`Store` owns the one connection and is
-the only code that runs queries. Each of its methods is one short transaction, or
-a part of the caller's where it stands inside :meth:`Store.transaction`.
-
-One connection serves every thread, behind one lock, because SQLite writes one
-at a time whatever we do and its own busy loop is unfair (1.8 s at worst with 8
-writers, where a lock waits 165 ms), and because a connection per thread leaks
-with dead threads. The lock is a leaf: nothing else is locked while it is held.
-
-Times are Unix times in seconds, offsets and lengths are bytes, and ranges are
-half-open. Models stay within what PostgreSQL also takes.
+:class:`Store` is the only code that runs queries. Each of its methods is one short
+transaction, or a part of the caller's where it stands inside
+:meth:`Store.transaction`.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
 import peewee
-from peewee import (
-    SQL,
-    AutoField,
-    BigIntegerField,
-    BlobField,
-    BooleanField,
-    Check,
-    DoubleField,
-    ForeignKeyField,
-    IntegerField,
-    Model,
-    NodeList,
-    SchemaManager,
-    SqliteDatabase,
-    TextField,
-)
+from peewee import SQL, Model
 
-from .errors import DatabaseDamaged, EntryNotFound, SchemaTooNew, StorageError
+from .database import Database
+from .errors import EntryNotFound, StorageError
 from .ranges import ByteRange
-from .states import ACTIVE, DownloadState
+from .states import ACTIVE
+from .tables import (
+    ENTRY_COLUMNS,
+    QUEUE_COLUMNS,
+    SCHEMA_VERSION,
+    CacheChunk,
+    CacheDownloadQueue,
+    CacheEntry,
+    EntryRecord,
+    QueueRecord,
+)
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -58,311 +41,19 @@ __all__ = [
     "Store",
 ]
 
+_NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
+
 
 class StaleRow(StorageError):
     """The row is not in the state or generation we knew: somebody else moved it."""
 
 
-def _one_of(column: str, names: Iterable[str]) -> Any:
-    return Check(f"{column} IN ({', '.join(repr(name) for name in names)})")
-
-
-_STATES: Final = tuple(state.value for state in DownloadState)
-_ASKERS: Final = ("reader", "prefetch", "person")
-
-
-class _LastingId(AutoField):
-    """An id that is never given again, though SQLite would reuse the highest one.
-
-    Whoever still holds the id of a removed entry must find nothing, not its successor.
-    PostgreSQL's SERIAL never goes back.
-    """
-
-    def ddl(self, ctx: Any) -> NodeList:
-        nodes = super().ddl(ctx)
-        if ctx.state.field_types.get(self.field_type) != "INTEGER":
-            return nodes
-        return NodeList((nodes, SQL("AUTOINCREMENT")))
-
-
-class CacheSchema(Model):
-    """One row: the version of the schema that this database has."""
-
-    version = IntegerField()
-
-    class Meta:
-        table_name = "cache_schema"
-
-
-class CacheEntry(Model):
-    """One URL: where its download stands and what is known of its representation."""
-
-    id = _LastingId()
-    key = TextField(unique=True)
-    url = TextField()
-    content_file = TextField(unique=True)
-    state = TextField(
-        default=DownloadState.NOT_STARTED.value, constraints=[_one_of("state", _STATES)]
-    )
-    state_reason = TextField(null=True)
-    state_since = DoubleField()
-    error_status = IntegerField(null=True)
-    retry_at = DoubleField(null=True)
-    complete_length = BigIntegerField(null=True, constraints=[Check("complete_length >= 0")])
-    etag = TextField(null=True)
-    last_modified = TextField(null=True)
-    response_fields = TextField(default="[]")  # JSON, [[name, value], …]
-    accepts_ranges = BooleanField(default=False)
-    validated_at = DoubleField(null=True)
-    priority = IntegerField(default=0)
-    pinned = BooleanField(default=False)
-    bytes_present = BigIntegerField(default=0, constraints=[Check("bytes_present >= 0")])
-    created_at = DoubleField()
-    last_accessed_at = DoubleField()
-    access_count = IntegerField(default=0)
-    generation = IntegerField(default=0)
-
-    class Meta:
-        table_name = "cache_entries"
-        indexes = (
-            # What is added up over all entries is read from this index alone.
-            (("state", "pinned", "bytes_present"), False),
-            (("pinned", "last_accessed_at"), False),
-        )
-
-
-class CacheChunk(Model):
-    """A stored byte range; the bytes are durable in the file before the row is."""
-
-    id = AutoField()
-    entry = ForeignKeyField(CacheEntry, backref="chunks", on_delete="CASCADE", index=False)
-    start = BigIntegerField(constraints=[Check("start >= 0")])
-    stop = BigIntegerField()
-    checksum = BlobField(null=True)
-    written_at = DoubleField()
-
-    class Meta:
-        table_name = "cache_chunks"
-        constraints = [Check("stop > start")]  # noqa: RUF012 - peewee's declaration
-        indexes = ((("entry", "start"), True),)
-
-
-class CacheDownloadQueue(Model):
-    """Why an entry is to be fetched: who asked, for which bytes, how urgently."""
-
-    id = AutoField()
-    entry = ForeignKeyField(CacheEntry, backref="demands", on_delete="CASCADE", index=False)
-    asked_by = TextField(constraints=[_one_of("asked_by", _ASKERS)])
-    priority = IntegerField()
-    start = BigIntegerField(default=0)
-    stop = BigIntegerField(null=True)
-    attempts = IntegerField(default=0)
-    not_before = DoubleField(null=True)
-    last_error = TextField(null=True)
-    created_at = DoubleField()
-
-    class Meta:
-        table_name = "cache_download_queue"
-        indexes = (
-            (("entry", "asked_by"), True),
-            (("priority", "created_at"), False),
-        )
-
-
-_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue)
-
-
-@dataclass(frozen=True)
-class EntryRecord:
-    """An immutable snapshot of one row of ``cache_entries``."""
-
-    id: int
-    key: str
-    url: str
-    content_file: str
-    state: str
-    state_reason: str | None
-    state_since: float
-    error_status: int | None
-    retry_at: float | None
-    complete_length: int | None
-    etag: str | None
-    last_modified: str | None
-    response_fields: str
-    accepts_ranges: bool
-    validated_at: float | None
-    priority: int
-    pinned: bool
-    bytes_present: int
-    created_at: float
-    last_accessed_at: float
-    access_count: int
-    generation: int
-
-
-@dataclass(frozen=True)
-class QueueRecord:
-    """An immutable snapshot of one row of ``cache_download_queue``."""
-
-    entry_id: int
-    asked_by: str
-    priority: int
-    start: int
-    stop: int | None
-    attempts: int
-    not_before: float | None
-    last_error: str | None
-    created_at: float
-
-
-_ENTRY_COLUMNS: Final = tuple(
-    getattr(CacheEntry, name) for name in EntryRecord.__dataclass_fields__
-)
-_QUEUE_COLUMNS: Final = (
-    CacheDownloadQueue.entry,
-    *(
-        getattr(CacheDownloadQueue, name)
-        for name in QueueRecord.__dataclass_fields__
-        if name != "entry_id"
-    ),
-)
-
-
-# SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT, and for a page of schema
-# or text that is another one; codes are on the exception only from Python 3.11 on.
-_SIGNS_OF_DAMAGE: Final = (
-    "file is not a database",
-    "malformed",
-    "unsupported file format",
-    "no such table",
-    "no such column",
-    "Could not decode",
-    "codec can't decode",
-)
-
-_NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
-
-
-def _create_tables(database: peewee.Database) -> None:
-    for model in _TABLES:
-        SchemaManager(model, database).create_all(safe=True)
-
-
-_MIGRATIONS: Final = (_create_tables,)
-"""Step *n* takes a database from version *n* to *n* + 1; never edited once released."""
-
-SCHEMA_VERSION: Final = len(_MIGRATIONS)
-
-
-def _schema_of(database: peewee.Database) -> set[tuple[Any, ...]]:
-    # As bytes, because what has rotted need not be UTF-8.
-    query = "SELECT type, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
-    return set(database.execute_sql(query).fetchall())  # type: ignore[no-untyped-call]
-
-
-@cache
-def _expected_schema() -> set[tuple[Any, ...]]:
-    """Return the schema that the same migrations make of nothing."""
-    with closing(SqliteDatabase(":memory:")) as database:
-        store = Store(database)
-        with store.transaction():
-            return _schema_of(database)
-
-
-class Store:
-    """The database of one cache directory; thread-safe.
+class Store(Database):
+    """What is asked of the database of one cache directory; thread-safe.
 
     Every method raises StorageError where the database refuses: locked by
     another program, full, read-only or damaged.
     """
-
-    def __init__(self, database: peewee.Database) -> None:
-        self._database = database
-        self._lock = threading.RLock()
-        self._depth = 0
-        with self._lock, _translated():
-            database.connect(reuse_if_open=True)
-            self._migrate()
-
-    @classmethod
-    def open(cls, path: Path, *, busy_timeout_s: float = 10.0) -> Store:
-        """Open or create the SQLite database at *path* and bring its schema up to date.
-
-        Commits are not synced: a power loss may take the last ones back, and a row
-        taken back claims nothing.
-
-        Raises:
-            DatabaseDamaged: it is no database, or not a whole one.
-            SchemaTooNew: a newer cachefsm wrote it.
-            StorageError: it cannot be opened, or is no database.
-        """
-        database = SqliteDatabase(
-            str(path),
-            pragmas={
-                "journal_mode": "wal",
-                "synchronous": "normal",
-                "foreign_keys": 1,
-                "busy_timeout": int(busy_timeout_s * 1000),
-            },
-            # A deferred transaction that reads and then writes fails at once
-            # with "database is locked"; an immediate one waits its turn.
-            lock_type="IMMEDIATE",
-            timeout=busy_timeout_s,
-            thread_safe=False,
-            check_same_thread=False,
-        )
-        try:
-            return cls(database)
-        except BaseException:
-            database.close()
-            raise
-
-    def check(self) -> None:
-        """Look through the whole database; raise DatabaseDamaged if it is not sound.
-
-        All pages, the schema, and whether indexes say what their tables do: 0.25 s
-        for 100,000 entries.
-        """
-        with self.transaction():
-            found = self._database.execute_sql(  # type: ignore[no-untyped-call]
-                "PRAGMA integrity_check(1)"
-            ).fetchone()
-            missing = _expected_schema() - _schema_of(self._database)
-        if found is None or found[0] != "ok":
-            raise DatabaseDamaged(f"the database is malformed: {found[0] if found else 'empty'}")
-        if missing:
-            raise DatabaseDamaged("the database's schema is malformed")
-
-    def sync(self) -> None:
-        """Make every commit so far survive a power loss."""
-        with self._lock, _translated():
-            # It syncs the log before it copies from it, also with synchronous=NORMAL.
-            self._database.execute_sql("PRAGMA wal_checkpoint(FULL)")  # type: ignore[no-untyped-call]
-
-    def close(self) -> None:
-        """Close the connection; later calls raise StorageError."""
-        with self._lock, _translated():
-            self._database.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """Hold the connection for several statements that succeed or fail as one.
-
-        Nested calls join the outer transaction. Source of the isolation: SQLite's
-        ``BEGIN IMMEDIATE``.
-        """
-        with self._lock, _translated():
-            if self._depth:
-                yield
-                return
-            if self._database.is_closed():
-                raise StorageError("the database is closed")
-            self._depth += 1
-            try:
-                with self._database.atomic():
-                    yield
-            finally:
-                self._depth -= 1
 
     # -- entries ---------------------------------------------------------------
 
@@ -381,7 +72,7 @@ class Store:
 
     def page(self, after: int, limit: int) -> list[tuple[EntryRecord, list[ByteRange]]]:
         """Return up to *limit* rows with a higher id than *after*, each with its stored ranges."""
-        rows = CacheEntry.select(*_ENTRY_COLUMNS).where(CacheEntry.id > after)
+        rows = CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id > after)
         rows = rows.order_by(CacheEntry.id).limit(limit).tuples()
         with self.transaction():
             page = [(EntryRecord(*row), list[ByteRange]()) for row in rows.execute(self._database)]
@@ -481,7 +172,7 @@ class Store:
     def least_recently_used(self) -> list[EntryRecord]:
         """Return what may be evicted: not pinned, holding bytes; longest unused first."""
         query = (
-            CacheEntry.select(*_ENTRY_COLUMNS)
+            CacheEntry.select(*ENTRY_COLUMNS)
             .where((CacheEntry.pinned == False) & (CacheEntry.bytes_present > 0))  # noqa: E712
             .order_by(CacheEntry.last_accessed_at, CacheEntry.id)
         )
@@ -606,7 +297,7 @@ class Store:
     def queue(self) -> list[QueueRecord]:
         """Return the demands, most urgent first, then oldest first."""
         query = (
-            CacheDownloadQueue.select(*_QUEUE_COLUMNS)
+            CacheDownloadQueue.select(*QUEUE_COLUMNS)
             .order_by(
                 CacheDownloadQueue.priority, CacheDownloadQueue.created_at, CacheDownloadQueue.id
             )
@@ -661,7 +352,7 @@ class Store:
     # -- helpers ---------------------------------------------------------------
 
     def _entries(self, condition: Any) -> list[EntryRecord]:
-        query = CacheEntry.select(*_ENTRY_COLUMNS).order_by(CacheEntry.id)
+        query = CacheEntry.select(*ENTRY_COLUMNS).order_by(CacheEntry.id)
         if condition is not None:
             query = query.where(condition)
         with self.transaction():
@@ -687,41 +378,3 @@ class Store:
         )
         if touched != 1:
             raise StaleRow(f"entry {record.id} was changed by another program")
-
-    def _migrate(self) -> None:
-        with self.transaction():
-            SchemaManager(CacheSchema, self._database).create_all(safe=True)
-            versions = [
-                row[0]
-                for row in CacheSchema.select(CacheSchema.version).tuples().execute(self._database)
-            ]
-            version = max(versions, default=0)
-            if version > SCHEMA_VERSION:
-                raise SchemaTooNew(
-                    f"the database has schema {version}, this cachefsm knows {SCHEMA_VERSION}: "
-                    "use a newer cachefsm or another cache directory"
-                )
-            for migrate in _MIGRATIONS[version:]:
-                migrate(self._database)
-            if version != SCHEMA_VERSION:
-                CacheSchema.delete().execute(self._database)
-                CacheSchema.insert(version=SCHEMA_VERSION).execute(self._database)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (*_REFUSALS, UnicodeError, OverflowError) as error:
-        first: BaseException = error
-        # After a full disk SQLite has rolled back by itself and refuses peewee's
-        # ROLLBACK in turn: the first refusal is the one to tell.
-        while isinstance(first.__context__, _REFUSALS):
-            first = first.__context__
-        text = str(first).splitlines()[0] if str(first) else type(first).__name__
-        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
-            raise DatabaseDamaged(f"the database cannot be read: {text}") from error
-        raise StorageError(f"the database refused: {text}") from error
-
-
-_REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)

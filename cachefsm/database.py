@@ -1,0 +1,188 @@
+"""The one connection to a cache's database: opened, migrated, checked, shared by all threads.
+
+One connection serves every thread, behind one lock, because SQLite writes one
+at a time whatever we do and its own busy loop is unfair (1.8 s at worst with 8
+writers, where a lock waits 165 ms), and because a connection per thread leaks
+with dead threads. The lock is a leaf: nothing else is locked while it is held.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import peewee
+from peewee import SchemaManager, SqliteDatabase
+
+from .errors import DatabaseDamaged, SchemaTooNew, StorageError
+from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
+
+__all__ = ["Database"]
+
+_D = TypeVar("_D", bound="Database")
+
+# SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT, and for a page of schema
+# or text that is another one; codes are on the exception only from Python 3.11 on.
+_SIGNS_OF_DAMAGE: Final = (
+    "file is not a database",
+    "malformed",
+    "unsupported file format",
+    "no such table",
+    "no such column",
+    "Could not decode",
+    "codec can't decode",
+)
+
+
+def _schema_of(database: peewee.Database) -> set[tuple[Any, ...]]:
+    # As bytes, because what has rotted need not be UTF-8.
+    query = "SELECT type, CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
+    return set(database.execute_sql(query).fetchall())  # type: ignore[no-untyped-call]
+
+
+@cache
+def _expected_schema() -> set[tuple[Any, ...]]:
+    """Return the schema that the same migrations make of nothing."""
+    with closing(SqliteDatabase(":memory:")) as database:
+        made = Database(database)
+        with made.transaction():
+            return _schema_of(database)
+
+
+class Database:
+    """The connection, and transactions on it; thread-safe.
+
+    Every method raises StorageError where the database refuses: locked by
+    another program, full, read-only or damaged.
+    """
+
+    def __init__(self, database: peewee.Database) -> None:
+        self._database = database
+        self._lock = threading.RLock()
+        self._depth = 0
+        with self._lock, _translated():
+            database.connect(reuse_if_open=True)
+            self._migrate()
+
+    @classmethod
+    def open(cls: type[_D], path: Path, *, busy_timeout_s: float = 10.0) -> _D:
+        """Open or create the SQLite database at *path* and bring its schema up to date.
+
+        Commits are not synced: a power loss may take the last ones back, and a row
+        taken back claims nothing.
+
+        Raises:
+            DatabaseDamaged: it is no database, or not a whole one.
+            SchemaTooNew: a newer cachefsm wrote it.
+            StorageError: it cannot be opened, or is no database.
+        """
+        database = SqliteDatabase(
+            str(path),
+            pragmas={
+                "journal_mode": "wal",
+                "synchronous": "normal",
+                "foreign_keys": 1,
+                "busy_timeout": int(busy_timeout_s * 1000),
+            },
+            # A deferred transaction that reads and then writes fails at once
+            # with "database is locked"; an immediate one waits its turn.
+            lock_type="IMMEDIATE",
+            timeout=busy_timeout_s,
+            thread_safe=False,
+            check_same_thread=False,
+        )
+        try:
+            return cls(database)
+        except BaseException:
+            database.close()
+            raise
+
+    def check(self) -> None:
+        """Look through the whole database; raise DatabaseDamaged if it is not sound.
+
+        All pages, the schema, and whether indexes say what their tables do: 0.25 s
+        for 100,000 entries.
+        """
+        with self.transaction():
+            found = self._database.execute_sql(  # type: ignore[no-untyped-call]
+                "PRAGMA integrity_check(1)"
+            ).fetchone()
+            missing = _expected_schema() - _schema_of(self._database)
+        if found is None or found[0] != "ok":
+            raise DatabaseDamaged(f"the database is malformed: {found[0] if found else 'empty'}")
+        if missing:
+            raise DatabaseDamaged("the database's schema is malformed")
+
+    def sync(self) -> None:
+        """Make every commit so far survive a power loss."""
+        with self._lock, _translated():
+            # It syncs the log before it copies from it, also with synchronous=NORMAL.
+            self._database.execute_sql("PRAGMA wal_checkpoint(FULL)")  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Close the connection; later calls raise StorageError."""
+        with self._lock, _translated():
+            self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the connection for several statements that succeed or fail as one.
+
+        Nested calls join the outer transaction. Source of the isolation: SQLite's
+        ``BEGIN IMMEDIATE``.
+        """
+        with self._lock, _translated():
+            if self._depth:
+                yield
+                return
+            if self._database.is_closed():
+                raise StorageError("the database is closed")
+            self._depth += 1
+            try:
+                with self._database.atomic():
+                    yield
+            finally:
+                self._depth -= 1
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            SchemaManager(CacheSchema, self._database).create_all(safe=True)
+            versions = [
+                row[0]
+                for row in CacheSchema.select(CacheSchema.version).tuples().execute(self._database)
+            ]
+            version = max(versions, default=0)
+            if version > SCHEMA_VERSION:
+                raise SchemaTooNew(
+                    f"the database has schema {version}, this cachefsm knows {SCHEMA_VERSION}: "
+                    "use a newer cachefsm or another cache directory"
+                )
+            for migrate in MIGRATIONS[version:]:
+                migrate(self._database)
+            if version != SCHEMA_VERSION:
+                CacheSchema.delete().execute(self._database)
+                CacheSchema.insert(version=SCHEMA_VERSION).execute(self._database)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (*_REFUSALS, UnicodeError, OverflowError) as error:
+        first: BaseException = error
+        # After a full disk SQLite has rolled back by itself and refuses peewee's
+        # ROLLBACK in turn: the first refusal is the one to tell.
+        while isinstance(first.__context__, _REFUSALS):
+            first = first.__context__
+        text = str(first).splitlines()[0] if str(first) else type(first).__name__
+        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
+            raise DatabaseDamaged(f"the database cannot be read: {text}") from error
+        raise StorageError(f"the database refused: {text}") from error
+
+
+_REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)

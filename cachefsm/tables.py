@@ -1,0 +1,218 @@
+"""The tables of a cache's database, and one row of each as an immutable record.
+
+peewee models declare the schema; a list of migrations makes it, of nothing or of an
+older version. Times are Unix times in seconds, offsets and lengths are bytes, and
+ranges are half-open. The tables stay within what PostgreSQL also takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import peewee
+from peewee import (
+    SQL,
+    AutoField,
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    Check,
+    DoubleField,
+    ForeignKeyField,
+    IntegerField,
+    Model,
+    NodeList,
+    SchemaManager,
+    TextField,
+)
+
+from .states import DownloadState
+
+__all__ = [
+    "ENTRY_COLUMNS",
+    "MIGRATIONS",
+    "QUEUE_COLUMNS",
+    "SCHEMA_VERSION",
+    "CacheChunk",
+    "CacheDownloadQueue",
+    "CacheEntry",
+    "CacheSchema",
+    "EntryRecord",
+    "QueueRecord",
+]
+
+
+def _one_of(column: str, names: Iterable[str]) -> Any:
+    return Check(f"{column} IN ({', '.join(repr(name) for name in names)})")
+
+
+_STATES: Final = tuple(state.value for state in DownloadState)
+_ASKERS: Final = ("reader", "prefetch", "person")
+
+
+class _LastingId(AutoField):
+    """An id that is never given again, though SQLite would reuse the highest one.
+
+    Whoever still holds the id of a removed entry must find nothing, not its successor.
+    PostgreSQL's SERIAL never goes back.
+    """
+
+    def ddl(self, ctx: Any) -> NodeList:
+        nodes = super().ddl(ctx)
+        if ctx.state.field_types.get(self.field_type) != "INTEGER":
+            return nodes
+        return NodeList((nodes, SQL("AUTOINCREMENT")))
+
+
+class CacheSchema(Model):
+    """One row: the version of the schema that this database has."""
+
+    version = IntegerField()
+
+    class Meta:
+        table_name = "cache_schema"
+
+
+class CacheEntry(Model):
+    """One URL: where its download stands and what is known of its representation."""
+
+    id = _LastingId()
+    key = TextField(unique=True)
+    url = TextField()
+    content_file = TextField(unique=True)
+    state = TextField(
+        default=DownloadState.NOT_STARTED.value, constraints=[_one_of("state", _STATES)]
+    )
+    state_reason = TextField(null=True)
+    state_since = DoubleField()
+    error_status = IntegerField(null=True)
+    retry_at = DoubleField(null=True)
+    complete_length = BigIntegerField(null=True, constraints=[Check("complete_length >= 0")])
+    etag = TextField(null=True)
+    last_modified = TextField(null=True)
+    response_fields = TextField(default="[]")  # JSON, [[name, value], …]
+    accepts_ranges = BooleanField(default=False)
+    validated_at = DoubleField(null=True)
+    priority = IntegerField(default=0)
+    pinned = BooleanField(default=False)
+    bytes_present = BigIntegerField(default=0, constraints=[Check("bytes_present >= 0")])
+    created_at = DoubleField()
+    last_accessed_at = DoubleField()
+    access_count = IntegerField(default=0)
+    generation = IntegerField(default=0)
+
+    class Meta:
+        table_name = "cache_entries"
+        indexes = (
+            # What is added up over all entries is read from this index alone.
+            (("state", "pinned", "bytes_present"), False),
+            (("pinned", "last_accessed_at"), False),
+        )
+
+
+class CacheChunk(Model):
+    """A stored byte range; the bytes are durable in the file before the row is."""
+
+    id = AutoField()
+    entry = ForeignKeyField(CacheEntry, backref="chunks", on_delete="CASCADE", index=False)
+    start = BigIntegerField(constraints=[Check("start >= 0")])
+    stop = BigIntegerField()
+    checksum = BlobField(null=True)
+    written_at = DoubleField()
+
+    class Meta:
+        table_name = "cache_chunks"
+        constraints = [Check("stop > start")]  # noqa: RUF012 - peewee's declaration
+        indexes = ((("entry", "start"), True),)
+
+
+class CacheDownloadQueue(Model):
+    """Why an entry is to be fetched: who asked, for which bytes, how urgently."""
+
+    id = AutoField()
+    entry = ForeignKeyField(CacheEntry, backref="demands", on_delete="CASCADE", index=False)
+    asked_by = TextField(constraints=[_one_of("asked_by", _ASKERS)])
+    priority = IntegerField()
+    start = BigIntegerField(default=0)
+    stop = BigIntegerField(null=True)
+    attempts = IntegerField(default=0)
+    not_before = DoubleField(null=True)
+    last_error = TextField(null=True)
+    created_at = DoubleField()
+
+    class Meta:
+        table_name = "cache_download_queue"
+        indexes = (
+            (("entry", "asked_by"), True),
+            (("priority", "created_at"), False),
+        )
+
+
+_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue)
+
+
+@dataclass(frozen=True)
+class EntryRecord:
+    """An immutable snapshot of one row of ``cache_entries``."""
+
+    id: int
+    key: str
+    url: str
+    content_file: str
+    state: str
+    state_reason: str | None
+    state_since: float
+    error_status: int | None
+    retry_at: float | None
+    complete_length: int | None
+    etag: str | None
+    last_modified: str | None
+    response_fields: str
+    accepts_ranges: bool
+    validated_at: float | None
+    priority: int
+    pinned: bool
+    bytes_present: int
+    created_at: float
+    last_accessed_at: float
+    access_count: int
+    generation: int
+
+
+@dataclass(frozen=True)
+class QueueRecord:
+    """An immutable snapshot of one row of ``cache_download_queue``."""
+
+    entry_id: int
+    asked_by: str
+    priority: int
+    start: int
+    stop: int | None
+    attempts: int
+    not_before: float | None
+    last_error: str | None
+    created_at: float
+
+
+ENTRY_COLUMNS: Final = tuple(getattr(CacheEntry, name) for name in EntryRecord.__dataclass_fields__)
+QUEUE_COLUMNS: Final = (
+    CacheDownloadQueue.entry,
+    *(
+        getattr(CacheDownloadQueue, name)
+        for name in QueueRecord.__dataclass_fields__
+        if name != "entry_id"
+    ),
+)
+
+
+def _create_tables(database: peewee.Database) -> None:
+    for model in _TABLES:
+        SchemaManager(model, database).create_all(safe=True)
+
+
+MIGRATIONS: Final = (_create_tables,)
+"""Step *n* takes a database from version *n* to *n* + 1; never edited once released."""
+
+SCHEMA_VERSION: Final = len(MIGRATIONS)
