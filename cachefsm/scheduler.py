@@ -11,6 +11,8 @@ entry never overlap and never cover stored bytes, so no byte is asked for twice.
 
 The rules, in the order they are applied:
 
+0. Where something is to be asked about the file as a whole, that takes a connection
+   before anything else, and while nothing is known of the file nothing else is fetched.
 1. A byte is fetched only if it is wanted and missing.
 2. A stream whose next byte is no longer wanted stops; one whose claim reaches
    past what is wanted is shortened, one that may go further is lengthened.
@@ -28,13 +30,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum, auto
 from itertools import pairwise
 
 from .ranges import END, RangeSet
 
 __all__ = [
     "Action",
+    "Ask",
     "EntryView",
     "Limits",
     "Open",
@@ -83,6 +86,15 @@ class StreamView:
     rate_bytes_s: float = 0.0
 
 
+class Ask(Enum):
+    """Whether the origin is to be asked about the file as a whole: a first question, or
+    whether what is stored is still current."""
+
+    NO = auto()
+    WANTED = auto()
+    UNDER_WAY = auto()
+
+
 @dataclass(frozen=True)
 class EntryView:
     """What the decision needs to know of one entry.
@@ -100,6 +112,7 @@ class EntryView:
     length: int = END
     seekable: bool = True
     settled: bool = True
+    ask: Ask = Ask.NO
 
 
 @dataclass(frozen=True)
@@ -121,12 +134,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Open:
-    """Start a stream for ``[start, stop)``."""
+    """Start a stream for ``[start, stop)``; or, if it ``asks``, for what is asked."""
 
     entry_id: int
     start: int
     stop: int
     priority: Priority
+    asks: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,6 +163,7 @@ class _Claim:
     stop: int
     stream: StreamView | None = None
     priority: Priority = Priority.FILL
+    asks: bool = False
 
 
 @dataclass
@@ -172,7 +187,13 @@ def plan(entries: Iterable[EntryView], limits: Limits) -> list[Action]:
             if claim.stream is None:
                 if claim.stop > claim.position:
                     openings.append(
-                        Open(entry_plan.view.id, claim.position, claim.stop, claim.priority)
+                        Open(
+                            entry_plan.view.id,
+                            claim.position,
+                            claim.stop,
+                            claim.priority,
+                            claim.asks,
+                        )
                     )
             elif claim.stop != claim.stream.stop:
                 endings.append(SetStop(entry_plan.view.id, claim.stream.id, claim.stop))
@@ -183,9 +204,26 @@ def plan(entries: Iterable[EntryView], limits: Limits) -> list[Action]:
 def _plan_entry(view: EntryView, limits: Limits) -> _EntryPlan:
     missing = _missing(view)
     entry_plan = _EntryPlan(view)
+    if view.ask is not Ask.NO and not view.settled:
+        entry_plan.claims.append(_question(view.ask))  # nothing else before its answer
+        return entry_plan
+    _plan_streams(entry_plan, missing, limits)
+    if view.ask is not Ask.NO:
+        entry_plan.claims.append(_question(view.ask))
+    return entry_plan
+
+
+def _question(ask: Ask) -> _Claim:
+    """Return a claim on no bytes in particular, but on a connection."""
+    stream = StreamView(-1, 0, 1, 1) if ask is Ask.UNDER_WAY else None
+    return _Claim(0, 1, stream, Priority.BLOCKED, asks=True)
+
+
+def _plan_streams(entry_plan: _EntryPlan, missing: RangeSet, limits: Limits) -> None:
+    view = entry_plan.view
     if not view.seekable or not view.settled:
         _plan_single(entry_plan, missing)
-        return entry_plan
+        return
     for stream in view.streams:
         stop = min(stream.reach, missing.run_stop(stream.position))
         entry_plan.claims.append(_Claim(stream.position, stop, stream))
@@ -194,7 +232,6 @@ def _plan_entry(view: EntryView, limits: Limits) -> _EntryPlan:
         _serve(entry_plan, want, missing, limits)
     for claim in entry_plan.claims:
         claim.priority = _urgency(claim, view, missing, limits)
-    return entry_plan
 
 
 def _missing(view: EntryView) -> RangeSet:

@@ -94,7 +94,9 @@ class CacheEntry(Model):
     last_modified = TextField(null=True)
     response_fields = TextField(default="[]")  # JSON, [[name, value], …]
     accepts_ranges = BooleanField(default=False)
-    validated_at = DoubleField(null=True)
+    requested_at = DoubleField(null=True)  # of the answer that was last taken note of
+    validated_at = DoubleField(null=True)  # when it came
+    vary = TextField(default="[]")  # JSON, [[name, value or null], …]: what it was selected by
     priority = IntegerField(default=0)
     pinned = BooleanField(default=False)
     bytes_present = BigIntegerField(default=0, constraints=[Check("bytes_present >= 0")])
@@ -171,7 +173,9 @@ class EntryRecord:
     last_modified: str | None
     response_fields: str
     accepts_ranges: bool
+    requested_at: float | None
     validated_at: float | None
+    vary: str
     priority: int
     pinned: bool
     bytes_present: int
