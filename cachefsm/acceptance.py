@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Final
 
-from .errors import BadAnswer, OriginStatus, RepresentationChanged, UnsatisfiedByOrigin
+from .errors import BadAnswer, NotModified, OriginStatus, RepresentationChanged, UnsatisfiedByOrigin
 from .fields import (
     OWS,
     Fields,
@@ -27,7 +27,14 @@ from .ranges import END, ByteRange
 from .representation import Representation, is_coded, storable_fields, update_fields
 from .semantics import ContentRange, Validator, weak_match
 
-__all__ = ["Answer", "Representation", "parse_retry_after", "read_answer", "read_not_modified"]
+__all__ = [
+    "Answer",
+    "Representation",
+    "parse_retry_after",
+    "read_answer",
+    "read_length",
+    "read_not_modified",
+]
 
 HTTP_1_1: Final = 11
 
@@ -73,6 +80,7 @@ def read_answer(
         BadAnswer: interval, length, framing or coding cannot be trusted.
         RepresentationChanged: another version than *held*, or not provably the same.
         UnsatisfiedByOrigin: a 416.
+        NotModified: a 304, which only a question with a condition is answered with.
         OriginStatus: any other status.
     """
     if status == HTTPStatus.PARTIAL_CONTENT:
@@ -84,8 +92,10 @@ def read_answer(
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         content_range = ContentRange.parse(value_of(fields, "Content-Range"))
         raise UnsatisfiedByOrigin(content_range.complete_length if content_range else None)
+    if status == HTTPStatus.NOT_MODIFIED:
+        raise NotModified(fields)
     retry_after_s = parse_retry_after(value_of(fields, "Retry-After"), now_s=now_s)
-    raise OriginStatus(status, retry_after_s=retry_after_s)
+    raise OriginStatus(status, retry_after_s=retry_after_s, fields=storable_fields(fields))
 
 
 def _read_whole(fields: Fields, asked: ByteRange, http_version: int) -> Answer:
@@ -239,6 +249,18 @@ def _read_framing(fields: Fields, http_version: int) -> _Framing:
         return _Framing(None, close_delimited=False)
     length = _read_content_length(fields)
     return _Framing(length, close_delimited=length is None)
+
+
+def read_length(method: str, status: int, fields: Fields, http_version: int) -> int | None:
+    """Return how long the body of any answer is, None if only its end will tell.
+
+    Raises:
+        BadAnswer: the framing is faulty.
+    Source: RFC 9112 §6.3.
+    """
+    if method == "HEAD" or status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        return _read_content_length(fields)
+    return _read_framing(fields, http_version).length
 
 
 def _read_content_length(fields: Fields) -> int | None:

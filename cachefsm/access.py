@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from .errors import UsageError
@@ -34,14 +34,30 @@ _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 
 @dataclass(frozen=True)
 class Mount:
-    """``/name`` in front of an origin's path; *base* ends in a slash."""
+    """``/name`` in front of an origin's path; *base* ends in a slash.
+
+    ``fresh_s`` takes the place of what the origin says of freshness, ``offline`` asks
+    the origin nothing; ``passes`` lets every method through, ``hands_on`` leaves
+    redirects to the client; ``fields`` go with each request, unseen by clients.
+    """
 
     name: str
     base: OriginUrl
+    fresh_s: float | None = None
+    offline: bool = False
+    passes: bool = False
+    hands_on: bool = False
+    fields: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     def url(self, rest: str) -> OriginUrl:
         """Return the origin's URL for what follows ``/name/`` in a target, query included."""
         return self.base._replace(target=self.base.target + rest)
+
+    def path_of(self, url: OriginUrl) -> str | None:
+        """Return the target under which this mount serves *url*, or None if it doesn't."""
+        if url.origin != self.base.origin or not url.target.startswith(self.base.target):
+            return None
+        return f"{self.name}/{url.target[len(self.base.target) :]}"
 
 
 def parse_mount(text: str) -> Mount:

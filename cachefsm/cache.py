@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
 from pathlib import Path
@@ -23,18 +23,20 @@ from . import facts
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .content import Content
+from .credentials import Credentials, variant_key
 from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
 from .downloader import Downloader
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
+from .fields import Fields, value_of
 from .lifecycle import PERSON
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
 from .ranges import END, ByteRange, RangeSet
-from .reader import CacheFile, Reader, ReaderOptions, VerifyReads
-from .records import representation_of
+from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
+from .records import representation_of, vary_from_json
 from .registry import Registry
 from .retries import RetryPolicy
 from .salvage import open_store
@@ -42,6 +44,7 @@ from .scheduler import Limits, Priority
 from .states import DownloadState
 from .storage import ContentFile, disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings
+from .terms import Terms
 from .units import parse_duration, parse_size
 from .urls import OriginUrl, parse_url, redact
 from .verify import Scrubber, Verification, find_orphans, verify
@@ -173,7 +176,9 @@ class Entry:
         Raises:
             CacheError: from reads, why the bytes will not come.
         """
-        return io.BufferedReader(CacheFile(self._cache.open_reader(self.id)), 256 << 10)
+        terms = Terms(since_s=time.monotonic())
+        file = CacheFile(lambda: self._cache.open_reader(self.id, terms=terms))
+        return io.BufferedReader(file, 256 << 10)
 
     # -- orders ----------------------------------------------------------------
 
@@ -265,6 +270,8 @@ class Cache:
         scrub_rate: how fast stored bytes are checked in the background, in bytes
             per second; 0 for not at all.
         speed, limits, retries, origin: see the classes.
+        secrets: sets of request fields that entries are told apart by, such as
+            credentials, so that downloads with them go on after a restart.
         start: False leaves all downloads at rest, as for a look at the entries.
         restore: False leaves what earlier processes queued until :meth:`restore_queue`.
 
@@ -293,6 +300,7 @@ class Cache:
         limits: Limits | None = None,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
+        secrets: Iterable[Fields] = (),
         start: bool = True,
         restore: bool = True,
         clock: Callable[[], float] = time.time,
@@ -315,7 +323,7 @@ class Cache:
             speed=speed or SpeedLimits(),
             limits=limits or Limits(),
         )
-        self._clock = clock
+        self.clock: Final = clock
         self._closing = threading.Lock()
         self._closed = False
         self._downloads: set[threading.Thread] = set()
@@ -335,7 +343,8 @@ class Cache:
         except BaseException:
             self._dirlock.release()
             raise
-        self._origin = OriginClient(origin, clock)
+        self.origin: Final = OriginClient(origin, clock)
+        self._credentials = Credentials(secrets)
         self._events = EventHub()
         self._flusher = Flusher(after=self._make_room)
         self._surroundings = Surroundings(
@@ -347,6 +356,7 @@ class Cache:
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
+            secrets_of=self._credentials.of,
         )
         self.registry: Final = Registry(self._store, self._make_entry, clock)
         self._conductor = Conductor(
@@ -373,6 +383,16 @@ class Cache:
     ) -> None:
         self.close()
 
+    @property
+    def name(self) -> str:
+        """What this cache calls itself to origins and clients. RFC 9110 §7.6.3."""
+        return self.origin.name
+
+    @property
+    def via(self) -> str:
+        """The value of the Via field of what passes through here."""
+        return self.origin.via
+
     def __repr__(self) -> str:
         with self._downloads_lock:
             count = len(self._downloads)
@@ -392,6 +412,30 @@ class Cache:
         parsed = parse_url(url)
         entry_id = self.registry.find_or_create(parsed, key or str(parsed))
         return Entry(self, entry_id, redact(url))
+
+    def find_variant(self, url: str, terms: Terms) -> int:
+        """Return the id of the entry that answers a request for *url* on *terms*.
+
+        One URL has an entry for each set of credentials, and for each choice of the
+        request fields that its origin names in Vary (RFC 9111 §4.1).
+
+        Raises:
+            UsageError: it is no http(s) URL.
+        """
+        parsed = parse_url(url)
+        primary = self._credentials.key(str(parsed), terms.secrets)
+        record = self._store.find(primary)
+        selected_by = vary_from_json(record.vary) if record is not None else ()
+        chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
+        if terms.fresh_s is not None or chosen == selected_by:
+            return self.registry.find_or_create(parsed, primary)
+        return self.registry.find_or_create(parsed, variant_key(primary, chosen))
+
+    def outdate(self, url: str, reason: str) -> None:
+        """Drop what is stored under *url*, for whatever credentials and fields."""
+        for record in self._store.entries_of(str(parse_url(url))):
+            with suppress(EntryNotFound), self.registry.lease(record.id) as entry:
+                entry.outdate(reason)
 
     def entries(self) -> list[Entry]:
         """Return every entry, oldest first."""
@@ -424,7 +468,7 @@ class Cache:
         if isinstance(which, int):
             record: EntryRecord | None = self._store.entry(which)
         else:
-            record = self._store.find(str(parse_url(which)))
+            record = next(iter(self._store.entries_of(str(parse_url(which)))), None)
         if record is None:
             raise EntryNotFound(f"there is no entry for {redact(str(which))}")
         return Entry(self, record.id, redact(record.url))
@@ -445,7 +489,7 @@ class Cache:
             "bytes_pinned": sum(size for _, pinned, _, size in kinds if pinned),
             "max_size": self.max_size,
             "bytes_free": shutil.disk_usage(self.directory).free,
-            "bytes_from_origin": self._origin.received_bytes,
+            "bytes_from_origin": self.origin.received_bytes,
             "streams": sum(len(entry["streams"]) for entry in live),
             "readers": sum(entry["readers"] for entry in live),
         }
@@ -480,11 +524,15 @@ class Cache:
         self,
         entry_id: int,
         *,
+        terms: Terms | None = None,
+        news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
-        *watch* gives what it holds while it waits; see :class:`Reader`.
+        *terms* are those of the request that is answered, by default a plain one that
+        comes now; *news* is told how it is answered. *watch* gives what it holds while
+        it waits; see :class:`Reader`.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
@@ -494,7 +542,9 @@ class Cache:
             return Reader(
                 entry,
                 self._reader_options,
-                self._origin,
+                self.origin,
+                terms=terms or Terms(since_s=time.monotonic()),
+                news=news,
                 watch=watch,
                 on_close=lambda: self.registry.release(entry),
             )
@@ -557,7 +607,7 @@ class Cache:
             deadline_s = time.monotonic() + CLOSE_TIMEOUT_S
             self._conductor.stop(CLOSE_TIMEOUT_S)
             entries = self.registry.close()
-            self._origin.close()
+            self.origin.close()
             with self._downloads_lock:
                 threads = list(self._downloads)
             for thread in threads:
@@ -621,7 +671,7 @@ class Cache:
                 self.registry.evict(self.max_size)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
-        download = Downloader(entry, claim, self._origin)
+        download = Downloader(entry, claim, self.origin)
 
         def run() -> None:
             try:

@@ -12,11 +12,15 @@ from itertools import count
 from typing import Final
 
 from .content import Content
+from .errors import CacheError
+from .fields import Fields
+from .origin import Fetch
 from .ranges import END
 from .representation import Representation
 from .scheduler import Open, Priority, StreamView
+from .terms import Terms
 
-__all__ = ["Claim", "Claims", "RateMeter", "SpeedLimits"]
+__all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
 
 _ids: Final = count(1)
 
@@ -53,9 +57,14 @@ class Claim:
     """A promise to fetch ``[position, stop)`` of a content.
 
     ``reach`` is the stop that the origin was asked for, ``plain`` if that was
-    without Range, and ``held`` what the answer is to be joined with. A claim that
-    is *cancelled* may write and report nothing more; ``cancel_io`` wakes its thread
-    out of a blocking read, and is set by that thread.
+    without Range, and ``held`` what the answer is to be joined with. ``forwarded`` and
+    ``secrets`` go with the request (see :class:`cachefsm.terms.Terms`), ``conditions``
+    too where it asks whether what is stored is current; ``hands_on`` says that a
+    redirect is an answer like any other. Whoever waits for the answer has an
+    ``inquiry``, and a claim that only ``asks`` is not among those that fill.
+    ``asked_at_s`` is Unix time. A claim that is *cancelled* may write and report
+    nothing more; ``cancel_io`` wakes its thread out of a blocking read, and is set by
+    that thread.
     """
 
     content: Content
@@ -66,6 +75,13 @@ class Claim:
     meter: RateMeter
     held: Representation | None
     plain: bool = False
+    forwarded: Fields = ()
+    secrets: Fields = ()
+    conditions: tuple[tuple[str, str], ...] = ()
+    inquiry: Inquiry | None = None
+    asks: bool = False
+    hands_on: bool = False
+    asked_at_s: float = 0.0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     received_bytes: int = 0
@@ -84,6 +100,39 @@ class Claim:
         return StreamView(
             self.id, self.position, self.stop, self.reach, self.meter.rate_bytes_s(now_s)
         )
+
+
+@dataclass(eq=False)
+class Inquiry:
+    """A question to the origin about a file as a whole, and its fate.
+
+    The first question of all, or whether what is stored is still current. One is under
+    way at a time for each entry; whoever comes meanwhile waits for the same answer
+    (RFC 9111 §4: requests are collapsed). An answer that may not be stored goes to the
+    one who asked, and everybody else asks for himself.
+
+    ``terms`` are the asker's, ``start`` and ``stop`` the bytes that an answer brings.
+    ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
+    ``claim`` is the connection that asks, once there is one. It is over when ``done``:
+    with ``error``, or ``passed`` to the asker, or taken note of by the entry.
+    """
+
+    terms: Terms
+    start: int
+    stop: int
+    asker: object | None = None
+    waiting: int = 0
+    claim: Claim | None = None
+    done: bool = False
+    error: CacheError | None = None
+    passed: Fetch | None = None
+
+    def take(self, asker: object) -> Fetch | None:
+        """Hand the answer that could not be shared to the one who asked for it."""
+        if asker is not self.asker:
+            return None
+        passed, self.passed = self.passed, None
+        return passed
 
 
 @dataclass(frozen=True)
@@ -174,6 +223,40 @@ class Claims:
         content.file.retain()
         self._claims[claim.id] = claim
         return claim
+
+    def ask(self, content: Content, inquiry: Inquiry, now_s: float) -> Claim:
+        """Return a claim on no bytes: its answer tells whether *content* is current.
+
+        If it brings another version, :meth:`adopt` makes it one of those that fill.
+        """
+        known = content.representation
+        claim = Claim(
+            content=content,
+            position=inquiry.start,
+            stop=inquiry.stop,
+            reach=inquiry.stop,
+            priority=Priority.BLOCKED,
+            meter=RateMeter(now_s),
+            heard_s=now_s,
+            held=None,
+            conditions=tuple(known.validator.request_fields) if known else (),
+            inquiry=inquiry,
+            asks=True,
+        )
+        content.file.retain()
+        return claim
+
+    def adopt(self, claim: Claim, content: Content) -> None:
+        """Let a claim that asked fill *content*, the new version that its answer brings."""
+        content.file.retain()
+        claim.content.file.release()
+        claim.content, claim.asks = content, False
+        self._claims[claim.id] = claim
+
+    def forget(self, claim: Claim) -> None:
+        """End a promise whose connection somebody else goes on to read."""
+        self._claims.pop(claim.id, None)
+        claim.cancelled = True
 
     def set_stop(self, claim: Claim, stop: int) -> None:
         """Let *claim* end at *stop*; at its position or before, it is cancelled."""

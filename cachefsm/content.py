@@ -13,6 +13,7 @@ from .integrity import Digests
 from .ranges import END, RangeSet
 from .representation import Representation
 from .storage import ContentFile
+from .terms import Stored
 
 __all__ = ["Content"]
 
@@ -25,7 +26,9 @@ class Content:
     synced and recorded in the database too, and the whole blocks among them have
     their checksum in ``digests``. ``superseded`` is set once the entry
     has moved on to another generation: what is present may still be read by
-    whoever holds this, what is missing will never come.
+    whoever holds this, what is missing will never come. ``requested_s`` and
+    ``received_s`` say in Unix time when the origin was last asked and answered,
+    ``confirmed_s`` the latter in monotonic time, if in this process.
     """
 
     file: ContentFile
@@ -33,9 +36,19 @@ class Content:
     durable: RangeSet = field(default_factory=RangeSet)
     digests: Digests = field(default_factory=Digests)
     representation: Representation | None = None
+    requested_s: float = 0.0
+    received_s: float = 0.0
+    confirmed_s: float = float("-inf")
     superseded: CacheError | None = None
     asked_past_end: bool = False  # the first question was; the next comes from the front
     ask_plainly: bool = False  # without Range: of no bytes, no part can be asked for
+
+    @property
+    def stored(self) -> Stored | None:
+        """What is known of the stored response, or None before the first answer."""
+        if self.representation is None:
+            return None
+        return Stored(self.representation, self.requested_s, self.received_s)
 
     @property
     def complete_length(self) -> int | None:

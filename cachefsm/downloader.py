@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from typing import Protocol
 
 from .acceptance import Answer
 from .claims import Claim
 from .errors import CacheError
-from .origin import Fetch
+from .origin import Fetch, Sent
 from .ranges import END, ByteRange
 from .representation import Representation
 from .transport import Canceller
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 class _Entry(Protocol):
     url: OriginUrl
 
+    def passes(self, claim: Claim, fetch: Fetch) -> bool: ...
     def answered(self, claim: Claim, answer: Answer) -> bool: ...
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
@@ -36,6 +38,7 @@ class _Origin(Protocol):
         *,
         held: Representation | None,
         canceller: Canceller,
+        sent: Sent,
     ) -> Fetch: ...
 
 
@@ -69,9 +72,20 @@ class Downloader:
         """Return whether the body ended by itself, so that its end is the file's."""
         claim = self._claim
         asked = None if claim.plain else ByteRange(claim.position, claim.reach)
-        with self._origin.fetch(
-            self._entry.url, asked, held=claim.held, canceller=self._canceller
-        ) as fetch:
+        sent = Sent(claim.forwarded, claim.secrets, claim.conditions, claim.hands_on)
+        with ExitStack() as stack:
+            fetch = stack.enter_context(
+                self._origin.fetch(
+                    self._entry.url,
+                    asked,
+                    held=claim.held,
+                    canceller=self._canceller,
+                    sent=sent,
+                )
+            )
+            if self._entry.passes(claim, fetch):
+                stack.pop_all()  # whoever got it lets it go
+                return False
             if not self._entry.answered(claim, fetch.answer):
                 return False
             offset = fetch.answer.start

@@ -11,32 +11,39 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from http import HTTPStatus
+from typing import Any, Final, TypeGuard
 
 from . import facts
-from .acceptance import Answer
-from .claims import Claim, Claims, RateMeter
+from .acceptance import Answer, read_not_modified
+from .claims import Claim, Claims, Inquiry, RateMeter
 from .content import Content
 from .demands import READER, Demand, Demands, Fill
 from .errors import (
     CacheError,
     DownloadCancelled,
+    NotModified,
     OriginError,
+    OriginStatus,
     OriginTimeout,
     RepresentationChanged,
     StorageError,
+    UnsatisfiedByOrigin,
 )
+from .fields import value_of
 from .lifecycle import PERSON
 from .models import EntryRecord, QueueRecord
+from .origin import Fetch
 from .ranges import END, ByteRange
-from .records import CANCELLED
-from .representation import Representation
+from .records import CANCELLED, vary_from_json
+from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
-from .scheduler import EntryView, Open, Priority, Want
+from .scheduler import Ask, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
 from .stored import StoredEntry, Surroundings
+from .terms import Terms, Use
 
 __all__ = ["LiveEntry"]
 
@@ -45,6 +52,10 @@ _log = logging.getLogger(__name__)
 FLUSH_BYTES: Final = 16 << 20
 """Unsynced bytes at which a flush is asked for at once. A coalesced range row
 every 16 MiB costs about 4 ms/GiB; a row per 256 KiB would cost 305 ms/GiB."""
+
+
+PASSING_S: Final = 60.0
+"""How long after an answer that could not be stored nobody waits for somebody else's."""
 
 
 class LiveEntry(StoredEntry):
@@ -60,6 +71,10 @@ class LiveEntry(StoredEntry):
         self.on_close: set[Callable[[], None]] = set()
         """What ends the transfers that pass by the cache, of readers that are here."""
         self._attempts = Attempts(self._policy.retries)
+        self._inquiry: Inquiry | None = None
+        self._terms: Terms | None = None
+        """On whose terms the origin was last asked."""
+        self._passing_until_s = float("-inf")
         self._meter = RateMeter(surroundings.ticks())
 
     # -- looking ---------------------------------------------------------------
@@ -73,6 +88,7 @@ class LiveEntry(StoredEntry):
                 or self._claims
                 or self._waiters
                 or self._demands
+                or self._inquiry
                 or self._accesses
                 or self._content.dirty_bytes
                 or self._lifecycle.state in ACTIVE
@@ -193,6 +209,9 @@ class LiveEntry(StoredEntry):
     def close(self, cause: CacheError) -> None:
         """Stop its streams and readers, and fail its waiters with *cause*."""
         super().close(cause)
+        with self._lock:
+            if self._inquiry is not None and self._inquiry.claim is not None:
+                self._claims.cancel(self._inquiry.claim)
         for cancel in list(self.on_close):
             cancel()
 
@@ -202,6 +221,106 @@ class LiveEntry(StoredEntry):
             cause = self._attempts.cause
             resting = self._attempts.not_before_s > self._around.ticks()
             return cause if resting and isinstance(cause, StorageError) else None
+
+    # -- questions -------------------------------------------------------------
+
+    def use_of(self, content: Content, terms: Terms) -> Use:
+        """Return what may be done with *content*, if anything is known of it, on *terms*."""
+        with self._lock:
+            stored = content.stored
+            if stored is None:
+                return Use.AFTER_ASKING if terms.may_ask() else Use.NEVER
+            if content.confirmed_s >= terms.since_s or self._is_held():
+                return Use.NOW
+            return terms.use_of(stored, self._around.clock())
+
+    def selects(self, content: Content, terms: Terms) -> bool:
+        """Say whether *content* is what a request with these fields selects. RFC 9111 §4.1."""
+        with self._lock:
+            if content is not self._content or terms.fresh_s is not None:
+                return True
+            selected_by = vary_from_json(self._lifecycle.record.vary)
+        return all(value == value_of(terms.forwarded, name) for name, value in selected_by)
+
+    def may_use_on_error(self, content: Content, terms: Terms) -> bool:
+        """Say whether *content* may stand in for an origin that cannot answer."""
+        with self._lock:
+            stored = content.stored
+        return stored is not None and terms.may_use_on_error(stored, self._around.clock())
+
+    def is_passing(self) -> bool:
+        """Say whether the origin's last answer could not be stored, not long ago.
+
+        The next one likely cannot either, so nobody need wait for somebody else's.
+        """
+        with self._lock:
+            return self._around.ticks() < self._passing_until_s
+
+    def inquire(self, terms: Terms, start: int, stop: int, asker: object | None) -> Inquiry:
+        """Have the origin asked, or join whoever asks; :meth:`leave` it later.
+
+        *asker* is None where nobody waits for the answer.
+
+        Raises:
+            CacheError: the entry has failed and must rest.
+        """
+        with self._lock:
+            if self._content.representation is None:
+                self._revive()
+            inquiry = self._inquiry
+            if inquiry is None:
+                # Unless nothing but what is asked for is to come, its answer may go on.
+                to_the_end = self._policy.fill is not Fill.REQUESTED
+                start = start if start < END else 0
+                stop = END if to_the_end else max(stop, start + 1)
+                inquiry = self._inquiry = Inquiry(terms, start, stop, asker)
+                if self._content.representation is None:
+                    # Somebody is asking already, on a person's order.
+                    inquiry.claim = next(iter(self._claims), None)
+                if inquiry.claim is not None:
+                    inquiry.claim.inquiry = inquiry
+            if asker is not None:
+                inquiry.waiting += 1
+        self._around.on_change(self)
+        return inquiry
+
+    def wait_answer(
+        self, inquiry: Inquiry, ready: Callable[[], bool], timeout_s: float | None
+    ) -> bool:
+        """Wait until *inquiry* is done or *ready* says so; False on timeout.
+
+        Raises:
+            CacheError: there will be no answer.
+        """
+        content = self.content
+
+        def hopeless(deadline_s: float | None) -> CacheError | None:
+            if content.representation is None:
+                return self._hopeless(content, deadline_s)
+            return self._closed  # what is stored stays, whatever the answer
+
+        with self._lock:
+            return self._waiters.wait(lambda: inquiry.done or ready(), hopeless, timeout_s)
+
+    def leave(self, inquiry: Inquiry) -> None:
+        """Wait for *inquiry* no more; if nobody does, it is given up."""
+        passed = None
+        with self._lock:
+            inquiry.waiting -= 1
+            if inquiry.waiting:
+                return
+            claim = inquiry.claim
+            if inquiry.done:
+                passed, inquiry.passed = inquiry.passed, None
+            elif claim is None:
+                self._inquiry = None
+            elif claim.content.representation is None:
+                self._linger(inquiry)  # the answer is still wanted for a while
+            else:
+                self._claims.cancel(claim)
+        if passed is not None:
+            passed.close()
+        self._around.on_change(self)
 
     # -- orders ----------------------------------------------------------------
 
@@ -244,6 +363,16 @@ class LiveEntry(StoredEntry):
             )
         self._around.on_dirty(self, True)
 
+    def outdate(self, reason: str) -> None:
+        """Invalidate the entry if there is anything to it."""
+        old = None
+        with self._lock:
+            if self._content.representation is not None:
+                old = self._invalidate(reason)
+        if old is not None:
+            old.discard()
+        self._around.on_change(self)
+
     def evict(self) -> bool:
         """Invalidate the entry if nobody uses it; return whether it was so."""
         with self._lock:
@@ -277,34 +406,46 @@ class LiveEntry(StoredEntry):
             now_s = self._around.ticks()
             self._expire_demands(now_s)
             self._replace_stalled(now_s)
-            state, content = self._lifecycle.state, self._content
+            state, content, ask = self._lifecycle.state, self._content, self._ask()
             if self._closed is not None or self._is_held():
                 return None
             if state in (DownloadState.COMPLETE, DownloadState.FAILED):
-                return None
+                return self._view((), ask) if ask is not Ask.NO else None
             wants = self._demands.wants(now_s, self._policy.limits.patience_s)
             if content.is_here and not self._claims:
                 if wants and state is DownloadState.PAUSED:
                     self._send("resume")
                 if self._lifecycle.state in ACTIVE:
                     self._around.on_dirty(self, True)  # the flush will finish it
-                return None
-            if not wants and not self._claims:
+                return self._view((), ask) if ask is not Ask.NO else None
+            if not wants and not self._claims and ask is Ask.NO:
                 if state in ACTIVE:
                     self._send("pause", reason="idle")
                 return None
             if wants and content.asked_past_end and content.representation is None:
                 wants = (Want(0, 1, Priority.BLOCKED), *wants)
-            return EntryView(
-                id=self.id,
-                host=self.url.origin,
-                present=content.present.copy(),
-                wants=wants,
-                streams=self._claims.views(now_s),
-                length=content.length,
-                seekable=content.joinable,
-                settled=content.representation is not None,
-            )
+            if self._around.secrets_of(self.key) is None and ask is Ask.NO:
+                return None  # whoever has the credentials for it has not come back yet
+            return self._view(wants, ask)
+
+    def _view(self, wants: tuple[Want, ...], ask: Ask) -> EntryView:
+        content = self._content
+        return EntryView(
+            id=self.id,
+            host=self.url.origin,
+            present=content.present.copy(),
+            wants=wants,
+            streams=self._claims.views(self._around.ticks()),
+            length=content.length,
+            seekable=content.joinable,
+            settled=content.representation is not None,
+            ask=ask,
+        )
+
+    def _ask(self) -> Ask:
+        if self._inquiry is None:
+            return Ask.NO
+        return Ask.WANTED if self._inquiry.claim is None else Ask.UNDER_WAY
 
     def grant(self, wish: Open) -> Claim | None:
         """Return a claim for what the plan wants opened, or None if that went stale.
@@ -320,6 +461,16 @@ class LiveEntry(StoredEntry):
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
                 return None
+            inquiry = self._inquiry if wish.asks else None
+            if wish.asks:
+                if inquiry is None or inquiry.claim is not None:
+                    return None
+                self._terms = inquiry.terms
+                if self._content.representation is not None:
+                    return self._send_along(self._claims.ask(self._content, inquiry, now_s))
+                wish = replace(wish, start=inquiry.start, stop=inquiry.stop)
+                if self._content.asked_past_end:
+                    wish = replace(wish, start=0, stop=1)
             if not self._content.joinable and not self._claims:
                 # What is stored, or what readers were told, can't be joined with what
                 # a new answer brings: begin again.
@@ -333,10 +484,30 @@ class LiveEntry(StoredEntry):
             elif state not in ACTIVE:
                 return None
             claim = self._claims.grant(self._content, wish, now_s)
+            if claim is not None:
+                claim.inquiry = inquiry
+                self._send_along(claim)
             if state not in ACTIVE and READER in self._demands.askers:
                 self._enqueue(READER, Priority.FILL)
         if old is not None:
             old.discard()
+        return claim
+
+    def _send_along(self, claim: Claim) -> Claim:
+        """Give a claim the request fields that it goes out with."""
+        terms = self._terms
+        if terms is not None:
+            claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
+            claim.hands_on = terms.hands_on
+            if claim.inquiry is not None:
+                claim.conditions += terms.directives
+        else:  # as whoever asked before the last start of the program did
+            chosen = vary_from_json(self._lifecycle.record.vary)
+            claim.forwarded = tuple((name, value) for name, value in chosen if value is not None)
+            claim.secrets = tuple(self._around.secrets_of(self.key) or ())
+        claim.asked_at_s = self._around.clock()
+        if claim.inquiry is not None:
+            claim.inquiry.claim = claim
         return claim
 
     def refuse(self, error: CacheError) -> None:
@@ -363,7 +534,7 @@ class LiveEntry(StoredEntry):
             ]
             moments += [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
             not_before_s = self._attempts.not_before_s
-            if self._demands and not_before_s > now_s:
+            if (self._demands or self._inquiry) and not_before_s > now_s:
                 moments.append(not_before_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
@@ -371,28 +542,129 @@ class LiveEntry(StoredEntry):
 
     # -- downloaders -----------------------------------------------------------
 
+    def passes(self, claim: Claim, fetch: Fetch) -> bool:
+        """Say whether an answer may not be stored and was handed to the one who asked."""
+        inquiry, old = claim.inquiry, None
+        fields = fetch.answer.representation.fields
+        with self._lock:
+            if claim.cancelled or inquiry is None or inquiry.terms.may_store(HTTPStatus.OK, fields):
+                return False
+            if claim.content is self._content:
+                self._claims.forget(claim)
+                old = self._invalidate("the origin's answer may not be stored")
+                self._passing_until_s = self._around.ticks() + PASSING_S
+            handed = inquiry.waiting > 0 and inquiry.asker is not None
+            inquiry.passed = fetch if handed else None
+            self._resolve(inquiry)
+            claim.cancelled = True
+        if old is not None:
+            old.discard()
+        self._around.on_change(self)
+        return handed
+
     def answered(self, claim: Claim, answer: Answer) -> bool:
         """Take note of an acceptable answer; False if the claim is not wanted any more.
 
         Raises:
             RepresentationChanged: its bytes cannot be joined with the stored ones.
         """
+        replaced: ContentFile | None = None
         with self._lock:
             if claim.cancelled:
                 return False
-            content, new = claim.content, answer.representation
-            old = content.representation
-            if old is not None and not new.validator.same_version(old.validator):
-                raise RepresentationChanged("the answer cannot be joined with the stored bytes")
-            if answer.start != claim.position or not new.accepts_ranges:
-                self._claims.take_all(claim, answer.start, answer.stop)
-            claim.reach = answer.stop
-            claim.answered_s = claim.heard_s = self._around.ticks()
-            claim.stop = min(claim.stop, answer.stop)
-            self._learn(content, new)
-            self._waiters.wake()
+            if claim.asks and claim.inquiry is not None:
+                replaced = self._replace(claim, claim.inquiry, answer)
+                if replaced is None:
+                    return False
+            self._take_note(claim, answer)
+        if replaced is not None:
+            replaced.discard()
         self._around.on_change(self)
         return True
+
+    def _replace(self, claim: Claim, inquiry: Inquiry, answer: Answer) -> ContentFile | None:
+        """Begin a generation with what answers a question; None if what is stored is current."""
+        content, new = claim.content, answer.representation
+        if content is not self._content:
+            self._resolve(inquiry)  # it moved on meanwhile
+            return None
+        if content.representation is not None and new.validator.same_version(
+            content.representation.validator
+        ):
+            # An origin that does not know conditions says so by sending it all.
+            fields = update_fields(content.representation.fields, new.fields)
+            self._hear(claim, replace(content.representation, fields=fields))
+            self._resolve(inquiry)
+            return None
+        old = self._invalidate("changed at the origin")
+        self._send("initialize")
+        self._claims.adopt(claim, self._content)
+        return old
+
+    def _take_note(self, claim: Claim, answer: Answer) -> None:
+        content, new, inquiry = claim.content, answer.representation, claim.inquiry
+        old = content.representation
+        if old is not None and not new.validator.same_version(old.validator):
+            raise RepresentationChanged("the answer cannot be joined with the stored bytes")
+        if answer.start != claim.position or not new.accepts_ranges:
+            self._claims.take_all(claim, answer.start, answer.stop)
+        claim.reach = answer.stop
+        claim.answered_s = claim.heard_s = self._around.ticks()
+        claim.stop = min(claim.stop, answer.stop)
+        self._hear(claim, new)
+        if inquiry is not None and not inquiry.done:
+            self._linger(inquiry)
+            self._resolve(inquiry)
+        self._waiters.wake()
+
+    def _hear(self, claim: Claim, new: Representation) -> None:
+        """Write down what the origin said in answer to *claim*."""
+        terms = self._terms or Terms(forwarded=claim.forwarded)
+        self._learn(
+            claim.content,
+            new,
+            asked_at_s=claim.asked_at_s,
+            selected_by=terms.vary_key(new.fields) or (),
+        )
+
+    def _resolve(self, inquiry: Inquiry, error: CacheError | None = None) -> None:
+        """End an inquiry: whoever waits for it looks again."""
+        inquiry.done, inquiry.error = True, error
+        if self._inquiry is inquiry:
+            self._inquiry = None
+        self._waiters.wake_all()
+
+    def _linger(self, inquiry: Inquiry) -> None:
+        """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
+        demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
+        self._demands.drop_reader(demand, self._around.ticks())
+        self._enqueue(READER, Priority.FILL)
+
+    def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
+        """Do what the answer to a question calls for that brought no bytes."""
+        content, inquiry = claim.content, claim.inquiry
+        if inquiry is None or inquiry.done:
+            return None
+        if content is not self._content:
+            self._resolve(inquiry)
+        elif isinstance(error, NotModified) and content.representation is not None:
+            try:
+                current = read_not_modified(error.told, held=content.representation)
+            except RepresentationChanged:
+                return self._outdate(inquiry)
+            self._hear(claim, current)
+            self._resolve(inquiry)
+        elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
+            return self._outdate(inquiry)
+        elif error is not None:
+            self._resolve(inquiry, error if isinstance(error, CacheError) else _unexpected(error))
+        return None
+
+    def _outdate(self, inquiry: Inquiry) -> ContentFile:
+        """Drop what is stored, as the origin has another version: that is asked for anew."""
+        old = self._invalidate("changed at the origin")
+        self._resolve(inquiry)
+        return old
 
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
         """Return which parts of the received ``[start, start + size)`` to write.
@@ -425,7 +697,9 @@ class LiveEntry(StoredEntry):
         with self._lock:
             counts = not claim.cancelled and self._closed is None
             self._claims.end(claim)
-            if counts:
+            if counts and claim.asks:
+                old = self._question_over(claim, error)
+            elif counts:
                 try:
                     if error is not None:
                         old = self._after_error(claim, error)
@@ -434,6 +708,7 @@ class LiveEntry(StoredEntry):
                 except StorageError as refusal:
                     # The database will not be told: memory stays as the row is.
                     self.refuse(refusal)
+            self._ask_again(claim)
             urgent = self._content.is_here
             self._waiters.wake_all()
         if old is not None:
@@ -443,11 +718,27 @@ class LiveEntry(StoredEntry):
 
     # -- with the lock held ----------------------------------------------------
 
+    def _ask_again(self, claim: Claim) -> None:
+        """See to it that an inquiry whose connection is over is answered, or asked once more."""
+        inquiry = claim.inquiry
+        if inquiry is None or inquiry.done or inquiry.claim not in (None, claim):
+            return
+        if claim.asks or claim.content.representation is None:
+            inquiry.claim = None
+            if not inquiry.waiting:
+                self._resolve(inquiry)
+        else:
+            self._resolve(inquiry)  # there are no bytes, and that is all to be known
+
     def _after_error(self, claim: Claim, error: Exception) -> ContentFile | None:
         """Do what an attempt's error calls for; return a file to discard, if any."""
         content = claim.content
         verdict = judge(error, content, claim.position)
-        if verdict is Verdict.TRY_AGAIN:
+        if claim.inquiry is not None and _is_an_answer(error):
+            # Whoever asks is there to hear it, and knows better whether to ask again.
+            rest_s = self._policy.retries.negative_s(error, self._around.clock())
+            self._fail(error, rest_s=rest_s)
+        elif verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
             self.refuse(error)
@@ -597,6 +888,15 @@ _EMPTY: Final = Representation(
     complete_length=None, validator=Validator(), fields=(), accepts_ranges=True
 )
 """What a 416 to the very first question tells: there is no byte, and nothing else."""
+
+
+def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:
+    """Say whether the origin gave a final answer, if not the one that was hoped for."""
+    return (
+        isinstance(error, OriginStatus)
+        and not isinstance(error, UnsatisfiedByOrigin)
+        and error.retry_after_s is None
+    )
 
 
 def _unexpected(error: Exception) -> CacheError:

@@ -8,7 +8,10 @@ credentials or query strings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
+    "AnotherVariant",
     "BadAnswer",
     "CacheBusy",
     "CacheClosed",
@@ -17,6 +20,8 @@ __all__ = [
     "DownloadCancelled",
     "EntryNotFound",
     "IllegalMove",
+    "NotModified",
+    "NotStored",
     "OriginError",
     "OriginRefused",
     "OriginStatus",
@@ -167,6 +172,8 @@ class OriginRefused(OriginError):
 class OriginStatus(OriginError):
     """The origin answered with a status other than 200 and 206.
 
+    ``fields`` are those that may be passed on, ``body`` too, where it is known.
+
     4xx means that the request is at fault and is permanent, but for 408, 421,
     425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
     Source: RFC 9110 §15.5, §15.6; RFC 6585; RFC 8470.
@@ -174,13 +181,44 @@ class OriginStatus(OriginError):
 
     _PASSING = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509})
 
-    def __init__(self, status: int, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        *,
+        retry_after_s: float | None = None,
+        fields: Sequence[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(f"the origin answered {status}", retry_after_s=retry_after_s)
         self.status = status
+        self.fields = tuple(fields)
+        self.body: bytes | None = None
         self.permanent = status not in self._PASSING
         # A client may act on 4xx (log in, look elsewhere); an origin's 5xx is
         # ours to explain as a gateway.
         self.status_hint = status if 400 <= status < 500 else 502
+
+
+class NotModified(OriginStatus):
+    """The origin answered 304: what is stored is current. ``told`` are its fields."""
+
+    def __init__(self, told: Sequence[tuple[str, str]]) -> None:
+        super().__init__(304)
+        self.told = tuple(told)
+
+
+class NotStored(CacheError):
+    """The origin would have to be asked, and the client or the mount forbids that.
+
+    Source: RFC 9111 §5.2.1.7.
+    """
+
+    status_hint = 504
+
+
+class AnotherVariant(CacheError):
+    """What is stored was selected by other request fields than these: RFC 9111 §4.1."""
+
+    status_hint = 503
 
 
 class UnsatisfiedByOrigin(OriginStatus):

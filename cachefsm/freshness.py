@@ -18,6 +18,9 @@ __all__ = [
     "current_age_s",
     "freshness_lifetime_s",
     "invalidates",
+    "is_only_if_cached",
+    "may_serve_meanwhile",
+    "may_serve_on_error",
     "may_serve_stale",
     "may_store",
     "needs_validation",
@@ -34,6 +37,18 @@ VaryKey: TypeAlias = tuple[tuple[str, "str | None"], ...]
 #: the surprise, and asking is one 304.
 HEURISTIC_FRACTION: Final = 0.1
 HEURISTIC_LIMIT_S: Final = 86_400.0
+
+#: What an origin says nothing about, not even when it last changed. Films, music and
+#: archives are replaced rarely, and asked for again with every seek; all else (pages,
+#: playlists, answers of an API) may be another one the next second.
+UNDATED_LIFETIME_S: Final = 3_600.0
+_LASTING_TYPES = re.compile(
+    r"(?:video|audio|image|font)/|application/(?:octet-stream|zip|gzip|x-|vnd\.debian|ogg|mp4|pdf)"
+)
+#: A playlist without an end grows while it is played.
+_PLAYLIST_TYPES = re.compile(
+    r"(?:application|audio)/(?:vnd\.apple\.mpegurl|x-mpegurl|mpegurl)|application/dash\+xml"
+)
 
 #: RFC 9110 §15.1.
 HEURISTICALLY_CACHEABLE: Final = frozenset(
@@ -107,11 +122,19 @@ def freshness_lifetime_s(status: int, fields: Fields, *, received_s: float) -> f
     if expires is not None:
         expires_s = parse_http_date(expires)
         return 0.0 if expires_s is None else max(0.0, expires_s - date_s)
-    modified_s = parse_http_date(value_of(fields, "Last-Modified"))
     may_guess = status in HEURISTICALLY_CACHEABLE or "public" in directives
-    if modified_s is None or not may_guess:
+    return _guess_s(fields, date_s) if may_guess else 0.0
+
+
+def _guess_s(fields: Fields, date_s: float) -> float:
+    """Return a lifetime where the origin gives none. Source: RFC 9111 §4.2.2."""
+    media_type = (value_of(fields, "Content-Type") or "application/octet-stream").lower()
+    if _PLAYLIST_TYPES.match(media_type):
         return 0.0
-    return min(HEURISTIC_LIMIT_S, max(0.0, (date_s - modified_s) * HEURISTIC_FRACTION))
+    modified_s = parse_http_date(value_of(fields, "Last-Modified"))
+    if modified_s is not None:
+        return min(HEURISTIC_LIMIT_S, max(0.0, (date_s - modified_s) * HEURISTIC_FRACTION))
+    return UNDATED_LIFETIME_S if _LASTING_TYPES.match(media_type) else 0.0
 
 
 def current_age_s(fields: Fields, *, requested_s: float, received_s: float, now_s: float) -> float:
@@ -141,7 +164,8 @@ def needs_validation(
     """
     request, response = _request_directives(request_fields), parse_cache_control(response_fields)
     # no-cache="field" is treated like plain no-cache, as §5.2.2.4 lets caches do.
-    if "no-cache" in request or "no-cache" in response:
+    # What must not be stored is here only because a person ordered it.
+    if "no-cache" in request or not {"no-cache", "no-store"}.isdisjoint(response):
         return True
     if "max-age" in request and age_s > (parse_seconds(request["max-age"]) or 0):
         return True
@@ -167,6 +191,43 @@ def may_serve_stale(response_fields: Fields) -> bool:
     """
     forbidding = {"must-revalidate", "no-cache", "no-store"}
     return forbidding.isdisjoint(parse_cache_control(response_fields))
+
+
+def may_serve_on_error(
+    request_fields: Fields, response_fields: Fields, *, staleness_s: float
+) -> bool:
+    """Return whether a stale response may stand in for an origin that cannot answer.
+
+    Without stale-if-error for any time, as for a cache that is disconnected; with it
+    for as long as the more generous of client and origin says.
+
+    Source: RFC 9111 §4.2.4, §4.3.3; RFC 5861 §4.
+    """
+    if not may_serve_stale(response_fields):
+        return False
+    told = [
+        parse_seconds(directives["stale-if-error"]) or 0
+        for directives in (
+            _request_directives(request_fields),
+            parse_cache_control(response_fields),
+        )
+        if "stale-if-error" in directives
+    ]
+    return not told or staleness_s <= max(told)
+
+
+def may_serve_meanwhile(response_fields: Fields, *, staleness_s: float) -> bool:
+    """Return whether a stale response may be served while it is validated.
+
+    Source: RFC 5861 §3.
+    """
+    limit = parse_cache_control(response_fields).get("stale-while-revalidate")
+    return may_serve_stale(response_fields) and staleness_s <= (parse_seconds(limit) or 0)
+
+
+def is_only_if_cached(request_fields: Fields) -> bool:
+    """Return whether the client wants what is stored or nothing. RFC 9111 §5.2.1.7."""
+    return "only-if-cached" in parse_cache_control(request_fields)
 
 
 def invalidates(method: str, status: int) -> bool:

@@ -7,6 +7,7 @@ The downloader calls :meth:`OriginClient.fetch` and reads pieces. What ``request
 from __future__ import annotations
 
 import base64
+import secrets
 import threading
 import time
 from collections import defaultdict
@@ -15,33 +16,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote, urljoin
 
 import requests
 from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
 
-from .acceptance import Answer, read_answer
+from .acceptance import Answer, read_answer, read_length
 from .errors import (
     BadAnswer,
     OriginError,
     OriginRefused,
+    OriginStatus,
     OriginTimeout,
     OriginUnreachable,
     UsageError,
 )
-from .fields import value_of
+from .fields import Fields, end_to_end, value_of
 from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
 from .transport import Canceller, MayConnect, exchange, make_session
 from .urls import OriginUrl, parse_url
 
-__all__ = ["Fetch", "OriginClient", "OriginOptions"]
+__all__ = ["Fetch", "OriginClient", "OriginOptions", "Relayed", "RequestBody", "Sent"]
 
 PIECE_BYTES: Final = 1 << 20
 """The most one read returns. It returns what has arrived, so a slow origin's
 first bytes come at once; for a fast one 1 MiB moves 1.9 times what 64 KiB does."""
+
+SHORT_BODY_BYTES: Final = 1 << 20
+"""How much of an answer that is no file, an error's page say, is kept to be passed on."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -64,6 +69,24 @@ class OriginOptions:
     fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda _url: {}
 
 
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What goes out with a request, beside what says which bytes are wanted.
+
+    ``forwarded`` are a client's fields, ``secrets`` those that only the origin of the
+    URL itself gets, not where it redirects to, ``conditions`` ask whether something
+    stored is current. With ``hands_on`` a redirect is not followed.
+    """
+
+    forwarded: Fields = ()
+    secrets: Fields = ()
+    conditions: Fields = ()
+    hands_on: bool = False
+
+
+_NOTHING_ELSE: Final = Sent()
+
+
 class Fetch:
     """One answer whose body is being read; a context manager that always lets go."""
 
@@ -73,8 +96,12 @@ class Fetch:
         answer: Answer,
         on_read: Callable[[int], None],
         on_close: Callable[[bool], None],
+        cancel: Callable[[], None],
     ):
         self.answer = answer
+        self.cancel = cancel
+        """Ends it from another thread."""
+        self.fields = end_to_end(list(response.raw.headers.items()))
         self._response = response
         self._on_read = on_read
         self._on_close: Callable[[bool], None] | None = on_close
@@ -90,6 +117,10 @@ class Fetch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the connection go, for another request if the body was read to its end."""
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close(self._ended)
@@ -120,6 +151,43 @@ class Fetch:
         return data
 
 
+class RequestBody(Protocol):
+    """A body to pass on, in pieces; ``length`` in bytes, None if only its end will tell."""
+
+    length: int | None
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+class Relayed:
+    """An answer passed back as it is; a context manager that always lets go.
+
+    ``fields`` are end-to-end, repeated ones kept apart; ``length`` is None if only the
+    end of the body will tell.
+    """
+
+    def __init__(
+        self, status: int, fields: Fields, length: int | None, response: requests.Response
+    ) -> None:
+        self.status = status
+        self.fields = fields
+        self.length = length
+        self._response = response
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body as it arrives; raise OriginError if it breaks off."""
+        received = 0
+        while True:
+            with _translated():
+                data: bytes = self._response.raw.read1(PIECE_BYTES, decode_content=False)
+            if not data:
+                break
+            received += len(data)
+            yield data
+        if self.length is not None and received < self.length:
+            raise OriginUnreachable(f"the body ended at {received}, {self.length} was promised")
+
+
 class OriginClient:
     """Asks origins for ranges; thread-safe. Idle connections are kept for reuse."""
 
@@ -127,6 +195,9 @@ class OriginClient:
         self, options: OriginOptions | None = None, clock: Callable[[], float] = time.time
     ) -> None:
         self._options = options or OriginOptions()
+        self.name = f"cachefsm-{secrets.token_hex(4)}"
+        """What it calls itself to origins, so that a request that comes round is known."""
+        self.via = f"1.1 {self.name}"
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: defaultdict[str, list[requests.Session]] = defaultdict(list)
@@ -155,6 +226,7 @@ class OriginClient:
         *,
         held: Representation | None,
         canceller: Canceller,
+        sent: Sent = _NOTHING_ELSE,
     ) -> Fetch:
         """Ask for *asked* (END means to the end) and return the accepted answer.
 
@@ -168,23 +240,20 @@ class OriginClient:
             OriginError: see :mod:`cachefsm.acceptance` for what is not accepted.
         """
         validator = held.validator.strong if held is not None else None
-        fields = {
-            "Host": "",  # first on the wire; filled in per hop
-            "User-Agent": self._options.user_agent,
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-        }
+        fields = self._fields(sent)
         if asked is not None:
             fields["Range"] = format_range(asked)
         if validator is not None:
             fields["If-Range"] = validator
-        for hop in range(self._options.redirects + 1):
+        first = url
+        for _ in range(self._options.redirects + 1):
             if not self._options.may_visit(url):
                 raise OriginRefused(f"{url.origin} is not an origin that this cache may visit")
-            session, response = self._send(url, fields, canceller, follows=hop > 0)
+            own = _secrets(first, sent) if url.origin == first.origin else {}
+            session, response = self._send(url, {**fields, **own}, canceller)
             keep = False
             try:
-                if response.status_code in _REDIRECTS:
+                if response.status_code in _REDIRECTS and not sent.hands_on:
                     url = self._next_hop(url, response)
                     continue
                 answer = read_answer(
@@ -197,20 +266,69 @@ class OriginClient:
                     http_version=response.raw.version,
                 )
                 keep = True
+            except OriginStatus as refusal:
+                refusal.body = _short_body(response)
+                raise
             finally:
                 if not keep:
                     _discard(session, response)
             finish = partial(self._finish, url.origin, session, response)
-            return Fetch(response, answer, self._received, finish)
+            return Fetch(response, answer, self._received, finish, canceller.cancel)
         raise OriginError(f"more than {self._options.redirects} redirects")
 
+    @contextmanager
+    def relay(
+        self,
+        method: str,
+        url: OriginUrl,
+        fields: Fields,
+        body: RequestBody | None,
+        *,
+        canceller: Canceller,
+    ) -> Iterator[Relayed]:
+        """Pass on a request as it is, and give its answer; redirects are not followed.
+
+        Raises:
+            OriginError: there was no answer, or its framing cannot be trusted.
+        """
+        if not self._options.may_visit(url):
+            raise OriginRefused(f"{url.origin} is not an origin that this cache may visit")
+        named = {"Host": url.authority, **dict(fields), **self._options.fields_for(url)}
+        named["Via"] = self.via
+        prepared = requests.Request(method, f"{url.origin}/", headers=named).prepare()
+        prepared.headers.pop("Content-Length", None)
+        if body is not None:
+            prepared.body = iter(body)  # type: ignore[assignment]
+            if body.length is not None:
+                prepared.headers["Content-Length"] = str(body.length)
+        session, response = self._exchange(prepared, url, canceller)
+        try:
+            told = list(response.raw.headers.items())
+            length = read_length(method, response.status_code, told, response.raw.version)
+            yield Relayed(response.status_code, end_to_end(told), length, response)
+        finally:
+            _discard(session, response)
+
+    def _fields(self, sent: Sent) -> dict[str, str]:
+        """Return what every hop of a request carries; Host is first on the wire, as is usual."""
+        fields = {"Host": "", "User-Agent": self._options.user_agent, "Accept": "*/*"}
+        for name, value in (*sent.forwarded, *sent.conditions):
+            known = next((key for key in fields if key.lower() == name.lower()), name)
+            fields[known] = value
+        fields["Accept-Encoding"] = "identity"
+        fields["Via"] = self.via
+        return fields
+
     def _send(
-        self, url: OriginUrl, fields: dict[str, str], canceller: Canceller, *, follows: bool
+        self, url: OriginUrl, fields: dict[str, str], canceller: Canceller
     ) -> tuple[requests.Session, requests.Response]:
         fields = {**fields, "Host": url.authority, **self._options.fields_for(url)}
-        if url.userinfo is not None and not follows:
-            fields.setdefault("Authorization", _basic(url.userinfo))
         prepared = requests.Request("GET", f"{url.origin}/", headers=fields).prepare()
+        return self._exchange(prepared, url, canceller)
+
+    def _exchange(
+        self, prepared: requests.PreparedRequest, url: OriginUrl, canceller: Canceller
+    ) -> tuple[requests.Session, requests.Response]:
         session = self._checkout(url.origin)
         try:
             with _translated():
@@ -260,6 +378,23 @@ class OriginClient:
 def _discard(session: requests.Session, response: requests.Response) -> None:
     response.close()
     session.close()
+
+
+def _secrets(url: OriginUrl, sent: Sent) -> dict[str, str]:
+    """Return the credentials of a request for *url*; those in the URL itself come last."""
+    own = dict(sent.secrets)
+    if url.userinfo is not None and not any(name.lower() == "authorization" for name in own):
+        own["Authorization"] = _basic(url.userinfo)
+    return own
+
+
+def _short_body(response: requests.Response) -> bytes | None:
+    """Return the body of an answer that is no file, None if it is long or breaks off."""
+    try:
+        body: bytes = response.raw.read(SHORT_BODY_BYTES + 1, decode_content=False)
+    except (requests.RequestException, HTTPError, OSError, ValueError):
+        return None  # the status says the main thing, and that came
+    return body if len(body) <= SHORT_BODY_BYTES else None
 
 
 def _basic(userinfo: str) -> str:

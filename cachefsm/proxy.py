@@ -9,36 +9,43 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urljoin
 
-from .access import AllowList, Mount, check_path, parse_mount, split_host
+from .access import (
+    AllowList,
+    Mount,
+    check_path,
+    is_same_origin,
+    parse_mount,
+    split_host,
+)
 from .cache import Cache
-from .clientsocket import FileSlice
 from .clientwatch import ClientWatch
 from .control import Control
 from .errors import (
+    AnotherVariant,
     CacheError,
     EntryNotFound,
-    RangeNotSatisfiable,
+    OriginStatus,
     RepresentationChanged,
     UsageError,
-    WaitCancelled,
 )
-from .fields import is_sendable
-from .multipart import Multipart, Part
-from .preconditions import evaluate_preconditions, if_range_holds
-from .ranges import END, ByteRange
-from .reader import Reader
-from .representation import Representation
-from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
+from .fields import Fields
+from .forwarding import relayed_fields, terms_of, visited
+from .freshness import invalidates
+from .reader import News
+from .relay import outdated_by, relay
 from .server import ProxyServer
-from .states import ACTIVE
+from .serving import error_response, respond
+from .terms import Terms
 from .urls import OriginUrl, parse_url
-from .web import Request, Response, error_fields, plain
+from .web import Request, Response, plain
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -49,11 +56,6 @@ _log = logging.getLogger(__name__)
 
 VERSION_TRIES: Final = 3
 """How often a request begins again because the representation changed under it."""
-
-_WITHOUT_CONTENT: Final = frozenset(
-    {"cache-control", "content-location", "etag", "expires", "last-modified", "vary"}
-)
-"""What a 304 or 412 tells of the representation, as RFC 9110 §15.4.5 has it."""
 
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -105,8 +107,9 @@ class Proxy:
         self._allowed = allowed
         self._hosts = frozenset(host.lower() for host in (*_LOOPBACK_NAMES, *hosts))
         self._control = Control(
-            cache, self._serve_entry, allowed, token, require_token=require_token
+            cache, self._serve_by_id, allowed, token, require_token=require_token
         )
+        self._token = token
         self._watch = ClientWatch()
         self._boundary = boundary
 
@@ -115,7 +118,7 @@ class Proxy:
         try:
             response = self._answer(request)
         except CacheError as error:
-            response = _error_response(error)
+            response = error_response(error, via=self._cache.via)
         except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
@@ -145,11 +148,15 @@ class Proxy:
         if parsed.userinfo is not None:
             self._allowed.add(parsed, by_url=False)
             return f"{base}/-/entries/{self._cache.entry(url).id}/content"
-        for mount in self._mounts.values():
-            if parsed.origin == mount.base.origin and parsed.target.startswith(mount.base.target):
-                return f"{base}{mount.name}/{parsed.target[len(mount.base.target) :]}"
-        self._allowed.add(parsed, by_url=True)
-        return f"{base}/{parsed.scheme}/{parsed.authority}{parsed.target}"
+        path = self._path_of(parsed)
+        if path is None:
+            self._allowed.add(parsed, by_url=True)
+        return base + (path or _by_url(parsed))
+
+    def _path_of(self, url: OriginUrl) -> str | None:
+        """Return the target under which a mount serves *url*, or None."""
+        paths = (mount.path_of(url) for mount in self._mounts.values())
+        return next(filter(None, paths), None)
 
     # -- routing ---------------------------------------------------------------
 
@@ -162,117 +169,149 @@ class Proxy:
             )
         if request.path == "/-" or request.path.startswith("/-/"):
             return self._control.answer(request)
-        url = self._url(request)
+        mount, url = self._url(request)
+        if visited(request.fields, self._cache.name):
+            return plain(HTTPStatus.LOOP_DETECTED, "this request has come by here before")
         if request.method not in ("GET", "HEAD"):
+            if mount is not None and mount.passes and request.method not in ("CONNECT", "TRACE"):
+                return self._relay(request, mount, url)
             return plain(
                 HTTPStatus.METHOD_NOT_ALLOWED,
                 f"{request.method} is not served here; only GET and HEAD are",
                 [("Allow", "GET, HEAD")],
             )
-        return self._serve_entry(request, lambda: self._cache.entry(str(url)).id)
+        terms = self._terms(request, mount)
+        return self._serve_entry(
+            request, lambda: self._cache.find_variant(str(url), terms), terms, url
+        )
 
-    def _url(self, request: Request) -> OriginUrl:
+    def _terms(self, request: Request, mount: Mount | None) -> Terms:
+        host = request.field("Host") or ""
+        return terms_of(self._own_business(request), mount, host=host, since_s=time.monotonic())
+
+    def _own_business(self, request: Request) -> Fields:
+        """Return the request's fields without the token, which is between client and proxy."""
+        return (
+            request.fields
+            if self._token is None
+            else tuple(
+                (name, value)
+                for name, value in request.fields
+                if name != "authorization" or value.split()[-1:] != [self._token]
+            )
+        )
+
+    def _url(self, request: Request) -> tuple[Mount | None, OriginUrl]:
         check_path(request.target)
         name, slash, rest = request.target[1:].partition("/")
         if not slash:
             name = name.partition("?")[0]
         mount = self._mounts.get(f"/{name}")
         if mount is not None and slash:
-            return parse_url(str(mount.url(rest)))
+            return mount, parse_url(str(mount.url(rest)))
         if name in ("http", "https") and slash:
             url = parse_url(f"{name}://{rest}")
             if url.userinfo is not None:
                 raise UsageError("a URL asked for here cannot hold credentials")
             if self._allowed.names(url):
-                return url
+                return None, url
             raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
         known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
 
     # -- content ---------------------------------------------------------------
 
-    def _serve_entry(self, request: Request, find: Callable[[], int]) -> Response:
+    def _serve_by_id(self, request: Request, find: Callable[[], int]) -> Response:
+        return self._serve_entry(request, find, self._terms(request, None), None)
+
+    def _serve_entry(
+        self, request: Request, find: Callable[[], int], terms: Terms, url: OriginUrl | None
+    ) -> Response:
         """Answer GET or HEAD from the entry that *find* gives the id of.
 
-        Begins again if that changes, or is removed, before anything was said.
+        Begins again if that changes, is removed, or turns out to be another one, before
+        anything was said.
         """
+        news = News()
         for _ in range(VERSION_TRIES - 1):
             try:
-                return self._serve_version(request, find())
-            except (RepresentationChanged, EntryNotFound) as error:
+                return self._serve_version(request, find(), terms, news)
+            except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
                 _log.info("%s: %s; beginning again", request.shown_target, error)
-        return self._serve_version(request, find())
+            except OriginStatus as error:
+                return self._passed_back(error, url)
+        return self._serve_version(request, find(), terms, news)
 
-    def _serve_version(self, request: Request, entry_id: int) -> Response:
-        reader = self._cache.open_reader(entry_id, watch=self._watching(request))
+    def _passed_back(self, error: OriginStatus, url: OriginUrl | None) -> Response:
+        """Return the origin's answer that is no file; a redirect leads here again, if it may."""
+        if url is not None:
+            error.fields = tuple(
+                (name, self._rewrite(url, value) if name.lower() == "location" else value)
+                for name, value in error.fields
+            )
+        return error_response(error, via=self._cache.via)
+
+    def _rewrite(self, url: OriginUrl, location: str) -> str:
+        """Return where a redirect from *url* leads a client of this proxy."""
         try:
-            return self._respond(request, reader)
+            target = parse_url(urljoin(str(url), location))
+        except (UsageError, ValueError):
+            return location  # no business of ours, as are other schemes
+        path = self._path_of(target)
+        if path is None and self._allowed.names(target):
+            path = _by_url(target)
+        return path or location
+
+    def _serve_version(self, request: Request, entry_id: int, terms: Terms, news: News) -> Response:
+        watch = self._watching(request)
+        reader = self._cache.open_reader(
+            entry_id, terms=terms, news=news, watch=lambda reader: watch(reader.cancel)
+        )
+        try:
+            return respond(
+                request,
+                reader,
+                via=self._cache.via,
+                boundary=self._boundary,
+                clock=self._cache.clock,
+            )
         except BaseException:
             reader.close()
             raise
 
-    def _respond(self, request: Request, reader: Reader) -> Response:
-        """Return the response; it takes over the reader, which its close lets go."""
-        specs = parse_range(request.field("Range")) if request.method == "GET" else None
-        status_of_cache = _CacheStatus(reader)
-        representation = reader.representation(*_first_wish(specs))
-        validator, length = representation.validator, representation.complete_length
-        decided = evaluate_preconditions(
-            request.method,
-            request.fields,
-            etag=validator.etag,
-            last_modified=validator.last_modified,
-            date=validator.date,
+    def _relay(self, request: Request, mount: Mount, url: OriginUrl) -> Response:
+        """Pass on a request that is not the cache's business, and outdate what it changes."""
+        host = request.field("Host") or ""
+        if not is_same_origin(dict(request.fields), host):
+            return plain(HTTPStatus.FORBIDDEN, "another site's page may not do this")
+        response, answer = relay(
+            request,
+            url,
+            relayed_fields(self._own_business(request), mount, host=host),
+            origin=self._cache.origin,
+            watch=self._watching(request),
+            rewrite=lambda location: self._rewrite(url, location),
+            via=self._cache.via,
         )
-        fields = [*_served_fields(representation), ("Accept-Ranges", "bytes")]
-        if decided is not None:
-            reader.close()
-            told = [field for field in fields if field[0].lower() in _WITHOUT_CONTENT]
-            return Response(decided, [*told, status_of_cache.field(())], note=str(decided))
-        if_range = request.field("If-Range")
-        if if_range is not None and not if_range_holds(
-            if_range,
-            etag=validator.etag,
-            last_modified=validator.last_modified,
-            date=validator.date,
-        ):
-            specs = None
-        ranges = _choose(specs, length)
-        whole = ByteRange(0, END if length is None else length)
-        cache_status = status_of_cache.field(ranges or [whole])
-        fields.append(cache_status)
-        if ranges is not None and len(ranges) > 1 and length is not None:
-            body = Multipart.of(ranges, length, _content_type(fields), self._boundary())
-            fields = [field for field in fields if field[0].lower() != "content-type"]
-            fields.append(("Content-Type", body.content_type))
-            size: int | None = body.size_bytes
-        else:
-            only = ranges[0] if ranges else whole
-            if ranges:
-                fields.append(("Content-Range", str(ContentRange(only, length))))
-            body = Multipart((Part(b"", only),), b"", "")
-            size = None if only.stop == END else only.size
-        first = body.parts[0].range
-        if request.method == "GET" and first.size:
-            # A refusal that can still be said is better than a cut connection.
-            reader.ready(*first)
-        return Response(
-            HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
-            fields,
-            _body(reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
-            length=size,
-            note=cache_status[1],
-            on_close=reader.close,
-        )
+        if invalidates(request.method, answer.status):
+            for outdated in outdated_by(answer, url):
+                self._cache.outdate(str(outdated), f"{request.method} may have changed it")
+        return response
 
-    def _watching(self, request: Request) -> Callable[[Reader], AbstractContextManager[object]]:
-        """Return what a reader holds while it waits, so that a client's leaving ends that."""
+    def _watching(
+        self, request: Request
+    ) -> Callable[[Callable[[], None]], AbstractContextManager[object]]:
+        """Return what is held during a wait, so that the client's leaving cancels it."""
         environ = request.environ
         sock = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
         if sock is None:
-            return lambda _reader: nullcontext()
+            return lambda _cancel: nullcontext()
         watch: ClientWatch = environ.get("cachefsm.clientwatch") or self._watch
-        return lambda reader: watch.register(sock, reader.cancel)
+        return lambda cancel: watch.register(sock, cancel)
+
+
+def _by_url(url: OriginUrl) -> str:
+    return f"/{url.scheme}/{url.authority}{url.target}"
 
 
 class NotFound(CacheError):
@@ -285,88 +324,6 @@ class NotAllowed(CacheError):
     """That origin may not be asked for here."""
 
     status_hint = 403
-
-
-class _CacheStatus:
-    """How a request was answered, in the words of RFC 9211; taken before any waiting."""
-
-    def __init__(self, reader: Reader) -> None:
-        content = reader.content
-        self._entry = reader.entry
-        self._known = content.representation is not None
-        self._collapsed = reader.entry.state in ACTIVE
-
-    def field(self, ranges: Iterable[ByteRange]) -> tuple[str, str]:
-        if self._known and all(self._entry.has(*wanted) for wanted in ranges):
-            return ("Cache-Status", "cachefsm; hit")
-        forward = "partial" if self._known else "miss"
-        joined = "; collapsed" if self._collapsed else ""
-        return ("Cache-Status", f"cachefsm; fwd={forward}; stored{joined}")
-
-
-def _first_wish(specs: tuple[RangeSpec, ...] | None) -> tuple[int, int]:
-    """Return which bytes to ask the origin for first, before the length is known."""
-    if specs is None:
-        return 0, END
-    first = specs[0].first
-    if first is None:
-        return 0, END  # a suffix: the length comes with any answer
-    last = specs[0].last
-    return first, END if last is None else last + 1
-
-
-def _choose(
-    specs: tuple[RangeSpec, ...] | None, length: int | None
-) -> tuple[ByteRange, ...] | None:
-    """Return the ranges to answer with, or None for all of it.
-
-    Overlapping and adjacent ones are answered as one. Ranges of a representation
-    whose length is unknown are ignored, as RFC 9110 §14.2 lets a server do:
-    whether they can be satisfied isn't known either.
-    """
-    if specs is None or length is None:
-        return None
-    satisfiable = [found for spec in specs if (found := spec.resolve(length)) is not None]
-    if not satisfiable:
-        raise RangeNotSatisfiable(length)
-    return coalesce_ranges(satisfiable)
-
-
-def _content_type(fields: Sequence[tuple[str, str]]) -> str:
-    return next(value for name, value in fields if name.lower() == "content-type")
-
-
-def _served_fields(representation: Representation) -> list[tuple[str, str]]:
-    fields = [
-        (name, value)
-        for name, value in representation.fields
-        if is_sendable(name, value) and name.lower() not in ("accept-ranges", "date")
-    ]
-    if not any(name.lower() == "content-type" for name, _ in fields):
-        fields.append(("Content-Type", "application/octet-stream"))
-    return fields
-
-
-def _body(reader: Reader, body: Multipart, *, sendfile: bool) -> Iterator[Any]:
-    """Yield heads and bytes as they arrive; raise if they stop arriving."""
-    for part in body.parts:
-        if part.head:
-            yield part.head
-        if not sendfile:
-            yield from reader.pieces(*part.range)
-            continue
-        for span in reader.spans(*part.range):
-            if isinstance(span, bytes):
-                yield span
-            else:
-                yield FileSlice(reader.content.file.fileno(), span.start, span.size)
-    if body.end:
-        yield body.end
-
-
-def _error_response(error: CacheError) -> Response:
-    status = 503 if isinstance(error, WaitCancelled) else error.status_hint
-    return plain(status, str(error), error_fields(error))
 
 
 class Server:

@@ -9,21 +9,30 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from http import HTTPStatus
 from itertools import chain
 from typing import Final, Protocol, cast
 
+from .claims import Inquiry
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
 from .errors import (
+    AnotherVariant,
+    CacheError,
+    NotStored,
+    OriginError,
     OriginUnreachable,
+    RepresentationChanged,
     StorageError,
     WaitCancelled,
     WaitTimeout,
 )
-from .origin import Fetch
+from .fields import Fields
+from .origin import Fetch, Sent
 from .ranges import END, ByteRange
 from .representation import Representation
+from .terms import Terms, Use
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -37,6 +46,30 @@ PIECE_BYTES: Final = 1 << 20
 
 SPAN_BYTES: Final = 4 << 20
 """The longest stored span named at once, so that a reader's position keeps moving."""
+
+
+QUESTIONS: Final = 4
+"""How often an answer is waited for that others keep overtaking."""
+
+PATIENCE_WITH_STALE_S: Final = 5.0
+"""How long a silent origin keeps a client from what is stored and may be served stale."""
+
+_ANY_TERMS: Final = Terms()
+
+
+@dataclass
+class News:
+    """How a response came about, in the words of RFC 9211.
+
+    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered;
+    ``collapsed`` that somebody else had asked already; ``stale`` that what is served
+    could not be, or is being, validated.
+    """
+
+    forwarded: str | None = None
+    status: int | None = None
+    collapsed: bool = False
+    stale: bool = False
 
 
 class VerifyReads(str, Enum):
@@ -73,6 +106,7 @@ class _Origin(Protocol):
         *,
         held: Representation | None,
         canceller: Canceller,
+        sent: Sent,
     ) -> Fetch: ...
 
 
@@ -92,13 +126,20 @@ class Reader:
         options: ReaderOptions,
         origin: _Origin,
         *,
+        terms: Terms = _ANY_TERMS,
+        news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.entry = entry
         self._options = options
         self._origin = origin
+        self._terms = terms
         self._watch = watch
+        self.news = news or News()
+        """How what is read came to be served, for whoever wants to tell."""
+        self.own_fields: Fields | None = None
+        """The fields of an answer that is this reader's alone, as it may not be stored."""
         self._content = entry.attach()
         self._demand: Demand | None = None
         self._cancelled = False
@@ -110,14 +151,19 @@ class Reader:
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
-        entry.on_close.add(self._canceller.cancel)
-        self._resources.callback(entry.on_close.discard, self._canceller.cancel)
+        entry.on_close.add(self._cancel_io)
+        self._resources.callback(entry.on_close.discard, self._cancel_io)
         self._resources.callback(entry.detach, self._content)
 
     @property
     def content(self) -> Content:
         """What is being read."""
         return self._content
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether its bytes come straight from the origin, past the cache."""
+        return self._straight is not None
 
     @property
     def length(self) -> int:
@@ -135,8 +181,15 @@ class Reader:
     def cancel(self) -> None:
         """Make the waiting read raise WaitCancelled now; called from any thread."""
         self._cancelled = True
-        self._canceller.cancel()
+        self._cancel_io()
         self.entry.wake()
+
+    def _cancel_io(self) -> None:
+        """End what comes straight from the origin; called from any thread."""
+        self._canceller.cancel()
+        straight = self._straight
+        if straight is not None:
+            straight.cancel()
 
     def representation(self, start: int = 0, stop: int = END) -> Representation:
         """Return what the origin says of the representation, waiting for its answer.
@@ -154,17 +207,88 @@ class Reader:
             # The rest of it would have to come from another answer, which can be of
             # another version: all of it from that one, then.
             return self._go_straight(start, stop, refusal).answer.representation
-        if content.representation is None:
-            self._want(start, stop, blocked=True)
-            try:
-                self._wait(
-                    lambda: content.representation is not None,
-                    self._options.first_byte_timeout_s,
-                    "the origin has not answered",
-                )
-            except StorageError as error:
-                return self._go_straight(start, stop, error).answer.representation
+        if self._straight is None:
+            self._settle(start, stop)
+        if self._straight is not None:
+            return self._straight.answer.representation
         return cast(Representation, content.representation)
+
+    def _settle(self, start: int, stop: int) -> None:
+        """See to it that what is stored may be served, or that the answer is at hand.
+
+        Raises:
+            NotStored: the origin may not be asked.
+            AnotherVariant: what is stored answers other requests than this one.
+            CacheError: why there is no answer.
+        """
+        entry, content, terms = self.entry, self._content, self._terms
+        for _ in range(QUESTIONS):
+            use = entry.use_of(content, terms)
+            if use is Use.NEVER:
+                raise NotStored("it is not stored, or not fresh enough, and may not be asked for")
+            if use is Use.NOW:
+                break
+            if use is Use.MEANWHILE:
+                entry.inquire(terms, start, stop, None)
+                self.news.stale = True
+                break
+            if content.representation is None and entry.is_passing():
+                self.news.forwarded = "bypass"
+                self.own_fields = self._go_straight(start, stop, None).fields
+                return
+            error = self._ask(start, stop)
+            if self._straight is not None:
+                return
+            if error is not None:
+                self._bear(error)
+                break
+        if not entry.selects(content, terms):
+            raise AnotherVariant("what is stored answers requests with other fields")
+
+    def _ask(self, start: int, stop: int) -> CacheError | None:
+        """Wait for an answer of the origin's; return why there is none, if it told."""
+        content, news = self._content, self.news
+        news.forwarded = "miss" if content.representation is None else "stale"
+        inquiry = self.entry.inquire(self._terms, start, self._window(start, stop), self)
+        news.collapsed = inquiry.asker is not self
+        try:
+            error = self._await(inquiry)
+            fetch = inquiry.take(self)
+        except StorageError as refusal:
+            self._go_straight(start, stop, refusal)
+            return None
+        finally:
+            self.entry.leave(inquiry)
+        if fetch is not None:
+            self.own_fields = fetch.fields
+            self._resources.enter_context(self._watch(self))
+            self._straight = self._resources.enter_context(fetch)
+        elif content.superseded is not None:
+            raise content.superseded.again()
+        elif error is None and news.forwarded == "stale":
+            news.status = HTTPStatus.NOT_MODIFIED.value
+        return error
+
+    def _await(self, inquiry: Inquiry) -> CacheError | None:
+        """Wait until *inquiry* is over; return why there is no answer."""
+        timeout_s = self._options.first_byte_timeout_s
+        if self.entry.may_use_on_error(self._content, self._terms):
+            timeout_s = min(timeout_s, PATIENCE_WITH_STALE_S)
+        with self._watch(self):
+            arrived = self.entry.wait_answer(inquiry, lambda: self._cancelled, timeout_s)
+        if self._cancelled and not inquiry.done:
+            raise WaitCancelled("the client has left")
+        if not arrived:
+            return WaitTimeout(f"the origin has not answered within {timeout_s:g} s")
+        return inquiry.error
+
+    def _bear(self, error: CacheError) -> None:
+        """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
+        unable = isinstance(error, (OriginError, WaitTimeout)) and error.status_hint >= 500
+        if not (unable and self.entry.may_use_on_error(self._content, self._terms)):
+            raise error.again()
+        _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
+        self.news.stale = True
 
     def available(self, position: int, stop: int) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
@@ -247,7 +371,7 @@ class Reader:
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
-        if self._passed is None:
+        if self._passed is None and self._straight is None:
             try:
                 stop = self.available(position, position + size)
             except StorageError as error:
@@ -279,10 +403,13 @@ class Reader:
             self._want(position, stop, blocked=False)
 
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
-        # What is asked for and what is read ahead: never past what the client wants.
-        ahead = self._options.read_ahead_bytes
-        window = min(stop, position + ahead) if ahead else stop
+        window = self._window(position, stop)
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
+
+    def _window(self, position: int, stop: int) -> int:
+        """Return how far to ask, reading ahead: never past what the client wants."""
+        ahead = self._options.read_ahead_bytes
+        return min(stop, position + ahead) if ahead else stop
 
     def _let_go(self, *, linger: bool) -> None:
         demand, self._demand = self._demand, None
@@ -342,7 +469,16 @@ class Reader:
         self._resources.enter_context(self._watch(self))
         self._straight = self._resources.enter_context(
             self._origin.fetch(
-                self.entry.url, ByteRange(start, stop), held=joined, canceller=self._canceller
+                self.entry.url,
+                ByteRange(start, stop),
+                held=joined,
+                canceller=self._canceller,
+                sent=Sent(
+                    self._terms.forwarded,
+                    self._terms.secrets,
+                    self._terms.directives,
+                    self._terms.hands_on,
+                ),
             )
         )
         return self._straight
@@ -366,11 +502,17 @@ class Reader:
 
 
 class CacheFile(io.RawIOBase):
-    """A seekable binary file over an entry; a read blocks until its bytes are here."""
+    """A seekable binary file over an entry; a read blocks until its bytes are here.
 
-    def __init__(self, reader: Reader) -> None:
+    *open_reader* is called at once, and again if the origin turns out to have another
+    version before the first byte was read.
+    """
+
+    def __init__(self, open_reader: Callable[[], Reader]) -> None:
         super().__init__()
-        self._reader = reader
+        self._open_reader = open_reader
+        self._reader = open_reader()
+        self._settled = False
         self._position = 0
 
     def readable(self) -> bool:
@@ -398,6 +540,8 @@ class CacheFile(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill *buffer* with what is here, at least one byte but at the end."""
         view = memoryview(buffer).cast("B")
+        if len(view) and not self._settled:
+            self._settle(self._position, self._position + len(view))
         data = self._reader.read(self._position, len(view))
         view[: len(data)] = data
         self._position += len(data)
@@ -409,8 +553,23 @@ class CacheFile(io.RawIOBase):
             self._reader.close()
         super().close()
 
+    def _settle(self, start: int, stop: int) -> None:
+        """Have the origin asked, if it must be, and read the version that it has."""
+        for _ in range(QUESTIONS):
+            try:
+                self._reader.representation(start, stop)
+            except RepresentationChanged:
+                self._reader.close()
+                self._reader = self._open_reader()
+            else:
+                self._settled = True
+                return
+        raise RepresentationChanged("the file changes at the origin all the time")
+
     def _length(self) -> int:
-        length = self._reader.representation().complete_length
-        if length is None:
+        if not self._settled:
+            self._settle(0, END)
+        length = self._reader.length
+        if length == END:
             raise io.UnsupportedOperation("the origin has not said how long the file is")
         return length

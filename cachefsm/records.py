@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from .errors import CacheError, DownloadCancelled, OriginError
+from .errors import CacheError, DownloadCancelled, OriginError, StorageError
+from .freshness import VaryKey
 from .models import EntryRecord
 from .representation import Representation, fields_from_json, fields_to_json
 from .semantics import Validator
+from .terms import Stored
 
-__all__ = ["BLANK", "CANCELLED", "columns_of", "failure_of", "representation_of"]
+__all__ = [
+    "BLANK",
+    "CANCELLED",
+    "columns_of",
+    "failure_of",
+    "representation_of",
+    "vary_from_json",
+    "vary_to_json",
+]
 
 CANCELLED = "cancelled"
 """The reason of a failure that a person brought about."""
@@ -20,7 +31,9 @@ BLANK: dict[str, Any] = {
     "last_modified": None,
     "response_fields": "[]",
     "accepts_ranges": False,
+    "requested_at": None,
     "validated_at": None,
+    "vary": "[]",
     "bytes_present": 0,
     "error_status": None,
     "retry_at": None,
@@ -28,15 +41,17 @@ BLANK: dict[str, Any] = {
 """What a row says of a representation of which nothing is known."""
 
 
-def columns_of(representation: Representation, now_s: float) -> dict[str, Any]:
-    """Return the columns that keep *representation*, as told by the origin at *now_s*."""
+def columns_of(stored: Stored) -> dict[str, Any]:
+    """Return the columns that keep what is known of a stored response."""
+    representation = stored.representation
     return {
         "complete_length": representation.complete_length,
         "etag": representation.validator.etag,
         "last_modified": representation.validator.last_modified,
         "response_fields": fields_to_json(representation.fields),
         "accepts_ranges": representation.accepts_ranges,
-        "validated_at": now_s,
+        "requested_at": stored.requested_s,
+        "validated_at": stored.received_s,
     }
 
 
@@ -51,6 +66,23 @@ def representation_of(record: EntryRecord) -> Representation | None:
         fields=fields,
         accepts_ranges=record.accepts_ranges,
     )
+
+
+def vary_to_json(key: VaryKey) -> str:
+    """Return *key* as JSON text: ``[[name, value or null], …]``."""
+    return json.dumps([list(pair) for pair in key])
+
+
+def vary_from_json(text: str) -> VaryKey:
+    """Return the key that :func:`vary_to_json` wrote.
+
+    Raises:
+        StorageError: the text is something else; the database is damaged.
+    """
+    try:
+        return tuple((str(name), value) for name, value in json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StorageError("the stored selecting fields are damaged") from error
 
 
 def failure_of(record: EntryRecord) -> CacheError:

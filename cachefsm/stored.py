@@ -25,16 +25,19 @@ from .claims import SpeedLimits
 from .content import Content
 from .demands import Fill
 from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
+from .fields import Fields
+from .freshness import VaryKey
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
 from .ranges import END, ByteRange, RangeSet
-from .records import BLANK, columns_of, failure_of, representation_of
+from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
 from .retries import RetryPolicy
 from .scheduler import Limits
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile, content_name
+from .terms import Stored
 from .trouble import Trouble
 from .urls import parse_url, redact
 from .waiting import Waiters
@@ -107,6 +110,7 @@ class Surroundings:
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None
     on_progress: Callable[[Any], None] = lambda _entry: None
+    secrets_of: Callable[[str], Fields | None] = lambda _key: ()
 
 
 class StoredEntry:
@@ -138,6 +142,8 @@ class StoredEntry:
             RangeSet(chunks),
             RangeSet(chunks),
             representation=representation_of(record),
+            requested_s=record.requested_at or 0.0,
+            received_s=record.validated_at or 0.0,
         )
         for start, blob in store.checksums(record.id).items():
             run = ByteRange(start, content.durable.run_stop(start))
@@ -558,17 +564,36 @@ class StoredEntry:
         if self._lifecycle.state is DownloadState.NOT_STARTED:
             self._send("initialize")
 
-    def _learn(self, content: Content, new: Representation) -> None:
-        """Write what an answer told of the representation, with the move where there is one."""
-        old = content.representation
+    def _learn(
+        self,
+        content: Content,
+        new: Representation,
+        *,
+        asked_at_s: float | None = None,
+        selected_by: VaryKey | None = None,
+    ) -> None:
+        """Write what an answer told of the representation, with the move where there is one.
+
+        *asked_at_s* is when it was asked for, None if nobody did: the stored response
+        is then no younger than before. *selected_by* says what it was selected by.
+        """
+        old, now_s = content.representation, self._around.clock()
         if old is not None and old.complete_length is not None and new.complete_length is None:
             new = replace(new, complete_length=old.complete_length)
-        columns = columns_of(new, self._around.clock())
+        told = Stored(new, content.requested_s, content.received_s)
+        if asked_at_s is not None or old is None:
+            told = Stored(new, now_s if asked_at_s is None else asked_at_s, now_s)
+        columns = columns_of(told)
+        if selected_by is not None:
+            columns["vary"] = vary_to_json(selected_by)
         if self._lifecycle.state is DownloadState.INITIALIZING:
             self._send("begin", columns=columns)
-        elif old is None or old.complete_length != new.complete_length:
+        else:
             self._write(**columns)
         content.representation = new
+        content.requested_s, content.received_s = told.requested_s, told.received_s
+        if asked_at_s is not None:
+            content.confirmed_s = self._around.ticks()
 
     def _write(self, **columns: Any) -> None:
         record = self._lifecycle.record

@@ -80,7 +80,7 @@ class CacheEntry(Model):
 
     id = _LastingId()
     key = TextField(unique=True)
-    url = TextField()
+    url = TextField(index=True)
     content_file = TextField(unique=True)
     state = TextField(
         default=DownloadState.NOT_STARTED.value, constraints=[_one_of("state", _STATES)]

@@ -14,7 +14,7 @@ from tests.support.caches import WAIT_S, OpenCache, eventually, recorded
 from tests.support.clients import Reply, ask, exchange, opened, request_bytes, serve_mounted, split
 from tests.support.damage import flip
 from tests.support.faults import Hold, hold_after, hold_before_headers, status
-from tests.support.origin import Origin, Resource, content
+from tests.support.origin import Exchange, Origin, Resource, content
 from tests.support.threads import in_thread
 
 SIZE = 3_000_000
@@ -190,7 +190,7 @@ def test_an_entrys_content_is_served_by_its_id(origin, proxy, entry) -> None:
 
 
 def test_a_failure_of_an_entrys_content_says_when_to_come_back(origin, proxy, entry) -> None:
-    origin.script(status(500), times=None)
+    origin.script(Exchange.reset, times=None)
     reply = ask(f"{proxy.url}-/entries/1/content")
     assert reply.status == 502
     assert int(reply["Retry-After"]) >= 1

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cachefsm.fields import format_http_date
 from cachefsm.freshness import (
+    UNDATED_LIFETIME_S,
     current_age_s,
     freshness_lifetime_s,
     invalidates,
@@ -116,7 +117,7 @@ def test_what_varies_on_everything_is_not_stored() -> None:
         (control("max-age=60"), 60),
         (control("max-age=0"), 0),
         (control("s-maxage=99, max-age=60"), 60),  # shared caches only
-        (control("s-maxage=99"), 0),
+        (control("s-maxage=99"), UNDATED_LIFETIME_S),
         (control("max-age=" + "9" * 5000), 2**31),
         (control("max-age=-5"), 0),
         (control("max-age=1.5"), 0),
@@ -133,8 +134,15 @@ def test_what_varies_on_everything_is_not_stored() -> None:
         ([date("Last-Modified", 10 * DAY_S - 10)], DAY_S - 1),
         ([date("Last-Modified", 999 * DAY_S)], DAY_S),
         ([date("Last-Modified", -1000)], 0),
-        ([("Last-Modified", "long ago")], 0),
-        ([], 0),
+        ([("Last-Modified", "long ago")], UNDATED_LIFETIME_S),
+        ([], UNDATED_LIFETIME_S),
+        ([("Content-Type", "video/mp4")], UNDATED_LIFETIME_S),
+        ([("Content-Type", "text/html")], 0),
+        ([("Content-Type", "application/json")], 0),
+        ([("Content-Type", "application/vnd.apple.mpegurl"), date("Last-Modified", 1000)], 0),
+        ([("Content-Type", "audio/mpegurl")], 0),
+        ([("Content-Type", "application/dash+xml; charset=utf-8")], 0),
+        ([("Content-Type", "Video/MP2T"), date("Last-Modified", 1000)], 100),
     ],
 )
 def test_the_lifetime_is_explicit_or_a_tenth_of_the_age(fields: Fields, lifetime_s: int) -> None:

@@ -26,15 +26,17 @@ LAYERS: Final = """
     fields urls units integrity models scheduler storage dirlock waiting transport wire metrics
     semantics freshness lifecycle sanity access settings client clientsocket display
     representation preconditions multipart addresses salvage web answer arguments diagrams
-    acceptance content records server output progress
-    origin claims demands retries
+    acceptance terms credentials
+    content records server output progress forwarding
+    origin demands retries
+    claims
     stored downloader
     facts events
     entry eventstream
     registry reader conductor
     verify
     cache
-    control
+    control serving relay
     proxy
     backend
     serve get orders

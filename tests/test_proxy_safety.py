@@ -351,7 +351,7 @@ def test_credentials_are_told_to_their_origin_and_to_nobody_else(
             raw(proxy, f"{target}?token={SECRET}", *fields, method=method)
             for method, target in requests
         ]
-    assert {code for code, _, _ in answers} >= {200, 400, 403, 404, 409, 502}
+    assert {code for code, _, _ in answers} >= {200, 400, 403, 404, 409, 500}
     assert [answer for answer in answers if SECRET in str(answer)] == []
     logged = [r.getMessage() for r in caplog.records if r.name.startswith("cachefsm")]
     assert len(logged) > len(requests)

@@ -1,0 +1,152 @@
+"""What of a client's request goes on to the origin, and what tells its answers apart.
+
+Pure. The proxy makes requests of its own, for other bytes than were asked for and at
+other times, and serves what comes to others as well. So each field of a client's request
+is one of three things: kept back, because it is about this message or this proxy;
+passed on, because it harms nobody if others are served what it brought; or, like
+everything that is not known here, a secret: passed on, and what it brings is served to
+those alone who send the same.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from .access import Mount
+from .fields import Fields, connection_fields, end_to_end, is_sendable, values_of
+from .terms import Terms
+
+__all__ = ["relayed_fields", "terms_of"]
+
+#: About this exchange with this proxy, or about which bytes are wanted.
+_KEPT_BACK: Final = frozenset(
+    {
+        "accept-encoding",  # always identity: ranges are counted in the bytes themselves
+        "cache-control",
+        "content-length",
+        "content-type",
+        "cookie",  # a browser's for 127.0.0.1 are some other program's
+        "expect",
+        "host",
+        "icy-metadata",  # would put titles in between the bytes
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "pragma",
+        "range",
+        "upgrade-insecure-requests",
+        "via",
+    }
+)
+_KEPT_BACK_PREFIXES: Final = ("sec-", "access-control-")
+
+#: What players and programs send to everybody, and what differs with every request. What
+#: an answer was chosen by, it says in Vary.
+_HARMLESS: Final = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-language",
+        "baggage",
+        "dnt",
+        "forwarded",
+        "from",
+        "getcontentfeatures.dlna.org",
+        "max-forwards",
+        "origin",
+        "priority",
+        "purpose",
+        "referer",
+        "save-data",
+        "transfermode.dlna.org",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-playback-session-id",
+        "x-real-ip",
+        "x-request-id",
+        "x-requested-with",
+    }
+)
+
+
+def terms_of(request_fields: Fields, mount: Mount | None, *, host: str, since_s: float) -> Terms:
+    """Return on which terms a request for content is answered.
+
+    *host* is what the client calls this proxy. A mount's own fields take the place of
+    the client's of the same names. *since_s* is the monotonic time of the request.
+    """
+    own = mount.fields if mount is not None else ()
+    passed = _passed_on(request_fields, mount, host)
+    return Terms(
+        request_fields=request_fields,
+        forwarded=tuple(field for field in passed if field[0].lower() in _HARMLESS),
+        secrets=(*(field for field in passed if field[0].lower() not in _HARMLESS), *own),
+        fresh_s=mount.fresh_s if mount is not None else None,
+        offline=mount is not None and mount.offline,
+        hands_on=mount is not None and mount.hands_on,
+        since_s=since_s,
+    )
+
+
+def relayed_fields(request_fields: Fields, mount: Mount, *, host: str) -> Fields:
+    """Return the fields of a request that is passed on as it is, body and all.
+
+    Source: RFC 9110 §7.6.1.
+    """
+    held = {"host", "via", "expect", "content-length", *_own_names(mount)}
+    return (
+        *(
+            (name, value)
+            for name, value in end_to_end(request_fields)
+            if name.lower() not in held
+            and not _is_about_us(name, value, host)
+            and is_sendable(name, value)
+        ),
+        *mount.fields,
+    )
+
+
+def _passed_on(fields: Fields, mount: Mount | None, host: str) -> Fields:
+    held = _KEPT_BACK | connection_fields(fields) | _own_names(mount)
+    if mount is not None and mount.passes:
+        held -= {"cookie"}
+    return tuple(
+        (name, value)
+        for name, value in fields
+        if name.lower() not in held
+        and not name.lower().startswith(_KEPT_BACK_PREFIXES)
+        and not _is_about_us(name, value, host)
+        and is_sendable(name, value)
+    )
+
+
+def _own_names(mount: Mount | None) -> set[str]:
+    """Return the names of the fields that a mount sets itself, whatever the client sends."""
+    if mount is None:
+        return set()
+    names = {name.lower() for name, _ in mount.fields}
+    return names if mount.base.userinfo is None else {*names, "authorization"}
+
+
+def _is_about_us(name: str, value: str, host: str) -> bool:
+    """Say whether a field tells of a page of this proxy's own, which no origin knows."""
+    if name.lower() not in ("referer", "origin"):
+        return False
+    return value == "null" or re.match(rf"https?://{re.escape(host)}(?:/|\Z)", value) is not None
+
+
+def visited(request_fields: Fields, name: str) -> bool:
+    """Say whether a request has come by *name* before: it runs in a circle. RFC 9110 §7.6.3."""
+    return any(
+        member.split()[1:2] == [name]
+        for value in values_of(request_fields, "Via")
+        for member in value.split(",")
+    )

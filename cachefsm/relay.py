@@ -1,0 +1,108 @@
+"""A request passed on as it is, and its answer passed back: nothing is kept.
+
+For the methods that are not the cache's business, on mounts that pass them. The answer
+has any status, its fields but those about the connection, and its body as it comes; a
+success may outdate what is stored (RFC 9111 §4.4), which is the caller's to see to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Final
+from urllib.parse import urljoin
+
+from .errors import UsageError
+from .fields import Fields, value_of, without
+from .origin import OriginClient, Relayed
+from .transport import Canceller
+from .urls import OriginUrl, parse_url
+from .web import Request, Response
+
+__all__ = ["outdated_by", "relay"]
+
+_UPLOAD_PIECE_BYTES: Final = 64 << 10
+
+
+def relay(
+    request: Request,
+    url: OriginUrl,
+    fields: Fields,
+    *,
+    origin: OriginClient,
+    watch: Callable[[Callable[[], None]], AbstractContextManager[object]],
+    rewrite: Callable[[str], str],
+    via: str,
+) -> tuple[Response, Relayed]:
+    """Return the origin's answer as a response, and as it came.
+
+    *watch* holds a way to end the exchange for when the client leaves; *rewrite* makes
+    a ``Location`` one that leads through this proxy again, where it may.
+
+    Raises:
+        OriginError: there was no answer, or its framing cannot be trusted.
+    """
+    canceller = Canceller()
+    with ExitStack() as stack:
+        stack.enter_context(watch(canceller.cancel))
+        body = _Body(request) if _has_body(request) else None
+        answer = stack.enter_context(
+            origin.relay(request.method, url, fields, body, canceller=canceller)
+        )
+        passed = [
+            (name, rewrite(value) if name.lower() == "location" else value)
+            for name, value in without(answer.fields, {"via", "content-length"})
+        ]
+        status = f"cachefsm; fwd=method; fwd-status={answer.status}"
+        response = Response(
+            answer.status,
+            [*passed, ("Via", via), ("Cache-Status", status)],
+            answer.pieces(),
+            length=answer.length,
+            note=status,
+            on_close=stack.pop_all().close,
+        )
+    return response, answer
+
+
+def outdated_by(answer: Relayed, url: OriginUrl) -> list[OriginUrl]:
+    """Return the URLs of which a successful unsafe request outdates what is stored.
+
+    Its own, and of the same origin those that the answer names. Source: RFC 9111 §4.4.
+    """
+    named = [value_of(answer.fields, name) for name in ("Location", "Content-Location")]
+    found = [url]
+    for text in filter(None, named):
+        try:
+            other = parse_url(urljoin(str(url), text))
+        except (UsageError, ValueError):
+            continue  # it names nothing that could be stored here
+        if other.origin == url.origin:
+            found.append(other)
+    return found
+
+
+def _has_body(request: Request) -> bool:
+    """Say whether a body follows the request's head. Source: RFC 9112 §6.3."""
+    environ = request.environ
+    return bool(environ.get("CONTENT_LENGTH")) or "HTTP_TRANSFER_ENCODING" in environ
+
+
+class _Body:
+    """The request's body in pieces; with its length, where the client told it."""
+
+    def __init__(self, request: Request) -> None:
+        self._input = request.environ["wsgi.input"]
+        text = request.environ.get("CONTENT_LENGTH") or ""
+        self.length = int(text) if text.isdigit() else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self.length
+        while left is None or left > 0:
+            size = _UPLOAD_PIECE_BYTES if left is None else min(left, _UPLOAD_PIECE_BYTES)
+            data = self._input.read(size)
+            if not data:
+                return
+            if left is not None:
+                left -= len(data)
+            yield data

@@ -1,0 +1,217 @@
+"""A reader made into a response: which status, which fields, which bytes.
+
+RFC 9110 §13 and §14 on what is read, RFC 9111 and RFC 9211 on how it came about.
+Whatever goes wrong once the head is out is *raised* from the body, so that the server
+cuts the connection where a client can see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+from .clientsocket import FileSlice
+from .errors import CacheError, OriginStatus, RangeNotSatisfiable, WaitCancelled
+from .fields import Fields, is_sendable, without
+from .freshness import with_age
+from .multipart import Multipart, Part
+from .preconditions import evaluate_preconditions, if_range_holds
+from .ranges import END, ByteRange
+from .reader import Reader
+from .representation import Representation
+from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
+from .states import ACTIVE
+from .terms import Stored
+from .web import Request, Response, error_fields, plain
+
+__all__ = ["error_response", "respond"]
+
+_WITHOUT_CONTENT: Final = frozenset(
+    {
+        "age",
+        "cache-control",
+        "content-location",
+        "date",
+        "etag",
+        "expires",
+        "last-modified",
+        "vary",
+        "via",
+    }
+)
+"""What a 304 or 412 carries. RFC 9110 §15.4.5."""
+
+
+def respond(
+    request: Request,
+    reader: Reader,
+    *,
+    via: str,
+    boundary: Callable[[], str],
+    clock: Callable[[], float],
+) -> Response:
+    """Return the response; it takes over *reader*, which its close lets go.
+
+    Raises:
+        CacheError: what can still be said as a status.
+    """
+    specs = parse_range(request.field("Range")) if request.method == "GET" else None
+    representation = reader.representation(*_first_wish(specs))
+    validator, length = representation.validator, representation.complete_length
+    decided = evaluate_preconditions(
+        request.method,
+        request.fields,
+        etag=validator.etag,
+        last_modified=validator.last_modified,
+        date=validator.date,
+    )
+    fields = [*_served_fields(reader, representation, clock()), ("Via", via)]
+    if decided is not None:
+        cache_status = _cache_status(reader, (), clock())
+        reader.close()
+        told = [field for field in fields if field[0].lower() in _WITHOUT_CONTENT]
+        return Response(decided, [*told, cache_status], note=cache_status[1])
+    fields.append(("Accept-Ranges", "bytes"))
+    if_range = request.field("If-Range")
+    if if_range is not None and not if_range_holds(
+        if_range,
+        etag=validator.etag,
+        last_modified=validator.last_modified,
+        date=validator.date,
+    ):
+        specs = None
+    ranges = _choose(specs, length)
+    whole = ByteRange(0, END if length is None else length)
+    cache_status = _cache_status(reader, ranges or (whole,), clock())
+    fields.append(cache_status)
+    if ranges is not None and len(ranges) > 1 and length is not None:
+        body = Multipart.of(ranges, length, _content_type(fields), boundary())
+        fields = [field for field in fields if field[0].lower() != "content-type"]
+        fields.append(("Content-Type", body.content_type))
+        size: int | None = body.size_bytes
+    else:
+        only = ranges[0] if ranges else whole
+        if ranges:
+            fields.append(("Content-Range", str(ContentRange(only, length))))
+        body = Multipart((Part(b"", only),), b"", "")
+        size = None if only.stop == END else only.size
+    first = body.parts[0].range
+    if request.method == "GET" and first.size:
+        # A refusal that can still be said is better than a cut connection.
+        reader.ready(*first)
+    return Response(
+        HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
+        fields,
+        _body(reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
+        length=size,
+        note=cache_status[1],
+        on_close=reader.close,
+    )
+
+
+def error_response(error: CacheError, *, via: str) -> Response:
+    """Return what a client is told of *error*: the origin's own answer, where there is one."""
+    if isinstance(error, OriginStatus) and error.body is not None and error.status >= 300:
+        status = f"cachefsm; fwd=miss; fwd-status={error.status}"
+        fields = [*error.fields, ("Via", via), ("Cache-Status", status)]
+        return Response(error.status, fields, [error.body], length=len(error.body), note=status)
+    status_code = 503 if isinstance(error, WaitCancelled) else error.status_hint
+    return plain(status_code, str(error), error_fields(error))
+
+
+def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:
+    """Return how the response came about. Source: RFC 9211 §2."""
+    news, stored = reader.news, reader.content.stored
+    here = all(reader.entry.has(*wanted) for wanted in ranges)
+    if news.forwarded is None and stored is not None and here:
+        if not news.stale:
+            return ("Cache-Status", "cachefsm; hit")
+        left_s = int(stored.lifetime_s() - stored.age_s(now_s))
+        return ("Cache-Status", f"cachefsm; hit; ttl={left_s}")
+    words = [f"fwd={news.forwarded or 'partial'}"]
+    if news.stale:
+        words.append("detail=stale")
+    elif news.status is not None:
+        words.append(f"fwd-status={news.status}")
+    current = news.forwarded == "stale" and (news.stale or news.status is not None)
+    if not (reader.is_straight or current):
+        words.append("stored")
+    if news.collapsed or (news.forwarded is None and reader.entry.state in ACTIVE):
+        words.append("collapsed")
+    return ("Cache-Status", "; ".join(["cachefsm", *words]))
+
+
+def _first_wish(specs: tuple[RangeSpec, ...] | None) -> tuple[int, int]:
+    """Return which bytes to ask the origin for first, before the length is known."""
+    if specs is None:
+        return 0, END
+    first = specs[0].first
+    if first is None:
+        return 0, END  # a suffix: the length comes with any answer
+    last = specs[0].last
+    return first, END if last is None else last + 1
+
+
+def _choose(
+    specs: tuple[RangeSpec, ...] | None, length: int | None
+) -> tuple[ByteRange, ...] | None:
+    """Return the ranges to answer with, or None for all of it.
+
+    Overlapping and adjacent ones are answered as one. Ranges of a representation
+    whose length is unknown are ignored, as RFC 9110 §14.2 lets a server do:
+    whether they can be satisfied isn't known either.
+    """
+    if specs is None or length is None:
+        return None
+    satisfiable = [found for spec in specs if (found := spec.resolve(length)) is not None]
+    if not satisfiable:
+        raise RangeNotSatisfiable(length)
+    return coalesce_ranges(satisfiable)
+
+
+def _content_type(fields: Sequence[tuple[str, str]]) -> str:
+    return next(value for name, value in fields if name.lower() == "content-type")
+
+
+def _served_fields(
+    reader: Reader, representation: Representation, now_s: float
+) -> list[tuple[str, str]]:
+    told: Fields = representation.fields
+    stored = reader.content.stored
+    if reader.own_fields is not None:
+        told = without(reader.own_fields, {"content-length", "content-range", "content-md5"})
+    elif stored is not None and not reader.is_straight:
+        told = _aged(told, stored, now_s, first_hand=reader.news.forwarded == "miss")
+    fields = [
+        (name, value)
+        for name, value in told
+        if is_sendable(name, value) and name.lower() not in ("accept-ranges", "via")
+    ]
+    if not any(name.lower() == "content-type" for name, _ in fields):
+        fields.append(("Content-Type", "application/octet-stream"))
+    return fields
+
+
+def _aged(fields: Fields, stored: Stored, now_s: float, *, first_hand: bool) -> Fields:
+    """Return *fields* with the age that the response has; none if it comes first-hand."""
+    if first_hand and not any(name.lower() == "age" for name, _ in fields):
+        return fields
+    return with_age(fields, stored.age_s(now_s))
+
+
+def _body(reader: Reader, body: Multipart, *, sendfile: bool) -> Iterator[Any]:
+    """Yield heads and bytes as they arrive; raise if they stop arriving."""
+    for part in body.parts:
+        if part.head:
+            yield part.head
+        if not sendfile:
+            yield from reader.pieces(*part.range)
+            continue
+        for span in reader.spans(*part.range):
+            if isinstance(span, bytes):
+                yield span
+            else:
+                yield FileSlice(reader.content.file.fileno(), span.start, span.size)
+    if body.end:
+        yield body.end

@@ -1,0 +1,148 @@
+"""On which terms a stored response may be used for one request.
+
+Pure: the client's request fields and its mount's rules on one side, the stored
+response and the time on the other; what comes out is whether the origin has to be
+asked first. The rules are RFC 9111's for a private cache, unless the mount has its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from http import HTTPStatus
+
+from .fields import Fields
+from .freshness import (
+    VaryKey,
+    current_age_s,
+    freshness_lifetime_s,
+    is_only_if_cached,
+    may_serve_meanwhile,
+    may_serve_on_error,
+    may_store,
+    needs_validation,
+    vary_key,
+)
+from .representation import Representation
+
+__all__ = ["Stored", "Terms", "Use"]
+
+
+class Use(Enum):
+    """What may be done with what is stored."""
+
+    NOW = auto()
+    """It may be served."""
+    MEANWHILE = auto()
+    """It may be served while the origin is asked."""
+    AFTER_ASKING = auto()
+    """The origin must be asked first."""
+    NEVER = auto()
+    """The origin must be asked, and the client or the mount forbids it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What is known of a stored response: its representation, and when that was told.
+
+    Times are Unix time, in seconds.
+    """
+
+    representation: Representation
+    requested_s: float
+    received_s: float
+
+    def age_s(self, now_s: float) -> float:
+        """Return its age. RFC 9111 §4.2.3."""
+        return current_age_s(
+            self.representation.fields,
+            requested_s=self.requested_s,
+            received_s=self.received_s,
+            now_s=now_s,
+        )
+
+    def lifetime_s(self) -> float:
+        """Return for how long it is fresh. RFC 9111 §4.2.1."""
+        return freshness_lifetime_s(
+            HTTPStatus.OK, self.representation.fields, received_s=self.received_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one request asks of stored responses, and what goes to the origin for it.
+
+    ``request_fields`` are the client's. ``forwarded`` go with every request to the
+    origin that is made on its behalf, ``secrets`` as well but only to the origin of
+    the URL itself. A mount that ``hands_on`` leaves redirects to its clients.
+    ``fresh_s`` is the mount's own lifetime, in place of what the origin says; an
+    ``offline`` mount asks no origin. ``since_s`` is the monotonic time at which the
+    request came: an answer that came later is recent enough for it.
+    """
+
+    request_fields: Fields = ()
+    forwarded: Fields = ()
+    secrets: Fields = ()
+    fresh_s: float | None = None
+    offline: bool = False
+    hands_on: bool = False
+    since_s: float = float("inf")
+
+    @property
+    def directives(self) -> tuple[tuple[str, str], ...]:
+        """The client's own directives, which a question to the origin must repeat.
+
+        Source: RFC 9111 §5.2.
+        """
+        return tuple(
+            (name, value)
+            for name, value in self.request_fields
+            if name.lower() in ("cache-control", "pragma")
+        )
+
+    def use_of(self, stored: Stored, now_s: float) -> Use:
+        """Return what may be done with *stored* now. RFC 9111 §4."""
+        if self.offline:
+            return Use.NOW
+        told = () if self.fresh_s is not None else stored.representation.fields
+        age_s, lifetime_s = stored.age_s(now_s), self._lifetime_s(stored)
+        if not needs_validation(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
+            return Use.NOW
+        if is_only_if_cached(self.request_fields):
+            return Use.NEVER
+        # With all the time in the world, only the client's own words ask for it.
+        demanded = needs_validation(self.request_fields, (), lifetime_s=float("inf"), age_s=age_s)
+        if not demanded and may_serve_meanwhile(told, staleness_s=age_s - lifetime_s):
+            return Use.MEANWHILE
+        return Use.AFTER_ASKING
+
+    def may_ask(self) -> bool:
+        """Return whether the origin may be asked at all."""
+        return not (self.offline or is_only_if_cached(self.request_fields))
+
+    def may_use_on_error(self, stored: Stored, now_s: float) -> bool:
+        """Return whether *stored* may stand in for an origin that cannot answer."""
+        if self.fresh_s is not None:
+            return True
+        staleness_s = stored.age_s(now_s) - stored.lifetime_s()
+        return may_serve_on_error(
+            self.request_fields, stored.representation.fields, staleness_s=staleness_s
+        )
+
+    def may_store(self, status: int, response_fields: Fields) -> bool:
+        """Return whether an answer to this request may be stored. RFC 9111 §3."""
+        told = () if self.fresh_s is not None else response_fields
+        return may_store("GET", status, self.request_fields, told)
+
+    def vary_key(self, response_fields: Fields) -> VaryKey | None:
+        """Return which of the forwarded fields, with which values, selected the response.
+
+        Source: RFC 9111 §4.1. What is not sent from here, cookies say, selects nothing;
+        secrets tell entries apart by their key already.
+        """
+        if self.fresh_s is not None:
+            return ()
+        return vary_key(response_fields, self.forwarded)
+
+    def _lifetime_s(self, stored: Stored) -> float:
+        return stored.lifetime_s() if self.fresh_s is None else self.fresh_s
