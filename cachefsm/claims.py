@@ -55,7 +55,8 @@ class Claim:
     ``reach`` is the stop that the origin was asked for, ``plain`` if that was
     without Range, and ``held`` what the answer is to be joined with. A claim that
     is *cancelled* may write and report nothing more; ``cancel_io`` wakes its thread
-    out of a blocking read, and is set by that thread.
+    out of a blocking read, and is set by that thread. Its connection stands until
+    it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -68,6 +69,7 @@ class Claim:
     plain: bool = False
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
+    ended: bool = False
     received_bytes: int = 0
     answered_s: float | None = None
     heard_s: float = 0.0
@@ -191,7 +193,7 @@ class Claims:
     def end(self, claim: Claim) -> None:
         """Take *claim* back from its downloader, which has stopped writing."""
         self._claims.pop(claim.id, None)
-        claim.cancelled = True
+        claim.cancelled = claim.ended = True
         claim.content.file.release()
 
     def cancel(self, claim: Claim) -> None:
