@@ -682,8 +682,8 @@ class Cache:
 
         thread = threading.Thread(target=run, name=f"cachefsm-download-{claim.id}", daemon=True)
         with self._downloads_lock:
+            thread.start()
             self._downloads.add(thread)
-        thread.start()
 
 
 _Choice = TypeVar("_Choice", bound=Enum)

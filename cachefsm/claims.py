@@ -64,7 +64,7 @@ class Claim:
     ``inquiry``, and a claim that only ``asks`` is not among those that fill.
     ``asked_at_s`` is Unix time. A claim that is *cancelled* may write and report
     nothing more; ``cancel_io`` wakes its thread out of a blocking read, and is set by
-    that thread.
+    that thread. Its connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -84,6 +84,7 @@ class Claim:
     asked_at_s: float = 0.0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
+    ended: bool = False
     received_bytes: int = 0
     answered_s: float | None = None
     heard_s: float = 0.0
@@ -274,7 +275,7 @@ class Claims:
     def end(self, claim: Claim) -> None:
         """Take *claim* back from its downloader, which has stopped writing."""
         self._claims.pop(claim.id, None)
-        claim.cancelled = True
+        claim.cancelled = claim.ended = True
         claim.content.file.release()
 
     def cancel(self, claim: Claim) -> None:

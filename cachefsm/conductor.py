@@ -21,8 +21,8 @@ from typing import Final
 
 from .claims import Claim
 from .entry import LiveEntry
-from .errors import CacheError, StorageError
-from .scheduler import Limits, Open, SetStop, plan
+from .errors import CacheError, OriginUnreachable, StorageError
+from .scheduler import EntryView, Leaving, Limits, Open, SetStop, plan
 
 __all__ = ["Conductor", "Flusher", "Loop"]
 
@@ -88,7 +88,11 @@ class Loop(ABC):
 
 
 class Conductor(Loop):
-    """Applies the scheduler's plan to the live entries."""
+    """Applies the scheduler's plan to the live entries.
+
+    It remembers every connection that it had opened until its thread has let go of
+    it, whatever becomes of the entry: one may be removed while its streams end.
+    """
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Conductor(Loop):
         self._entries = entries
         self._limits = limits
         self._download = download
+        self._standing: list[tuple[LiveEntry, Claim]] = []
 
     def step(self) -> float | None:
         """Look at every live entry, apply the plan, return when to look again."""
@@ -113,7 +118,8 @@ class Conductor(Loop):
                 continue
             if view is not None:
                 views.append(view)
-        for action in plan(views, self._limits()):
+        # After the views: a stream that ends meanwhile is counted twice rather than not.
+        for action in plan(views, self._limits(), self._leaving(views)):
             entry = entries[action.entry_id]
             if isinstance(action, SetStop):
                 entry.set_stop(action.stream_id, action.stop)
@@ -122,6 +128,16 @@ class Conductor(Loop):
         moments = [due for entry in entries.values() if (due := entry.due_s()) is not None]
         return min(moments, default=None)
 
+    def _leaving(self, views: list[EntryView]) -> list[Leaving]:
+        """Return the connections that stand although no view has them any more."""
+        seen = {stream.id for view in views for stream in view.streams}
+        self._standing = [each for each in self._standing if not each[1].ended]
+        return [
+            Leaving(entry.id, entry.url.origin)
+            for entry, claim in self._standing
+            if claim.id not in seen
+        ]
+
     def _open(self, entry: LiveEntry, action: Open) -> None:
         try:
             claim = entry.grant(action)
@@ -129,8 +145,13 @@ class Conductor(Loop):
             # Nobody would fetch for those who wait, so they are told why.
             entry.refuse(error)
             return
-        if claim is not None:
+        if claim is None:
+            return
+        self._standing.append((entry, claim))
+        try:
             self._download(entry, claim)
+        except RuntimeError as error:  # no thread to be had, at the moment
+            entry.ended(claim, OriginUnreachable(f"the download cannot start: {error}"))
 
 
 class Flusher(Loop):

@@ -579,6 +579,42 @@ def test_connections_in_all_are_limited_over_several_hosts(open_cache: OpenCache
     assert at_once.peak == 4
 
 
+@pytest.mark.parametrize("order", ["displace", "remove"])
+def test_a_connection_counts_until_its_thread_has_let_go_of_it(
+    open_cache: OpenCache, origin: Origin, order: str
+) -> None:
+    at_work: set[str] = set()
+    most: list[int] = []
+    gate = threading.Event()
+
+    def fields_for(url: object) -> dict[str, str]:
+        # On the way to the origin, in the downloader's thread.
+        at_work.add(str(url))
+        most.append(len(at_work))
+        if str(url).endswith("/slow") and len(most) > 1:
+            assert gate.wait(WAIT_S)
+        at_work.remove(str(url))
+        return {}
+
+    cache = open_cache(
+        limits=Limits(total=1), fill="requested", origin=OriginOptions(fields_for=fields_for)
+    )
+    slow = cache.entry(_serve(origin, path="/slow"))
+    assert fetch(cache, slow, 0, 1) == content(0, 1)  # so that it can be taken up again
+    slow.start(priority="prefetch")
+    eventually(lambda: bool(at_work))
+    if order == "remove":
+        slow.remove()
+    reading = in_thread(fetch, cache, cache.entry(_serve(origin)))
+    if order == "displace":
+        eventually(lambda: slow.describe()["streams"] == [])
+    else:
+        eventually(lambda: cache.stats()["readers"] == 1)
+    gate.set()
+    assert reading.result(WAIT_S) == content(0, SIZE)
+    assert set(most) == {1}
+
+
 # -- removing ----------------------------------------------------------------------
 
 

@@ -19,7 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from cachefsm.ranges import END, RangeSet
 from cachefsm.scheduler import (
+    Action,
     EntryView,
+    Leaving,
     Limits,
     Open,
     Priority,
@@ -30,6 +32,7 @@ from cachefsm.scheduler import (
 )
 
 NEAR = 3
+OPENED = 100
 LIMITS = Limits(per_entry=4, per_host=6, total=16, near_bytes=NEAR, near_s=0.25)
 
 
@@ -59,20 +62,35 @@ def drawn(present: str, *streams: str, **wants: str) -> EntryView:
     )
 
 
-def planned(view: EntryView, limits: Limits = LIMITS) -> list[str]:
-    """Return the drawings of the claims as they are once the plan is carried out."""
-    claims = {stream.id: (stream.position, stream.stop, ">") for stream in view.streams}
-    opened = []
-    for action in plan([view], limits):
+def carried_out(view: EntryView, actions: list[Action]) -> EntryView:
+    """Return *view* as it is after *actions*; what they open has an id from OPENED on."""
+    streams = {stream.id: stream for stream in view.streams}
+    for action in actions:
         if isinstance(action, Open):
-            opened.append((action.start, action.stop, "N"))
+            number = OPENED + len(streams)
+            streams[number] = StreamView(number, action.start, action.stop, action.stop)
         else:
-            position, _, mark = claims.pop(action.stream_id)
-            if action.stop > position:
-                claims[action.stream_id] = (position, action.stop, mark)
+            stream = streams.pop(action.stream_id)
+            if action.stop > stream.position:
+                streams[stream.id] = replace(stream, stop=action.stop)
+    return replace(view, streams=tuple(streams.values()))
+
+
+def planned(view: EntryView, limits: Limits = LIMITS) -> list[str]:
+    """Return the drawings of the claims as they are once the plan is carried out.
+
+    In two rounds, as what is given up has to be gone before another one begins.
+    """
+    for _ in range(2):
+        view = carried_out(view, plan([view], limits))
+    assert plan([view], limits) == []
     return [
-        ("." * position + mark + "=" * (stop - position - 1)).ljust(view.length, ".")
-        for position, stop, mark in sorted([*claims.values(), *opened])
+        (
+            "." * stream.position
+            + (">" if stream.id < OPENED else "N")
+            + "=" * (stream.stop - stream.position - 1)
+        ).ljust(view.length, ".")
+        for stream in sorted(view.streams, key=lambda stream: stream.position)
     ]
 
 
@@ -268,8 +286,43 @@ def test_a_blocked_reader_takes_the_place_of_a_stream_that_nobody_waits_for(
 ) -> None:
     running = crowd(hosts="aa", priority=Priority.PREFETCH, running=True)
     blocked = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
-    actions = plan([*running, blocked], limits)
-    assert actions == [SetStop(1, 1, 0), Open(7, 0, 10, Priority.BLOCKED)]
+    assert plan([*running, blocked], limits) == [SetStop(1, 1, 0)]
+    # Its connection stands until its thread has let go of it.
+    kept, ended = running[0], replace(running[1], streams=())
+    leaving = [Leaving(1, "a")]
+    assert plan([kept, ended, blocked], limits, leaving) == []
+    assert plan([kept, ended, blocked], limits) == [Open(7, 0, 10, Priority.BLOCKED)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "opened"),
+    [
+        (replace(LIMITS, total=2), 0),
+        (replace(LIMITS, per_host=2), 1),
+        (replace(LIMITS, per_host=2, total=3), 1),
+        (replace(LIMITS, total=4), 2),
+    ],
+)
+def test_a_connection_that_still_stands_counts_though_its_entry_is_gone(
+    limits: Limits, opened: int
+) -> None:
+    entries = crowd(hosts="ab", priority=Priority.PREFETCH, running=False)
+    leaving = [Leaving(98, "a"), Leaving(99, "a")]
+    assert len(plan(entries, limits, leaving)) == opened
+
+
+def test_an_entry_s_own_connections_count_until_they_are_gone() -> None:
+    view = drawn("..........", blocked="w.........", fill="......wwww")
+    assert len(planned(view, replace(LIMITS, per_entry=2))) == 2
+    (opened,) = plan([view], replace(LIMITS, per_entry=2), [Leaving(1, view.host)])
+    assert opened == Open(1, 0, 1, Priority.BLOCKED)
+
+
+def test_a_claim_that_is_filled_counts_until_its_thread_says_so() -> None:
+    view = drawn("DDDDD.....", fill="wwwwwwwwww")
+    filled = replace(view, streams=(StreamView(0, 5, 5, 5),))
+    assert plan([view], replace(LIMITS, total=1)) == [Open(1, 5, 10, Priority.FILL)]
+    assert plan([filled], replace(LIMITS, total=1)) == []
 
 
 @pytest.mark.parametrize("waiting", [priority for priority in Priority if priority > 0])
@@ -299,7 +352,7 @@ def test_a_stream_that_could_not_be_taken_up_again_is_not_ended(nature: dict[str
 def test_a_stream_ahead_in_a_blocked_reader_s_window_does_not_keep_its_byte_waiting() -> None:
     # It brings what the reader will want later; the reader waits for byte 0 now.
     view = drawn("..........", ".....>====", blocked="wwwwwwwwww")
-    assert planned(view, replace(LIMITS, per_entry=1)) == ["N====....."]
+    assert planned(view, replace(LIMITS, per_entry=1)) == ["N========="]
 
 
 def test_a_claim_is_not_cut_for_a_stream_that_may_not_be_opened() -> None:
@@ -383,6 +436,7 @@ class Entry:
     present: RangeSet = field(default_factory=RangeSet)
     wants: list[Want] = field(default_factory=list)
     streams: dict[int, Stream] = field(default_factory=dict)
+    leaving: int = 0
     settled: bool = False
     length: int = END
 
@@ -535,8 +589,22 @@ class Conducting(RuleBasedStateMachine):
         entry.bring(number, size)
         self.carry_out()
 
+    @precondition(lambda self: any(entry.leaving for entry in self.entries))
+    @rule(which=st.integers(0, 2))
+    def let_go(self, which: int) -> None:
+        """The thread of a stream that was given up comes to its end."""
+        leaving = [entry for entry in self.entries if entry.leaving]
+        leaving[which % len(leaving)].leaving -= 1
+        self.carry_out()
+
+    def plan(self) -> list[Action]:
+        leaving = [
+            Leaving(entry.id, entry.host) for entry in self.entries for _ in range(entry.leaving)
+        ]
+        return plan([entry.view for entry in self.entries], FEW, leaving)
+
     def carry_out(self) -> None:
-        for action in plan([entry.view for entry in self.entries], FEW):
+        for action in self.plan():
             entry = self.entries[action.entry_id]
             if isinstance(action, Open):
                 self.open(entry, action)
@@ -546,12 +614,12 @@ class Conducting(RuleBasedStateMachine):
                 stream.stop = action.stop
                 if stream.stop <= stream.position:
                     del entry.streams[action.stream_id]
+                    entry.leaving += 1
         self.check_limits()
         for entry in self.entries:
             self.check_claims(entry)
             self.check_blocked_readers(entry)
-        views = [entry.view for entry in self.entries]
-        assert plan(views, FEW) == [], "the plan is not content with its own work"
+        assert self.plan() == [], "the plan is not content with its own work"
 
     def open(self, entry: Entry, action: Open) -> None:
         if entry.settled and not entry.seekable:
@@ -563,10 +631,12 @@ class Conducting(RuleBasedStateMachine):
         entry.streams[number] = Stream(action.start, action.stop, action.stop, 0.0)
 
     def check_limits(self) -> None:
-        hosts = Counter(entry.host for entry in self.entries for _ in entry.streams)
+        hosts: Counter[str] = Counter()
+        for entry in self.entries:
+            assert len(entry.streams) + entry.leaving <= FEW.per_entry
+            hosts[entry.host] += len(entry.streams) + entry.leaving
         assert hosts.total() <= FEW.total
         assert all(number <= FEW.per_host for number in hosts.values())
-        assert all(len(entry.streams) <= FEW.per_entry for entry in self.entries)
 
     def check_claims(self, entry: Entry) -> None:
         """No byte is claimed twice, none that is stored, none that nobody wants."""
@@ -602,11 +672,28 @@ class Conducting(RuleBasedStateMachine):
                 needed[entry.id] == FEW.per_entry
                 or host == FEW.per_host
                 or needed.total() == FEW.total
+                or self.has_to_wait(entry)
             ), f"nobody serves {want}"
+
+    def has_to_wait(self, entry: Entry) -> bool:
+        """Whether a connection that is about to be gone stands in the way of another one."""
+        scopes = [
+            ([entry], FEW.per_entry),
+            ([other for other in self.entries if other.host == entry.host], FEW.per_host),
+            (self.entries, FEW.total),
+        ]
+        return any(
+            sum(other.leaving for other in scope) > 0
+            and sum(len(other.streams) + other.leaving for other in scope) == limit
+            for scope, limit in scopes
+        )
 
     def teardown(self) -> None:
         """Let the streams bring their bytes: it ends, with all that is wanted fetched."""
         for turn in range(1000):
+            for entry in self.entries:
+                entry.leaving = max(0, entry.leaving - 1)
+            self.carry_out()
             running = [(entry, number) for entry in self.entries for number in entry.streams]
             if not running:
                 break

@@ -1,0 +1,140 @@
+"""What the scheduler sees and what it may say: values without behaviour. Pure.
+
+Words: a *want* is a byte range that somebody would like, with a priority; a
+*stream* is a connection filling its claim ``[position, stop)``. Claims of one
+entry never overlap and never cover stored bytes, so no byte is asked for twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum, auto
+
+from .ranges import END, RangeSet
+
+__all__ = [
+    "Action",
+    "Ask",
+    "EntryView",
+    "Leaving",
+    "Limits",
+    "Open",
+    "Priority",
+    "SetStop",
+    "StreamView",
+    "Want",
+]
+
+
+class Priority(IntEnum):
+    """How urgent a want is; the smallest number goes first."""
+
+    BLOCKED = 0
+    READ_AHEAD = 1
+    PERSON = 2
+    PREFETCH = 3
+    FILL = 4
+
+
+@dataclass(frozen=True)
+class Want:
+    """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
+
+    ``impatient`` is a blocked reader that has waited longer than "soon" takes.
+    """
+
+    start: int
+    stop: int
+    priority: Priority
+    impatient: bool = False
+
+
+@dataclass(frozen=True)
+class StreamView:
+    """A connection at work: it has ``position`` next and its claim ends at ``stop``.
+
+    ``reach`` is the stop it asked the origin for, past which it cannot go.
+    """
+
+    id: int
+    position: int
+    stop: int
+    reach: int
+    rate_bytes_s: float = 0.0
+
+
+class Ask(Enum):
+    """Whether the origin is to be asked about the file as a whole: the first question of
+    all, or whether what is stored is still current."""
+
+    NO = auto()
+    WANTED = auto()
+    UNDER_WAY = auto()
+
+
+@dataclass(frozen=True)
+class EntryView:
+    """What the decision needs to know of one entry.
+
+    ``length`` is END while unknown. ``seekable`` says that bytes of several
+    answers may be joined; without it there is one stream, from the front.
+    ``settled`` is False until the origin's first answer has told which it is.
+    """
+
+    id: int
+    host: str
+    present: RangeSet
+    wants: tuple[Want, ...]
+    streams: tuple[StreamView, ...] = ()
+    length: int = END
+    seekable: bool = True
+    settled: bool = True
+    ask: Ask = Ask.NO
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A connection that was given up and still stands: its thread has not let go of it yet."""
+
+    entry_id: int
+    host: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most connections at once, and what counts as near.
+
+    A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
+    be there within ``near_s`` at its measured rate. A reader that has been blocked
+    for ``patience_s`` all the same believes only the rate: the stream has stalled.
+    """
+
+    per_entry: int = 4
+    per_host: int = 6
+    total: int = 16
+    near_bytes: int = 1 << 20
+    near_s: float = 0.25
+    patience_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Open:
+    """Start a stream for ``[start, stop)``; or, if it ``asks``, for whatever is asked."""
+
+    entry_id: int
+    start: int
+    stop: int
+    priority: Priority
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class SetStop:
+    """Let a stream's claim end at *stop*; at its position or before, it ends now."""
+
+    entry_id: int
+    stream_id: int
+    stop: int
+
+
+Action = Open | SetStop
