@@ -34,7 +34,7 @@ LAYERS: Final = """
     registry reader conductor
     verify
     cache
-    control
+    control fsspec_filesystem
     proxy
     backend
     serve get orders
@@ -49,6 +49,7 @@ UPWARDS: Final = {("cache", "proxy"), *(("__init__", name) for name in LAYERS.sp
 
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
+    "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"origin", "transport"},
