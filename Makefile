@@ -63,7 +63,7 @@ diagrams-current: $(RUN)
 # (the tests come last: theirs are the closing lines to read)
 check: lint types diagrams-current test
 
-# Measure throughput and latency
+# Measure against a direct client and other programs: [ARGS="fill seek --rounds 1"]
 bench: $(DEV)
 	$(BIN)/python -m benchmarks $(ARGS)
 

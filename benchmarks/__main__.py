@@ -1,173 +1,136 @@
-"""``make bench``: what a client waits for, through each proxy and straight from the origin.
+"""``make bench``: what a client waits for, through each program and straight from the origin.
 
-A shaped origin runs in its own process, and each proxy too. Every figure is a
-median of several rounds, the contenders taking turns within each, because
-machines drift; the ratios to a direct client are what to quote. Programs that are
-not installed are left out.
+For every measurement a shaped origin and one contender are started anew, each as a
+process of its own. Every figure is a median of several rounds, the contenders taking
+turns within each, because machines drift; the ratios to a direct client are what to
+quote. Programs that are not installed are left out.
 
-    python -m benchmarks [--rounds N] [--only SCENARIO]
+    python -m benchmarks [SCENARIO…] [--rounds N] [--contender NAME] [--size SIZE] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any, Final
 
-from .contenders import CONTENDERS, Contender, run_origin
+from tests.support.origin import parse_bytes
+
+from .contenders import CONTENDERS, DIRECT, Contender
 from .http import timed_get
+from .origin import run_origin
+from .scenarios import SCENARIOS, Figures, Scenario
 
-MIB = 1 << 20
-_names = count()
+_WIDTH: Final = 40
 
-
-@dataclass(frozen=True)
-class Scenario:
-    """One question: its origin's options, and what is measured of a contender."""
-
-    title: str
-    unit: str
-    origin: tuple[str, ...]
-    measure: Callable[[str, str], float]
+Results = dict[str, list[Figures]]
+"""By contender, the figures of each round."""
 
 
-def first_byte(url: str, _origin: str) -> float:
-    """Milliseconds to the first byte of a file that nobody has asked for."""
-    return timed_get(f"{url}{next(_names)}", "bytes=0-65535").first_byte_s * 1000
-
-
-def seek(url: str, _origin: str) -> float:
-    """Milliseconds to the first byte at 75 % of a file whose fill has just begun."""
-    path = f"{url}{next(_names)}"
-    begun, enough = threading.Event(), threading.Event()
-
-    def play() -> None:
-        timed_get(path, None, on_bytes=lambda _total: begun.set() or enough.is_set())
-
-    player = threading.Thread(target=play)
-    player.start()
-    begun.wait(10)
-    try:
-        return timed_get(path, "bytes=201326592-202375167").first_byte_s * 1000
-    finally:
-        enough.set()
-        player.join()
-
-
-def cold_crowd(url: str, _origin: str) -> float:
-    """Seconds until 16 clients of a cold 64 MiB file all have it."""
-    path = f"{url}{next(_names)}"
-    clients = [threading.Thread(target=timed_get, args=(path, None)) for _ in range(16)]
-    started = time.perf_counter()
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    return time.perf_counter() - started
-
-
-def cold_crowd_bytes(url: str, origin: str) -> float:
-    """Origin bytes per file byte while 16 clients fetch a cold 64 MiB file."""
-    before = origin_bytes(origin)
-    cold_crowd(url, origin)
-    return (origin_bytes(origin) - before) / (64 * MIB)
-
-
-def warm(url: str, _origin: str) -> float:
-    """Milliseconds for 32 MiB that the contender has stored before."""
-    path = f"{url}warm"
-    timed_get(path, "bytes=0-33554431")
-    return timed_get(path, "bytes=0-33554431").total_s * 1000
-
-
-SCENARIOS = {
-    "first-byte": Scenario(
-        "first byte, cold", "ms", ("--size", "64M", "--latency", "0.05"), first_byte
-    ),
-    "seek": Scenario(
-        "seek while filling",
-        "ms",
-        ("--size", "256M", "--latency", "0.1", "--rate-per-connection", "20M"),
-        seek,
-    ),
-    "crowd": Scenario("16 cold clients", "s", ("--size", "64M", "--rate-total", "64M"), cold_crowd),
-    "crowd-bytes": Scenario(
-        "16 cold clients, origin bytes", "x", ("--size", "64M"), cold_crowd_bytes
-    ),
-    "warm": Scenario("32 MiB, warm", "ms", ("--size", "64M", "--rate-total", "64M"), warm),
-}
-
-
-def origin_bytes(origin: str) -> int:
-    """Return how many body bytes the origin has sent."""
-    with urllib.request.urlopen(f"{origin}-/stats") as answer:
-        sent: int = json.load(answer)["body_bytes_sent"]
-    return sent
-
-
-@contextmanager
-def contenders(origin: str, directory: Path) -> Iterator[dict[str, str]]:
-    """Start every contender that is installed; give their base URLs by name."""
-    with ExitStack() as stack:
-        urls = {"direct": origin}
-        for contender in CONTENDERS:
-            url = stack.enter_context(_started(contender, origin, directory / contender.name))
-            if url is not None:
-                urls[contender.name] = url
-        yield urls
-
-
-@contextmanager
-def _started(contender: Contender, origin: str, directory: Path) -> Iterator[str | None]:
-    if not contender.is_installed():
-        yield None
-        return
-    directory.mkdir()
-    with contender.run(origin, directory) as url:
-        yield url
-
-
-def run(scenario: Scenario, rounds: int) -> None:
-    """Print the scenario's medians and their ratios to the direct client's."""
+def measure(scenario: Scenario, contender: Contender, size_bytes: int) -> Figures:
+    """Measure one contender once."""
     with (
         TemporaryDirectory() as directory,
-        run_origin(*scenario.origin) as origin,
-        contenders(origin, Path(directory)) as urls,
+        run_origin("--size", str(size_bytes), *scenario.origin) as origin,
+        contender.run(origin.url, Path(directory)) as subject,
     ):
-        figures: dict[str, list[float]] = {name: [] for name in urls}
-        for number in range(rounds):
-            print(f"\r{scenario.title}: round {number + 1} of {rounds}", end="", file=sys.stderr)
-            for name, url in urls.items():
-                figures[name].append(scenario.measure(url, origin))
-    print("\r\033[K", end="", file=sys.stderr)
-    direct = statistics.median(figures["direct"])
-    for name, values in figures.items():
-        median = statistics.median(values)
-        print(
-            f"{scenario.title:<30} {name:<12} {median:9.2f} {scenario.unit:<2} "
-            f"({min(values):.2f} to {max(values):.2f})  x{median / direct:.2f}"
-        )
+        if not contender.only_downloads:
+            # What a program does at its first request of all is not the question.
+            timed_get(subject.file(0))
+        try:
+            return scenario.measure(subject, origin, size_bytes)
+        finally:
+            subject.close()
+
+
+def run(scenario: Scenario, contenders: Iterable[Contender], rounds: int, size: int) -> Results:
+    """Measure all contenders, turn by turn."""
+    taking_part = [c for c in contenders if scenario.only_downloads or not c.only_downloads]
+    results: Results = {contender.name: [] for contender in taking_part}
+    for number in range(rounds):
+        for contender in taking_part:
+            note = f"{scenario.title}: {contender.name}, round {number + 1} of {rounds}"
+            print(f"\r\033[K{note}", end="", file=sys.stderr, flush=True)
+            results[contender.name].append(measure(scenario, contender, size))
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return results
+
+
+def summarise(results: Results) -> dict[str, dict[str, Any]]:
+    """Return, by contender and figure, median, least, greatest, and ratio to direct's median."""
+    medians = {
+        name: {
+            figure: median(values)
+            for figure in rounds[0]
+            if (values := [f for r in rounds if (f := r[figure]) is not None])
+        }
+        for name, rounds in results.items()
+    }
+    return {
+        name: {
+            figure: {
+                "median": value,
+                "values": [r[figure] for r in results[name]],
+                "ratio": value / base if (base := medians[DIRECT].get(figure)) else None,
+            }
+            for figure, value in figures.items()
+        }
+        for name, figures in medians.items()
+    }
+
+
+def table(title: str, summary: dict[str, dict[str, Any]]) -> str:
+    """Return one scenario's figures as text: median, ratio, least to greatest."""
+    figures = list(dict.fromkeys(figure for row in summary.values() for figure in row))
+    heads = "".join(f"{figure:>{_WIDTH}}" for figure in figures)
+    lines = [title, f"  {'':<12}{heads}"]
+    for name, row in summary.items():
+        cells = "".join(f"{_cell(row.get(figure)):>{_WIDTH}}" for figure in figures)
+        lines.append(f"  {name:<12}{cells}")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None:
+        return "-"
+    least, greatest = min(figure["values"]), max(figure["values"])
+    ratio = "" if figure["ratio"] is None else f" ×{figure['ratio']:.2f}"
+    return f"{figure['median']:.2f}{ratio} ({least:.2f} to {greatest:.2f})"
 
 
 def main() -> None:
     """Run what was asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, add_help=True)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=SCENARIOS)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [contender.name for contender in CONTENDERS if contender.name != DIRECT]
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
+    parser.add_argument("--rounds", type=int, help="default: 3 to 5, by scenario")
+    parser.add_argument("--contender", action="append", choices=names, help="default: all")
+    parser.add_argument("--size", type=parse_bytes, help="of the file; default: by scenario")
+    parser.add_argument("--json", action="store_true", help="all figures, for scripts")
     options = parser.parse_args()
-    for name, scenario in SCENARIOS.items():
-        if options.only in (None, name):
-            run(scenario, options.rounds)
+    unknown = set(options.scenarios) - set(SCENARIOS)
+    if unknown:
+        parser.error(f"there is no scenario {', '.join(sorted(unknown))}")
+    wanted = {DIRECT, *(options.contender or names)}
+    contenders = [c for c in CONTENDERS if c.name in wanted and c.is_installed()]
+    summaries = {}
+    for name in options.scenarios or SCENARIOS:
+        scenario = SCENARIOS[name]
+        rounds, size = options.rounds or scenario.rounds, options.size or scenario.size_bytes
+        summaries[name] = summarise(run(scenario, contenders, rounds, size))
+        if not options.json:
+            print(table(f"{name}: {scenario.title}", summaries[name]), end="\n\n", flush=True)
+    if options.json:
+        print(json.dumps(summaries, indent=2))
 
 
 if __name__ == "__main__":

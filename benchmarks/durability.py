@@ -20,7 +20,7 @@ from typing import Final
 from cachefsm import Cache
 from cachefsm.stored import Durability
 
-from .contenders import run_origin
+from .origin import run_origin
 
 PATIENCE_S: Final = 600.0
 WORK: Final = {
@@ -49,7 +49,7 @@ def compare(title: str, rounds: int, directory: Path) -> None:
         for _ in range(rounds):
             for level, values in figures.items():
                 with TemporaryDirectory(dir=directory) as place:
-                    values.append(download_s(origin, Path(place), level, files))
+                    values.append(download_s(origin.url, Path(place), level, files))
     process_s = statistics.median(figures[Durability.PROCESS])
     for level, values in figures.items():
         median_s = statistics.median(values)

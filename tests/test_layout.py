@@ -36,7 +36,7 @@ LAYERS: Final = """
     registry reader conductor
     verify
     cache
-    control serving relay
+    control serving relay fsspec_filesystem
     proxy
     backend
     serve get orders
@@ -51,6 +51,7 @@ UPWARDS: Final = {("cache", "proxy"), *(("__init__", name) for name in LAYERS.sp
 
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
+    "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"origin", "transport"},

@@ -482,7 +482,7 @@ def parse_bytes(text: str) -> int:
     return int(float(text[:-1] if unit else text) * 1024**unit)
 
 
-def main() -> None:
+def main(kind: type[StandaloneOrigin] = StandaloneOrigin) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.support.origin")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--size", type=parse_bytes, default="256M", help="of every path")
@@ -501,7 +501,7 @@ def main() -> None:
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # before threads start: they inherit it
     resource = Resource(options.size)
-    with StandaloneOrigin(resource, options.root, shaping, port=options.port) as origin:
+    with kind(resource, options.root, shaping, port=options.port) as origin:
         print(origin.url("/"), flush=True)
         signal.sigwait(ends)
 

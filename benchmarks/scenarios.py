@@ -1,0 +1,167 @@
+"""What is measured: each scenario is a question, a shaped origin, and a function.
+
+A scenario's function gets a contender that has just been started with an empty
+cache, and the origin behind it, which nobody else uses. It returns its figures by
+name, the unit at the name's end.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from statistics import median
+from typing import Final
+
+from .contenders import Subject
+from .http import Client, timed_get
+from .origin import RunningOrigin
+
+__all__ = ["SCENARIOS", "Figures", "Scenario"]
+
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+Figures = dict[str, float | None]
+Measure = Callable[[Subject, RunningOrigin, int], Figures]
+
+_SLOW_CONNECTIONS: Final = ("--latency", "0.1", "--rate-per-connection", "20M")
+_SLOW_LINE: Final = ("--latency", "0.1", "--rate-total", "20M")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question: its origin's options and file size, and what is measured."""
+
+    title: str
+    size_bytes: int
+    origin: tuple[str, ...]
+    measure: Measure
+    rounds: int = 3
+    only_downloads: bool = False
+
+
+def fill(subject: Subject, origin: RunningOrigin, _size: int) -> Figures:
+    """Fetch one cold file, from the front to the end."""
+    seconds = subject.download(1)
+    return {"time s": seconds, "connections at once": origin.stats()["peak_connections"]}
+
+
+def seek(subject: Subject, _origin: RunningOrigin, size: int) -> Figures:
+    """Ask for 1 MiB at 75 % of a file that has just begun to be read from the front."""
+    url, start = subject.file(1), size * 3 // 4
+    begun, enough = threading.Event(), threading.Event()
+
+    def play() -> None:
+        timed_get(url, on_bytes=lambda _total: begun.set() or enough.is_set())
+
+    with ThreadPoolExecutor(1) as pool:
+        playing = pool.submit(play)
+        try:
+            begun.wait(10)
+            found = timed_get(url, f"bytes={start}-{min(start + MIB, size) - 1}")
+        finally:
+            enough.set()
+        playing.result()
+    return {"first byte ms": found.first_byte_s * 1000, "1 MiB ms": found.total_s * 1000}
+
+
+def scatter(subject: Subject, origin: RunningOrigin, size: int) -> Figures:
+    """Let 16 readers read a cold file to its end, from random places and the front."""
+    places = random.Random(16)  # the same ones for every contender
+    starts = [0, *(places.randrange(size) for _ in range(15))]
+    return _crowd(subject, origin, size, [f"bytes={start}-" for start in starts])
+
+
+def crowd(subject: Subject, origin: RunningOrigin, size: int) -> Figures:
+    """Let 10 readers read a cold file at the same time."""
+    return _crowd(subject, origin, size, [None] * 10)
+
+
+def _crowd(subject: Subject, origin: RunningOrigin, size: int, ranges: list[str | None]) -> Figures:
+    before, started_s = origin.body_bytes_sent(), time.perf_counter()
+    with ThreadPoolExecutor(len(ranges)) as pool:
+        list(pool.map(timed_get, [subject.file(1)] * len(ranges), ranges))
+    seconds = time.perf_counter() - started_s
+    sent = origin.body_bytes_sent() - before
+    return {"time s": seconds, "origin bytes per byte": sent / size}
+
+
+def behind_prefetch(subject: Subject, _origin: RunningOrigin, _size: int) -> Figures:
+    """Ask for a cold file's first byte on an idle cache, and while 20 files are prefetched."""
+    numbers = count(1)
+
+    def first_byte_ms() -> float:
+        def one() -> float:
+            return timed_get(subject.file(next(numbers)), "bytes=0-65535").first_byte_s
+
+        return 1000 * median(one() for _ in range(5))
+
+    idle_ms = first_byte_ms()
+    subject.prefetch([next(numbers) for _ in range(20)])
+    busy_ms = first_byte_ms()
+    return {
+        "idle ms": idle_ms,
+        "while prefetching ms": busy_ms,
+        "later by": busy_ms / idle_ms,
+    }
+
+
+def warm(subject: Subject, _origin: RunningOrigin, size: int) -> Figures:
+    """Read a stored file four times, then 3,000 ranges of 64 KiB on one connection."""
+    url, times, ranges = subject.file(1), 4, 3000
+    timed_get(url)
+    before_s = subject.cpu_s()
+    seconds = sum(timed_get(url).total_s for _ in range(times))
+    after_s = subject.cpu_s()
+    gib = times * size / GIB
+    places = random.Random(64)
+    with Client(url) as client:
+        started_s = time.perf_counter()
+        for _ in range(ranges):
+            start = places.randrange(max(1, size - 65536))
+            client.get(url, f"bytes={start}-{min(start + 65536, size) - 1}")
+        ranged_s = time.perf_counter() - started_s
+    known = before_s is not None and after_s is not None
+    return {
+        "MiB/s": gib * 1024 / seconds,
+        "CPU s/GiB": (after_s - before_s) / gib if known else None,
+        "64 KiB ranges/s": ranges / ranged_s,
+    }
+
+
+SCENARIOS: Final = {
+    "fill": Scenario(
+        "a cold file, 20 MiB/s per connection, 100 ms to the first byte",
+        *(128 * MIB, _SLOW_CONNECTIONS, fill),
+        only_downloads=True,
+    ),
+    "fill-line": Scenario(
+        "a cold file, 20 MiB/s for all connections together, 100 ms to the first byte",
+        *(128 * MIB, _SLOW_LINE, fill),
+        only_downloads=True,
+    ),
+    "seek": Scenario(
+        "a seek to 75 % while filling, 20 MiB/s per connection, 100 ms to the first byte",
+        *(256 * MIB, _SLOW_CONNECTIONS, seek),
+        rounds=5,
+    ),
+    "scatter": Scenario(
+        "16 readers from random places of a cold file, 20 MiB/s per connection",
+        *(256 * MIB, _SLOW_CONNECTIONS, scatter),
+    ),
+    "prefetch": Scenario(
+        "first byte of a cold file while 20 files are prefetched, 20 MiB/s per connection",
+        *(64 * MIB, _SLOW_CONNECTIONS, behind_prefetch),
+        rounds=5,
+    ),
+    "warm": Scenario("a stored file, again and again", 256 * MIB, (), warm, rounds=5),
+    "crowd": Scenario(
+        "10 cold readers of one file, 64 MiB/s for all together",
+        *(64 * MIB, ("--rate-total", "64M"), crowd),
+    ),
+}
