@@ -30,14 +30,16 @@ from .errors import (
 )
 from .fields import is_sendable
 from .multipart import Multipart, Part
+from .playlists import is_playlist
 from .preconditions import evaluate_preconditions, if_range_holds
 from .ranges import END, ByteRange
 from .reader import Reader
 from .representation import Representation
 from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
 from .server import ProxyServer
+from .signposts import Place, Signposts
 from .states import ACTIVE
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, parse_url, redact
 from .web import Request, Response, error_fields, plain
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class Proxy:
         self._control = Control(
             cache, self._serve_entry, allowed, token, require_token=require_token
         )
+        self._signposts = Signposts(allowed)
         self._watch = ClientWatch()
         self._boundary = boundary
 
@@ -162,7 +165,13 @@ class Proxy:
             )
         if request.path == "/-" or request.path.startswith("/-/"):
             return self._control.answer(request)
-        url = self._url(request)
+        try:
+            url = self._url(request)
+        except NotFound:
+            there = self._guide(request)
+            if there is None:
+                raise
+            return there
         if request.method not in ("GET", "HEAD"):
             return plain(
                 HTTPStatus.METHOD_NOT_ALLOWED,
@@ -188,6 +197,43 @@ class Proxy:
             raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
         known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
+
+    # -- what playlists name ---------------------------------------------------
+
+    def _guide(self, request: Request) -> Response | None:
+        """Send a client to where a playlist's absolute path leads; None if none named it."""
+        if request.method not in ("GET", "HEAD"):
+            return None
+        referer, host = request.field("Referer") or "", request.field("Host") or ""
+        there = self._signposts.lead(request.target, referer=referer, host=host)
+        if there is None:
+            return None
+        line = f"a playlist that was served here means {redact(there)}"
+        return plain(HTTPStatus.TEMPORARY_REDIRECT, line, [("Location", there)])
+
+    def _learning(
+        self,
+        request: Request,
+        url: OriginUrl,
+        representation: Representation,
+        pieces: Iterable[Any],
+    ) -> Iterable[Any]:
+        """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
+        path, fields = url.target.partition("?")[0], representation.fields
+        place = self._place(request)
+        if place is None or not is_playlist(path, fields):
+            return pieces
+        return self._signposts.reading(path, place, fields, pieces, representation.complete_length)
+
+    def _place(self, request: Request) -> Place | None:
+        name, _, rest = request.path[1:].partition("/")
+        mount = self._mounts.get(f"/{name}")
+        if mount is not None:
+            return Place(mount.name, mount.base)
+        if name in ("http", "https"):
+            root = parse_url(f"{name}://{rest}")._replace(target="/")
+            return Place(f"/{name}/{root.authority}", root)
+        return None
 
     # -- content ---------------------------------------------------------------
 
@@ -256,10 +302,15 @@ class Proxy:
         if request.method == "GET" and first.size:
             # A refusal that can still be said is better than a cut connection.
             reader.ready(*first)
+        pieces: Iterable[Any] = _body(
+            reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))
+        )
+        if [part.range for part in body.parts] == [whole]:
+            pieces = self._learning(request, reader.entry.url, representation, pieces)
         return Response(
             HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
             fields,
-            _body(reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
+            pieces,
             length=size,
             note=cache_status[1],
             on_close=reader.close,
