@@ -29,7 +29,13 @@ __all__ = [
 
 _MOUNT_NAME = re.compile(r"/[A-Za-z0-9._~-]+\Z")
 _RESERVED: Final = frozenset({"/-", "/http", "/https", "/.", "/.."})
-_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_ESCAPE = re.compile(r"%(?:[uU]00)?([0-9A-Fa-f]{2})")  # %u002e is IIS's
+_OVERLONG = re.compile(  # "." "/" "\\" in more bytes than UTF-8 allows; some decoders take them
+    r"(?:\xc0|\xe0\x80|\xf0\x80\x80)(?:\xae|\xaf)|(?:\xc1|\xe0\x81|\xf0\x80\x81)\x9c"
+)
+_MEANT: Final = {"\xae": ".", "\xaf": "/", "\x9c": "\\"}
+_MOST_ESCAPES: Final = 8
+"""How deep a path may be escaped; two layers is what a badly written link has."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +165,10 @@ def split_host(text: str) -> tuple[str, str]:
 def check_path(target: str) -> None:
     """Refuse a target whose path climbs, however it is spelled.
 
-    Origins differ in what they decode, so ``%2e``, ``%2f``, ``%5c`` and a second
-    layer of escapes count as what they stand for. Some drop a segment's parameters
-    before they resolve it (``..;x``), and some end a name at NUL. The target itself
-    goes out as it came.
+    Origins differ in what they decode, so ``%2e``, ``%2f``, ``%5c``, further layers
+    of escapes and overlong UTF-8 count as what they stand for. Some drop a segment's
+    parameters before they resolve it (``..;x``), and some end a name at NUL. The
+    target itself goes out as it came.
 
     Raises:
         UsageError: a segment is ``.`` or ``..``, or it holds a backslash or NUL.
@@ -170,12 +176,21 @@ def check_path(target: str) -> None:
     path = target.partition("?")[0]
     if "\\" in path:
         raise UsageError("a path cannot hold a backslash")
-    for _ in range(2):
-        path = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path)
+    path = _decoded(path)
     if "\0" in path:
         raise UsageError("a path cannot hold NUL")
     if any(segment.partition(";")[0] in (".", "..") for segment in re.split(r"[/\\]", path)):
         raise UsageError("a path cannot hold . or .. segments")
+
+
+def _decoded(path: str) -> str:
+    """Return *path* with every layer of escapes taken off, one character for each byte."""
+    for _ in range(_MOST_ESCAPES):
+        before = path
+        path = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path)
+        if path == before:
+            return _OVERLONG.sub(lambda match: _MEANT[match[0][-1]], path)
+    raise UsageError("a path cannot be escaped so many times over")
 
 
 def is_same_origin(fields: Mapping[str, str], host: str) -> bool:

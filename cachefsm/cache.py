@@ -176,9 +176,7 @@ class Entry:
         Raises:
             CacheError: from reads, why the bytes will not come.
         """
-        terms = Terms(since_s=time.monotonic())
-        file = CacheFile(lambda: self._cache.open_reader(self.id, terms=terms))
-        return io.BufferedReader(file, 256 << 10)
+        return io.BufferedReader(CacheFile(self._cache.readers(self.id)), 256 << 10)
 
     # -- orders ----------------------------------------------------------------
 
@@ -551,6 +549,11 @@ class Cache:
         except BaseException:
             self.registry.release(entry)
             raise
+
+    def readers(self, entry_id: int) -> Callable[[], Reader]:
+        """Return what opens readers of that entry, all as for one request that comes now."""
+        terms = Terms(since_s=time.monotonic())
+        return lambda: self.open_reader(entry_id, terms=terms)
 
     def queued_urls(self) -> list[OriginUrl]:
         """Return the URLs that people and prefetches wait for, the most urgent first."""

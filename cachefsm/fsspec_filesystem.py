@@ -16,7 +16,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
@@ -130,8 +130,8 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             FileNotFoundError: the origin says that there is no such file.
             OSError: it cannot be asked.
         """
-        with self._reading(path) as reader:
-            return _info(self._strip_protocol(path), reader.representation(0, BUFFER_BYTES))
+        with self._reading(path) as file:
+            return _info(self._strip_protocol(path), file.representation(0, BUFFER_BYTES))
 
     def modified(self, path: str) -> datetime:
         """Return the origin's Last-Modified."""
@@ -150,18 +150,18 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         """
         first = max(0, start or 0)
         from_end = (start or 0) < 0 or (end or 0) < 0
-        with self._reading(path) as reader:
+        with self._reading(path) as file:
             if from_end or (end is not None and end <= first):
-                length = reader.representation(0, BUFFER_BYTES).complete_length
+                length = file.representation(0, BUFFER_BYTES).complete_length
             else:
-                length = reader.representation(first, end or END).complete_length
+                length = file.representation(first, end or END).complete_length
             if length is not None:
                 first, stop, _ = slice(start, end).indices(length)
             elif from_end:
                 raise OSError(errno.ESPIPE, "the origin has not said how long the file is")
             else:
                 stop = END if end is None else end
-            return b"".join(reader.pieces(first, stop))
+            return b"".join(file.pieces(first, stop))
 
     def cat_ranges(
         self,
@@ -196,14 +196,14 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         if mode != "rb":
             raise OSError(errno.EROFS, "a cache is read, not written", redact(path))
         with _translated(path):
-            reader = self._cache.open_reader(self.entry(path).id)
-        return CachedFile(self, path, reader, block_size or BUFFER_BYTES)
+            file = _RawFile(path, self._cache.readers(self.entry(path).id))
+        return CachedFile(self, path, file, block_size or BUFFER_BYTES)
 
     @contextmanager
-    def _reading(self, path: str) -> Iterator[Reader]:
-        entry = self.entry(path)
-        with _translated(path), closing(self._cache.open_reader(entry.id)) as reader:
-            yield reader
+    def _reading(self, path: str) -> Iterator[CacheFile]:
+        readers = self._cache.readers(self.entry(path).id)
+        with _translated(path), closing(CacheFile(readers)) as file:
+            yield file
 
 
 class CachedFile(io.BufferedReader):
@@ -213,12 +213,12 @@ class CachedFile(io.BufferedReader):
     """
 
     def __init__(
-        self, fs: CacheFileSystem, path: str, reader: Reader, buffer_bytes: int = BUFFER_BYTES
+        self, fs: CacheFileSystem, path: str, file: _RawFile, buffer_bytes: int = BUFFER_BYTES
     ) -> None:
-        super().__init__(_RawFile(path, reader), buffer_bytes)
+        super().__init__(file, buffer_bytes)
         self.fs = fs
         self.path = path
-        self._reader = reader
+        self._file = file
 
     @property
     def mode(self) -> str:
@@ -234,12 +234,12 @@ class CachedFile(io.BufferedReader):
     def info(self) -> dict[str, Any]:
         """Return what the filesystem's ``info`` does, of the version that is being read."""
         with _translated(self.path):
-            return _info(self.path, self._reader.representation(0, BUFFER_BYTES))
+            return _info(self.path, self._file.representation(0, BUFFER_BYTES))
 
 
 class _RawFile(CacheFile):
-    def __init__(self, path: str, reader: Reader) -> None:
-        super().__init__(reader)
+    def __init__(self, path: str, open_reader: Callable[[], Reader]) -> None:
+        super().__init__(open_reader)
         self._path = path
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

@@ -39,12 +39,15 @@ from .errors import (
 from .fields import Fields
 from .forwarding import relayed_fields, terms_of, visited
 from .freshness import invalidates
+from .playlists import is_playlist
 from .reader import News
 from .relay import outdated_by, relay
+from .representation import Representation
 from .server import ProxyServer
 from .serving import error_response, respond
+from .signposts import Place, Signposts
 from .terms import Terms
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, parse_url, redact
 from .web import Request, Response, plain
 
 if TYPE_CHECKING:
@@ -110,6 +113,7 @@ class Proxy:
             cache, self._serve_by_id, allowed, token, require_token=require_token
         )
         self._token = token
+        self._signposts = Signposts(allowed)
         self._watch = ClientWatch()
         self._boundary = boundary
 
@@ -169,7 +173,13 @@ class Proxy:
             )
         if request.path == "/-" or request.path.startswith("/-/"):
             return self._control.answer(request)
-        mount, url = self._url(request)
+        try:
+            mount, url = self._url(request)
+        except NotFound:
+            there = self._guide(request)
+            if there is None:
+                raise
+            return there
         if visited(request.fields, self._cache.name):
             return plain(HTTPStatus.LOOP_DETECTED, "this request has come by here before")
         if request.method not in ("GET", "HEAD"):
@@ -218,6 +228,43 @@ class Proxy:
             raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
         known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
+
+    # -- what playlists name ---------------------------------------------------
+
+    def _guide(self, request: Request) -> Response | None:
+        """Send a client to where a playlist's absolute path leads; None if none named it."""
+        if request.method not in ("GET", "HEAD"):
+            return None
+        referer, host = request.field("Referer") or "", request.field("Host") or ""
+        there = self._signposts.lead(request.target, referer=referer, host=host)
+        if there is None:
+            return None
+        line = f"a playlist that was served here means {redact(there)}"
+        return plain(HTTPStatus.TEMPORARY_REDIRECT, line, [("Location", there)])
+
+    def _learning(
+        self,
+        request: Request,
+        url: OriginUrl,
+        representation: Representation,
+        pieces: Iterable[Any],
+    ) -> Iterable[Any]:
+        """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
+        path, fields = url.target.partition("?")[0], representation.fields
+        place = self._place(request)
+        if place is None or not is_playlist(path, fields):
+            return pieces
+        return self._signposts.reading(path, place, fields, pieces, representation.complete_length)
+
+    def _place(self, request: Request) -> Place | None:
+        name, _, rest = request.path[1:].partition("/")
+        mount = self._mounts.get(f"/{name}")
+        if mount is not None:
+            return Place(mount.name, mount.base)
+        if name in ("http", "https"):
+            root = parse_url(f"{name}://{rest}")._replace(target="/")
+            return Place(f"/{name}/{root.authority}", root)
+        return None
 
     # -- content ---------------------------------------------------------------
 
@@ -274,6 +321,9 @@ class Proxy:
                 via=self._cache.via,
                 boundary=self._boundary,
                 clock=self._cache.clock,
+                reading=lambda representation, pieces: self._learning(
+                    request, reader.entry.url, representation, pieces
+                ),
             )
         except BaseException:
             reader.close()

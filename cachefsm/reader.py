@@ -145,6 +145,7 @@ class Reader:
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
+        self._settled = False
         self._straight: Fetch | None = None
         self._passed: int | None = None  # where reads straight from the origin are
         self._left: Iterator[bytes] = iter(())
@@ -207,8 +208,9 @@ class Reader:
             # The rest of it would have to come from another answer, which can be of
             # another version: all of it from that one, then.
             return self._go_straight(start, stop, refusal).answer.representation
-        if self._straight is None:
+        if self._straight is None and not self._settled:
             self._settle(start, stop)
+            self._settled = True
         if self._straight is not None:
             return self._straight.answer.representation
         return cast(Representation, content.representation)
@@ -515,9 +517,35 @@ class CacheFile(io.RawIOBase):
         self._settled = False
         self._position = 0
 
+    def representation(self, start: int = 0, stop: int = END) -> Representation:
+        """Return what the origin says of the version that is read.
+
+        If it has to be asked first, it is for ``[start, stop)``.
+
+        Raises:
+            CacheError: it cannot be asked, or does not answer.
+        """
+        for _ in range(QUESTIONS):
+            try:
+                found = self._reader.representation(start, stop)
+            except RepresentationChanged:
+                if self._settled:
+                    raise
+                self._reader.close()
+                self._reader = self._open_reader()
+            else:
+                self._settled = True
+                return found
+        raise RepresentationChanged("the file changes at the origin all the time")
+
     def readable(self) -> bool:
         """Return True."""
         return True
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield ``[start, stop)`` as it arrives, whatever the position."""
+        self.representation(start, stop)
+        return self._reader.pieces(start, stop)
 
     def seekable(self) -> bool:
         """Return True."""
@@ -541,7 +569,7 @@ class CacheFile(io.RawIOBase):
         """Fill *buffer* with what is here, at least one byte but at the end."""
         view = memoryview(buffer).cast("B")
         if len(view) and not self._settled:
-            self._settle(self._position, self._position + len(view))
+            self.representation(self._position, self._position + len(view))
         data = self._reader.read(self._position, len(view))
         view[: len(data)] = data
         self._position += len(data)
@@ -553,23 +581,8 @@ class CacheFile(io.RawIOBase):
             self._reader.close()
         super().close()
 
-    def _settle(self, start: int, stop: int) -> None:
-        """Have the origin asked, if it must be, and read the version that it has."""
-        for _ in range(QUESTIONS):
-            try:
-                self._reader.representation(start, stop)
-            except RepresentationChanged:
-                self._reader.close()
-                self._reader = self._open_reader()
-            else:
-                self._settled = True
-                return
-        raise RepresentationChanged("the file changes at the origin all the time")
-
     def _length(self) -> int:
-        if not self._settled:
-            self._settle(0, END)
-        length = self._reader.length
-        if length == END:
+        length = self.representation().complete_length
+        if length is None:
             raise io.UnsupportedOperation("the origin has not said how long the file is")
         return length

@@ -50,8 +50,11 @@ def respond(
     via: str,
     boundary: Callable[[], str],
     clock: Callable[[], float],
+    reading: Callable[[Representation, Iterable[Any]], Iterable[Any]],
 ) -> Response:
     """Return the response; it takes over *reader*, which its close lets go.
+
+    *reading* may look at the pieces of a whole representation as they pass.
 
     Raises:
         CacheError: what can still be said as a status.
@@ -100,10 +103,14 @@ def respond(
     if request.method == "GET" and first.size:
         # A refusal that can still be said is better than a cut connection.
         reader.ready(*first)
+    sendfile = bool(request.environ.get("cachefsm.sendfile"))
+    pieces: Iterable[Any] = _body(reader, body, sendfile=sendfile)
+    if [part.range for part in body.parts] == [whole]:
+        pieces = reading(representation, pieces)
     return Response(
         HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
         fields,
-        _body(reader, body, sendfile=bool(request.environ.get("cachefsm.sendfile"))),
+        pieces,
         length=size,
         note=cache_status[1],
         on_close=reader.close,

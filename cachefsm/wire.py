@@ -50,6 +50,8 @@ _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._\-]+)(?::[0-9]{0,5})?")
 # 18 digits fit a signed 64-bit offset.
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _STATUS = re.compile(r"[2-9][0-9][0-9](?: [\t -~\x80-\xff]*)?")
+# RFC 9110 §5.6.3. Not str.strip()'s, which would take NEL and no-break spaces too.
+_OWS = " \t"
 # What may stand in a line: everything but control characters, TAB excepted.
 _TEXT = bytes(c for c in range(256) if c == 9 or (c >= 32 and c != 127))
 # A response's framing is the server's to choose, so an application may not name these.
@@ -160,7 +162,7 @@ def parse_head(
 
     options = fields.get("HTTP_CONNECTION", "").lower()
     if options:
-        words = {word.strip() for word in options.split(",")}
+        words = {word.strip(_OWS) for word in options.split(",")}
         keep_alive = "close" not in words and (minor == 1 or "keep-alive" in words)
     else:
         keep_alive = minor == 1
@@ -187,7 +189,7 @@ def _parse_fields(rest: bytes) -> dict[str, str]:
             raise BadRequest(400, "malformed header field")
         if not key:
             continue
-        text = value.strip(b" \t").decode("latin-1")
+        text = value.decode("latin-1").strip(_OWS)
         if key in fields:
             # Two Hosts or Content-Lengths thereby become a malformed one, even when equal.
             separator = "; " if key == "HTTP_COOKIE" else ", "
@@ -214,7 +216,7 @@ def _body_bytes(fields: dict[str, str], minor: int) -> int | None:
     if coding is not None:
         if length is not None or minor == 0:
             raise BadRequest(400, "Transfer-Encoding with Content-Length or in HTTP/1.0")
-        codings = [word.strip() for word in coding.lower().split(",")]
+        codings = [word.strip(_OWS) for word in coding.lower().split(",")]
         if codings == ["chunked"]:
             return None
         if codings[-1] == "chunked" and codings.count("chunked") == 1:

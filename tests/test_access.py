@@ -236,13 +236,19 @@ def test_a_host_is_parted_from_its_port(text: str, parts: tuple[str, str]) -> No
         "/;a/b;c=d",
         "/100%",
         "/%zz%2",
+        "/%c3%ae/%c3%80%af/%e0%a0%ae",  # letters, one byte away from overlong dots
+        "/%252525",
     ],
 )
 def test_an_ordinary_path_passes(target: str) -> None:
     check_path(target)
 
 
-CLIMBS = ["..", ".", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "%2e", "..;x", "..;", ".;a=b"]
+CLIMBS = [
+    *("..", ".", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "%2e", "..;x", "..;", ".;a=b"),
+    *("%25252e%25252e", "%u002e%u002E", "%c0%ae%c0%AE", "%e0%80%ae.", "%f0%80%80%ae%2e"),
+    *("x%c0%af..", "..%c1%9cx", "x%e0%81%9c..", "%25c0%25ae."),
+]
 
 
 @pytest.mark.parametrize("climb", CLIMBS)
@@ -250,6 +256,11 @@ CLIMBS = ["..", ".", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "%2e", "..;x", "..;
 def test_a_path_that_climbs_is_refused_however_it_is_spelled(frame: str, climb: str) -> None:
     with pytest.raises(UsageError, match="segments"):
         check_path(frame.format(climb))
+
+
+def test_a_path_that_is_escaped_without_end_is_refused() -> None:
+    with pytest.raises(UsageError, match="many times"):
+        check_path("/%" + "25" * 5000 + "2e")
 
 
 @pytest.mark.parametrize("target", ["/a\\b", "/..\\a", "\\"])

@@ -26,9 +26,9 @@ LAYERS: Final = """
     fields urls units integrity models quota storage dirlock waiting transport wire metrics
     semantics freshness lifecycle sanity access settings client clientsocket display scheduler
     representation preconditions multipart addresses salvage web answer arguments diagrams
-    acceptance terms credentials
+    acceptance terms credentials playlists
     content records server output progress forwarding
-    origin demands retries
+    origin demands retries signposts
     claims
     stored downloader
     facts events
@@ -182,6 +182,10 @@ def test_the_planner_and_the_arithmetic_do_claim_it() -> None:
         "acceptance",
         "preconditions",
         "freshness",
+        "terms",
+        "forwarding",
+        "playlists",
+        "signposts",
     }
     for module in pure:
         words = ast.get_docstring(tree(module)) or ""

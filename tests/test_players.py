@@ -1,8 +1,7 @@
-"""Programs that people play and download with, through the proxy, while files arrive."""
+"""Programs that people play films with, through the proxy, while the films arrive."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,50 +11,27 @@ import pytest
 from cachefsm import Cache
 from cachefsm.proxy import Server
 from cachefsm.semantics import parse_range
-from tests.support.caches import WAIT_S, OpenCache
+from tests.support.caches import WAIT_S
 from tests.support.clients import serve_mounted
-from tests.support.faults import cut_after, hold_after
-from tests.support.origin import Exchange, Origin, Resource, Shaping, content
+from tests.support.faults import Hold, hold_after
+from tests.support.media import frames, make_dash, make_film, make_hls, make_webm, put_directory
+from tests.support.origin import Origin, Resource, Shaping
+from tests.support.programs import FFMPEG, needs, run
 from tests.support.threads import in_thread
 
-SIZE = 3_000_000
-HALF = SIZE // 2
 RATE_BYTES_S = 4e6
 WASTE = 1.02  # origin bytes per byte of a file
-RUN_S = 60.0  # bounds a program that hangs
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if shutil.which(program) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def run(*command: str | Path, codes: tuple[int, ...] = (0,)) -> bytes:
-    """Return what *command* prints; fails unless it ends with one of *codes*."""
-    done = subprocess.run(command, capture_output=True, timeout=RUN_S, stdin=subprocess.DEVNULL)
-    assert done.returncode in codes, done.stderr.decode(errors="replace")[-2000:]
-    return done.stdout
-
-
-# -- players ----------------------------------------------------------------------
-
-FFMPEG = ("ffmpeg", "-nostdin", "-v", "error")
 
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the same 6 MB as MP4, its index at the end, and as MKV."""
+    """A directory with the same film as MP4, its index at the end, as MKV, and in segments."""
     directory = tmp_path_factory.mktemp("media")
-    seconds, mp4 = "12", directory / "film.mp4"
-    # Noise, so that the encoder cannot get by with less than it was given.
-    run(
-        *FFMPEG,
-        *("-f", "lavfi", "-i", f"testsrc2=size=640x360:rate=25:duration={seconds}"),
-        *("-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}"),
-        *("-vf", "noise=alls=12:allf=t", "-c:v", "mpeg4", "-c:a", "aac"),
-        *("-b:v", "4M", "-minrate", "4M", "-maxrate", "4M", "-bufsize", "2M", mp4),
-    )
+    mp4 = directory / "film.mp4"
+    make_film(mp4)
     run(*FFMPEG, "-i", mp4, "-c", "copy", directory / "film.mkv")
+    make_hls(mp4, directory)
+    make_dash(mp4, directory)
     return directory
 
 
@@ -82,14 +58,26 @@ def theatre(cache: Cache, slow_origin: Origin) -> Iterator[Server]:
 BOTH = pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
 
 
-def frames(source: str | Path) -> bytes:
-    """Return the checksum of every decoded frame."""
-    return run(*FFMPEG, "-i", source, "-f", "framemd5", "-")
-
-
 def assert_fetched_once(cache: Cache, origin: Origin, path: Path) -> None:
     assert cache.entry(origin.url(f"/{path.name}")).wait_complete(WAIT_S)
     assert origin.body_bytes_sent <= WASTE * path.stat().st_size
+
+
+def frames_before(source: str, hold: Hold) -> bytes:
+    """Return the checksums of all frames, some of which came before *hold* was released."""
+    command = [*FFMPEG, "-i", source, "-f", "framemd5", "-flush_packets", "1", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as player:
+        assert player.stdout is not None
+        lines = []
+        while not lines or lines[-1].startswith(b"#"):
+            lines.append(player.stdout.readline())
+        assert hold.reached.wait(WAIT_S)
+        hold.release()
+        lines += player.stdout.readlines()
+    return b"".join(lines)
+
+
+# -- ffmpeg and mpv ---------------------------------------------------------------
 
 
 @needs("ffmpeg")
@@ -103,18 +91,7 @@ def test_ffmpeg_decodes_every_frame_of_an_arriving_file(cache, slow_origin, thea
 @pytest.mark.parametrize("name", ["film.mkv"])
 def test_ffmpeg_decodes_frames_before_the_rest_is_here(slow_origin, theatre, film) -> None:
     hold = slow_origin.script(hold_after(film.stat().st_size // 2))
-    url = f"{theatre.url}m/{film.name}"
-    command = [*FFMPEG, "-i", url, "-f", "framemd5", "-flush_packets", "1", "-"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as player:
-        assert player.stdout is not None
-        lines = []
-        while not lines or lines[-1].startswith(b"#"):
-            lines.append(player.stdout.readline())
-        assert hold.reached.wait(WAIT_S)
-        assert not slow_origin.requests[0].finished
-        hold.release()
-        lines += player.stdout.readlines()
-    assert b"".join(lines) == frames(film)
+    assert frames_before(f"{theatre.url}m/{film.name}", hold) == frames(film)
 
 
 @needs("ffmpeg", "ffprobe")
@@ -131,13 +108,15 @@ def test_ffprobe_finds_an_index_at_the_end_of_a_file_that_has_just_begun(
     assert second.range != "bytes=0-"
 
 
+# A null output without the clock: it plays as fast as bytes come.
+MPV = ("mpv", "--no-config", "--vo=null", "--ao=null", "--ao-null-untimed", "--untimed")
+
+
 @needs("ffmpeg", "mpv")
 @BOTH
 def test_mpv_plays_from_the_middle_of_a_cold_file(cache, slow_origin, theatre, film) -> None:
-    # A null output without the clock: it plays as fast as bytes come.
-    outputs = ("--vo=null", "--ao=null", "--ao-null-untimed", "--untimed")
     url = f"{theatre.url}m/{film.name}"
-    assert b"(End of file)" in run("mpv", "--no-config", *outputs, "--start=50%", url)
+    assert b"(End of file)" in run(*MPV, "--start=50%", url)
     size = film.stat().st_size
     asked = [parse_range(request.range) or () for request in slow_origin.requests]
     starts = [spec.first for specs in asked for spec in specs if spec.first is not None]
@@ -145,76 +124,103 @@ def test_mpv_plays_from_the_middle_of_a_cold_file(cache, slow_origin, theatre, f
     assert_fetched_once(cache, slow_origin, film)
 
 
-# -- downloaders ------------------------------------------------------------------
+# -- GStreamer --------------------------------------------------------------------
+
+GST = ("gst-launch-1.0", "--quiet")
+
+
+@needs("ffmpeg", "gst-launch-1.0")
+@pytest.mark.parametrize("name", ["film.mkv"])
+def test_gstreamer_reads_every_byte_of_an_arriving_file(
+    cache, slow_origin, theatre, film, tmp_path
+) -> None:
+    got = tmp_path / "got"
+    source = ("souphttpsrc", f"location={theatre.url}m/{film.name}")
+    run(*GST, *source, "!", "filesink", f"location={got}")
+    assert got.read_bytes() == film.read_bytes()
+    assert_fetched_once(cache, slow_origin, film)
+
+
+@needs("ffmpeg", "gst-launch-1.0")
+@pytest.mark.parametrize("name", ["film.mp4"])
+def test_gstreamer_finds_an_index_at_the_end_of_a_file_that_has_just_begun(
+    slow_origin, theatre, film, tmp_path
+) -> None:
+    hold = slow_origin.script(hold_after(1 << 20))
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    demux = ("!", "qtdemux", "name=streams", "streams.video_0", "!", "filesink")
+    source = ("souphttpsrc", f"location={theatre.url}m/{film.name}")
+    demuxing = in_thread(run, *GST, *source, *demux, f"location={theirs}")
+    first, second, *_ = slow_origin.wait_for_requests(2)
+    assert not first.finished
+    asked = parse_range(second.range)
+    assert asked is not None
+    assert asked[0].first is not None
+    assert asked[0].first > 0.9 * film.stat().st_size
+    hold.release()
+    demuxing.result(WAIT_S)
+    run(*GST, "filesrc", f"location={film}", *demux, f"location={ours}")
+    assert theirs.read_bytes() == ours.read_bytes()
+
+
+@needs("ffmpeg", "gst-launch-1.0")
+def test_gstreamers_playbin_plays_an_arriving_file(cache, slow_origin, theatre, tmp_path) -> None:
+    film = tmp_path / "film.webm"
+    make_webm(film)
+    slow_origin.put("/film.webm", Resource.of(film, content_type="video/webm"))
+    hold = slow_origin.script(hold_after(film.stat().st_size // 2))
+    sinks = [f"{kind}-sink=fakesink sync=false" for kind in ("video", "audio")]
+    playing = in_thread(run, *GST, "playbin", f"uri={theatre.url}m/film.webm", *sinks)
+    assert hold.reached.wait(WAIT_S)
+    assert not playing.done()
+    hold.release()
+    playing.result(WAIT_S)
+    assert_fetched_once(cache, slow_origin, film)
+
+
+# -- playlists --------------------------------------------------------------------
 
 
 @pytest.fixture
-def url(cache: Cache, origin: Origin) -> Iterator[str]:
-    origin.put("/film", Resource(SIZE))
-    with serve_mounted(cache, origin) as server:
-        yield f"{server.url}m/film"
+def channel(cache: Cache, media: Path, slow_origin: Origin) -> Iterator[Server]:
+    """A proxy before an origin that has the film in segments, which clients may also name."""
+    put_directory(slow_origin, media)
+    allow = [f"{slow_origin.host}:{slow_origin.port}"]
+    with serve_mounted(cache, slow_origin, allow=allow) as server:
+        yield server
 
 
-CURL = ("curl", "--disable", "--silent", "--show-error", "--fail", "--noproxy", "*")
-WGET = ("wget", "--no-config", "--quiet", "--no-proxy", "--tries=1")
-
-
-@needs("curl")
-def test_curl_gets_a_range_while_the_rest_is_held(origin, url) -> None:
-    hold = origin.script(hold_after(HALF))
-    assert run(*CURL, "--range", "1000-1999", url) == content(1000, 2000)
-    assert run(*CURL, "--range", f"{HALF - 10}-{HALF - 1}", url) == content(HALF - 10, HALF)
-    assert hold.reached.wait(WAIT_S)
-    assert not origin.requests[0].finished
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param((*CURL, "--output"), marks=needs("curl"), id="curl"),
-        pytest.param((*CURL, "--http1.0", "--output"), marks=needs("curl"), id="curl 1.0"),
-        pytest.param((*CURL, "--continue-at", "-", "--output"), marks=needs("curl"), id="curl -C"),
-        pytest.param((*WGET, "--output-document"), marks=needs("wget"), id="wget"),
-        pytest.param((*WGET, "--continue", "--output-document"), marks=needs("wget"), id="wget -c"),
-    ],
+PLAYLISTS = pytest.mark.parametrize(
+    "playlist", ["hls/list.m3u8", "hls/absolute.m3u8", "dash/list.mpd", "dash/absolute.mpd"]
 )
-def test_a_download_of_an_arriving_file_is_whole(origin, url, tmp_path, command) -> None:
-    hold = origin.script(hold_after(HALF))
-    target = tmp_path / "film"
-    if "--continue" in command or "--continue-at" in command:
-        target.write_bytes(content(0, 1_000_000))
-    download = in_thread(run, *command, target, url)
-    assert hold.reached.wait(WAIT_S)
-    assert not download.done()
-    hold.release()
-    download.result(WAIT_S)
-    assert target.read_bytes() == content(0, SIZE)
-    assert origin.body_bytes_sent <= SIZE  # what a resumed one did not ask for may be on its way
 
 
-@needs("curl")
-@pytest.mark.parametrize("framing", [None, "chunked"])
-@pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
-def test_curl_knows_that_a_body_was_cut(origin, url, framing, version: str) -> None:
-    origin.put("/film", Resource(SIZE, framing=framing, accepts_ranges=framing is None))
-    origin.script(cut_after(HALF))
-    origin.script(Exchange.reset, nth=2, times=None)
-    # 18 is "partial file", 56 "failure with receiving".
-    got = run(*CURL, version, url, codes=(18, 56))
-    assert content(0, HALF).startswith(got)
+@needs("ffmpeg")
+@PLAYLISTS
+def test_ffmpeg_decodes_every_frame_of_a_playlist(slow_origin, channel, media, playlist) -> None:
+    route = "m"
+    if "absolute" in playlist:
+        route = f"http/{slow_origin.host}:{slow_origin.port}"
+    expected = frames(media / playlist.replace("absolute", "list"))
+    for _ in range(2):  # from the origin, then from the files
+        assert frames(f"{channel.url}{route}/{playlist}") == expected
+    fetched = [request.path for request in slow_origin.requests]
+    assert len(fetched) == len(set(fetched)) > 6
 
 
-@needs("curl", "wget")
-def test_downloaders_resume_what_was_cut(origin, open_cache: OpenCache, tmp_path: Path) -> None:
-    origin.put("/film", Resource(SIZE))
-    origin.script(cut_after(HALF))
-    origin.script(Exchange.reset, nth=2, times=3)
-    target = tmp_path / "film"
-    with serve_mounted(open_cache(), origin) as proxy:
-        url = f"{proxy.url}m/film"
-        run(*CURL, "--output", target, url, codes=(18,))
-        assert target.read_bytes() == content(0, HALF)
-        run(*CURL, "--request", "POST", f"{proxy.url}-/entries/1/retry")
-        run(*WGET, "--continue", "--output-document", target, url)
-    assert target.read_bytes() == content(0, SIZE)
-    assert origin.body_bytes_sent == SIZE
+@needs("ffmpeg")
+def test_ffmpeg_decodes_frames_before_the_last_segment_is_here(slow_origin, channel, media) -> None:
+    last = media / "seg" / "5.ts"
+    hold = slow_origin.script(hold_after(last.stat().st_size // 2), path="/seg/5.ts")
+    found = frames_before(f"{channel.url}m/hls/absolute.m3u8", hold)
+    assert found == frames(media / "hls" / "list.m3u8")
+
+
+@needs("ffmpeg", "mpv")
+@PLAYLISTS
+def test_mpv_plays_a_playlist_from_the_middle(slow_origin, channel, playlist: str) -> None:
+    url = f"{channel.url}m/{playlist}"
+    assert b"(End of file)" in run(*MPV, "--start=50%", url)
+    fetched = [request.path for request in slow_origin.requests]
+    assert len(fetched) == len(set(fetched))
+    assert {"/seg/5.ts", "/dash/chunk-stream0-00005.m4s"} & set(fetched)

@@ -1,0 +1,175 @@
+"""Where the absolute paths lead that playlists name: each back to the origin it came from.
+
+A playlist behind ``/m/`` that names ``/seg/1.ts`` means its origin's path, and a
+player asks the proxy for it. What playlists named is remembered for a while, so
+that such a request can be sent on to ``/m/seg/1.ts``. Nothing becomes reachable by
+that: the route that is pointed to has its own rules. No I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple, TypeVar
+
+from .access import AllowList
+from .errors import CacheError
+from .fields import Fields
+from .playlists import MAX_PLAYLIST_BYTES, PathPattern, paths_named
+from .urls import OriginUrl
+
+__all__ = ["Ambiguous", "Place", "Signposts"]
+
+MAX_PLAYLISTS: Final = 64
+MAX_BYTES: Final = 16 << 20
+"""What all playlists together may take."""
+
+MAX_BYTES_EACH: Final = 4 << 20
+"""25,000 paths: of a live playlist the last half a day."""
+
+_OVERHEAD_BYTES: Final = 120  # of a string and its place in a dict
+MAX_TEMPLATES_EACH: Final = 200
+"""An MPD has two for each Representation; each is compared with every stray path."""
+
+_T = TypeVar("_T")
+_Piece = TypeVar("_Piece", bound=bytes | Iterable[bytes])
+
+
+class Ambiguous(CacheError):
+    """Playlists of several origins named that path."""
+
+    status_hint = 404
+
+
+class Place(NamedTuple):
+    """Where an origin's paths appear here.
+
+    ``route`` is ``/m`` or ``/https/host``, ``base`` the origin's URL behind it,
+    whose target ends in a slash.
+    """
+
+    route: str
+    base: OriginUrl
+
+    def target(self, target: str) -> str | None:
+        """Return what to ask for here to get the origin's *target*; None if it is not there."""
+        if not target.startswith(self.base.target):
+            return None
+        return f"{self.route}/{target[len(self.base.target) :]}"
+
+
+class _Named:
+    """What one playlist has named, the latest last: a live one is past the first."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._paths: dict[str, None] = {}
+        self._templates: dict[PathPattern, None] = {}
+
+    def add(self, patterns: Iterable[PathPattern]) -> None:
+        for pattern in patterns:
+            if pattern.end is not None:
+                _move_to_end(self._templates, pattern)
+            elif _move_to_end(self._paths, pattern.start):
+                self.size_bytes += len(pattern.start) + _OVERHEAD_BYTES
+        while len(self._templates) > MAX_TEMPLATES_EACH:
+            del self._templates[next(iter(self._templates))]
+        while self.size_bytes > MAX_BYTES_EACH:
+            first = next(iter(self._paths))
+            del self._paths[first]
+            self.size_bytes -= len(first) + _OVERHEAD_BYTES
+
+    def names(self, path: str) -> bool:
+        return path in self._paths or any(each.matches(path) for each in self._templates)
+
+
+class Signposts:
+    """What the playlists that were served have named; bounded, thread-safe."""
+
+    def __init__(self, allowed: AllowList) -> None:
+        self._allowed = allowed
+        self._lock = threading.Lock()
+        # By the playlist's path and place, the last used one last.
+        self._playlists: OrderedDict[tuple[str, Place], _Named] = OrderedDict()
+
+    def learn(self, path: str, place: Place, patterns: Iterable[PathPattern]) -> None:
+        """Remember that the playlist at the origin's *path*, served at *place*, names these."""
+        with self._lock:
+            self._playlists.setdefault((path, place), _Named()).add(patterns)
+            self._playlists.move_to_end((path, place))
+            while len(self._playlists) > MAX_PLAYLISTS or self._size_bytes() > MAX_BYTES:
+                self._playlists.popitem(last=False)
+
+    def lead(self, target: str, *, referer: str, host: str) -> str | None:
+        """Return where the *target* is that a request to *host* asked for; None if unknown.
+
+        What the *referer* came by goes before everything else.
+
+        Raises:
+            Ambiguous: it may be in several places.
+        """
+        places = self._find(target.partition("?")[0])
+        roots = (f"http://{host}", f"https://{host}")
+        asking = [
+            place
+            for place in places
+            if referer.startswith(tuple(f"{root}{place.route}/" for root in roots))
+        ]
+        places = asking or places
+        if len({(place.base.origin, place.base.userinfo) for place in places}) > 1:
+            routes = ", ".join(sorted(f"{place.route}/" for place in places))
+            raise Ambiguous(f"playlists of several origins name this path; ask below {routes}")
+        for place in places:
+            # A mount may show less than all of its origin; its URL may still be allowed.
+            for each in (place, self._by_url(place.base)):
+                if each is not None and (found := each.target(target)) is not None:
+                    return found
+        return None
+
+    def _by_url(self, base: OriginUrl) -> Place | None:
+        root = base._replace(userinfo=None, target="/")
+        allowed = base.userinfo is None and self._allowed.names(root)
+        return Place(f"/{root.scheme}/{root.authority}", root) if allowed else None
+
+    def _find(self, path: str) -> list[Place]:
+        """Return the places whose playlists named *path*, the last used one first."""
+        with self._lock:
+            using = [key for key, named in self._playlists.items() if named.names(path)]
+            for key in using:
+                self._playlists.move_to_end(key)
+        return list(dict.fromkeys(place for _, place in reversed(using)))
+
+    def reading(
+        self,
+        path: str,
+        place: Place,
+        fields: Fields,
+        pieces: Iterable[_Piece],
+        length: int | None,
+    ) -> Iterator[_Piece]:
+        """Yield the *pieces* of a playlist, bytes or what yields some, and learn what it names.
+
+        That is known before the client has the last of *length* bytes, or the end of
+        those of an unknown length, and so before it can ask for what is named.
+        """
+        text = bytearray()
+        for piece in pieces:
+            if len(text) <= MAX_PLAYLIST_BYTES:
+                text += piece if isinstance(piece, bytes) else b"".join(piece)
+            if len(text) == length:
+                self.learn(path, place, paths_named(path, fields, bytes(text)))
+            yield piece
+        if length is None:
+            self.learn(path, place, paths_named(path, fields, bytes(text)))
+
+    def _size_bytes(self) -> int:
+        return sum(named.size_bytes for named in self._playlists.values())
+
+
+def _move_to_end(known: dict[_T, None], item: _T) -> bool:
+    """Add *item*, or make it the latest; say whether it is new."""
+    is_new = item not in known
+    known.pop(item, None)
+    known[item] = None
+    return is_new
