@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -43,6 +44,7 @@ from .states import DownloadState
 from .storage import ContentFile, disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings
 from .units import parse_duration, parse_size
+from .unstored import UnstoredEntry
 from .urls import OriginUrl, parse_url, redact
 from .verify import Scrubber, Verification, find_orphans, verify
 
@@ -348,7 +350,12 @@ class Cache:
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
         )
-        self.registry: Final = Registry(self._store, self._make_entry, clock)
+        self.registry: Final = Registry(
+            self._store,
+            self._make_entry,
+            partial(UnstoredEntry, surroundings=self._surroundings),
+            clock,
+        )
         self._conductor = Conductor(
             self.registry.live, lambda: self._policy.limits, self._start_download
         )

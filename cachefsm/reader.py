@@ -6,24 +6,19 @@ import io
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from itertools import chain
 from typing import Final, Protocol, cast
 
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
-from .errors import (
-    OriginUnreachable,
-    StorageError,
-    WaitCancelled,
-    WaitTimeout,
-)
+from .errors import StorageError, WaitCancelled, WaitTimeout
 from .origin import Fetch
 from .ranges import END, ByteRange
 from .representation import Representation
+from .straight import Straight
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -104,9 +99,7 @@ class Reader:
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
-        self._straight: Fetch | None = None
-        self._passed: int | None = None  # where reads straight from the origin are
-        self._left: Iterator[bytes] = iter(())
+        self._straight: Straight | None = None
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
@@ -122,10 +115,7 @@ class Reader:
     @property
     def length(self) -> int:
         """The representation's length in bytes, END while it is unknown."""
-        if self._straight is not None:
-            told = self._straight.answer.representation.complete_length
-            return END if told is None else told
-        return self._content.length
+        return self._content.length if self._straight is None else self._straight.length
 
     def close(self) -> None:
         """Let the entry go; safe to call twice."""
@@ -149,11 +139,12 @@ class Reader:
             CacheError: why it will not.
         """
         content = self._content
-        refusal = self.entry.refusal()
-        if refusal is not None and not (content.joinable or content.is_here):
+        if self._straight is not None:
+            return self._straight.representation
+        if self.entry.refusal() is not None and not (content.joinable or content.is_here):
             # The rest of it would have to come from another answer, which can be of
             # another version: all of it from that one, then.
-            return self._go_straight(start, stop, refusal).answer.representation
+            return self._go_straight(start, stop, None).representation
         if content.representation is None:
             self._want(start, stop, blocked=True)
             try:
@@ -162,8 +153,8 @@ class Reader:
                     self._options.first_byte_timeout_s,
                     "the origin has not answered",
                 )
-            except StorageError as error:
-                return self._go_straight(start, stop, error).answer.representation
+            except StorageError:
+                return self._go_straight(start, stop, None).representation
         return cast(Representation, content.representation)
 
     def available(self, position: int, stop: int) -> int:
@@ -200,18 +191,15 @@ class Reader:
         Raises:
             CacheError: why it cannot; it can still be said to a client as a status.
         """
-        straight = self._straight
-        if straight is not None:
-            if straight.answer.start > start or min(straight.answer.stop, self.length) < stop:
-                # It was opened for a wish that turned out to be another one.
-                self._go_straight(start, stop, None)
+        if self._straight is not None:
+            self._straight.ask(start, stop)
             return
         try:
             if self.available(start, stop) > start:
                 # From now on its bytes stay readable, whatever becomes of the entry.
                 self.entry.open_file(self._content)
-        except StorageError as error:
-            self._go_straight(start, stop, error)
+        except StorageError:
+            self._go_straight(start, stop, self._content.representation)
 
     def spans(self, start: int, stop: int) -> Iterator[ByteRange | bytes]:
         """Yield ``[start, stop)`` as it arrives: stored spans, or bytes straight from the origin.
@@ -225,15 +213,15 @@ class Reader:
         while position < stop and self._straight is None:
             try:
                 here = self.available(position, stop)
-            except StorageError as error:
-                self._go_straight(position, stop, error)
+            except StorageError:
+                self._go_straight(position, stop, self._content.representation)
                 break
             if here == position:
                 return
             yield ByteRange(position, here)
             position = here
         if position < stop and self._straight is not None:
-            yield from self._straight_pieces(self._straight, position, stop)
+            yield from self._straight.pieces(position, stop)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the same as bytes, at most 1 MiB at a time."""
@@ -247,31 +235,17 @@ class Reader:
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
-        if self._passed is None:
+        straight = self._straight
+        if straight is None:
             try:
                 stop = self.available(position, position + size)
-            except StorageError as error:
-                self._go_straight(position, END, error)
+            except StorageError:
+                straight = self._go_straight(position, END, self._content.representation)
             else:
                 if stop == position:
                     return b""
                 return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
-        return self._read_straight(position, size)
-
-    def _read_straight(self, position: int, size: int) -> bytes:
-        """Return what comes next from the origin, asking anew after a seek."""
-        fetch = self._straight
-        if fetch is None or self._passed not in (None, position):
-            fetch = self._go_straight(position, END, None)
-            self._passed = None
-        if self._passed is None:
-            self._left = self._straight_pieces(fetch, position, self.length)
-        data = next(self._left, b"")
-        if len(data) > size:
-            self._left = chain((data[size:],), self._left)
-            data = data[:size]
-        self._passed = position + len(data)
-        return data
+        return straight.read(position, size)
 
     def _advance(self, position: int, stop: int) -> None:
         self._started = True
@@ -328,41 +302,19 @@ class Reader:
 
     # -- what cannot be stored -------------------------------------------------
 
-    def _go_straight(self, start: int, stop: int, refusal: StorageError | None) -> Fetch:
-        """Ask the origin for ``[start, stop)``, past the cache; raise *refusal* if that mixes."""
-        held = self._content.representation
-        if self._straight is not None:
-            held = self._straight.answer.representation
-        if held is not None and not held.joinable and (start > 0 or self._started):
-            raise refusal or StorageError("what cannot be stored cannot be read in parts")
+    def _go_straight(self, start: int, stop: int, told: Representation | None) -> Straight:
+        """Ask the origin for ``[start, stop)``, past the cache, of the version that was *told*."""
         self._let_go(linger=False)
-        joined = held if held is not None and held.joinable else None
+        straight = self._straight = Straight(self._ask_origin, told, given=self._started)
         # Until the end: while it reads from the origin, nothing else would notice
         # that the client has left.
         self._resources.enter_context(self._watch(self))
-        self._straight = self._resources.enter_context(
-            self._origin.fetch(
-                self.entry.url, ByteRange(start, stop), held=joined, canceller=self._canceller
-            )
-        )
-        return self._straight
+        self._resources.enter_context(closing(straight))
+        straight.ask(start, stop)
+        return straight
 
-    def _straight_pieces(self, fetch: Fetch, position: int, stop: int) -> Iterator[bytes]:
-        offset = fetch.answer.start
-        if offset > position:
-            raise OriginUnreachable(f"the origin's body begins at {offset}, not {position}")
-        while position < stop:
-            data = fetch.read()
-            if not data:
-                break
-            skipped = max(0, position - offset)
-            offset += len(data)
-            wanted = data[skipped : skipped + stop - position]
-            if wanted:
-                yield wanted
-                position += len(wanted)
-        if position < stop != END:
-            raise OriginUnreachable(f"the origin's body ended at {position}, not {stop}")
+    def _ask_origin(self, *, asked: ByteRange | None, held: Representation | None) -> Fetch:
+        return self._origin.fetch(self.entry.url, asked, held=held, canceller=self._canceller)
 
 
 class CacheFile(io.RawIOBase):

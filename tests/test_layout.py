@@ -28,10 +28,10 @@ LAYERS: Final = """
     representation preconditions multipart addresses salvage web answer arguments diagrams
     acceptance content records server output progress
     origin claims demands retries
-    stored downloader
+    stored downloader straight
     facts events
     entry eventstream
-    registry reader conductor
+    registry reader conductor unstored
     verify
     cache
     control
