@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -46,6 +47,7 @@ from .storage import ContentFile, disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings
 from .terms import Terms
 from .units import parse_duration, parse_size
+from .unstored import UnstoredEntry
 from .urls import OriginUrl, parse_url, redact
 from .verify import Scrubber, Verification, find_orphans, verify
 
@@ -356,7 +358,12 @@ class Cache:
             on_progress=self._events.progressed,
             secrets_of=self._credentials.of,
         )
-        self.registry: Final = Registry(self._store, self._make_entry, clock)
+        self.registry: Final = Registry(
+            self._store,
+            self._make_entry,
+            partial(UnstoredEntry, surroundings=self._surroundings),
+            clock,
+        )
         self._conductor = Conductor(
             self.registry.live, lambda: self._policy.limits, self._start_download
         )

@@ -62,8 +62,6 @@ class DirectoryLock:
         except OSError as error:
             os.close(self._fd)
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
-        self.was_left = _read(self._fd) is not None
-        """Whether the last holder's process ended without releasing it."""
         self.announce(Holder(os.getpid()))
 
     def announce(self, holder: Holder) -> None:

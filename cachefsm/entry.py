@@ -256,16 +256,21 @@ class LiveEntry(StoredEntry):
         with self._lock:
             return self._around.ticks() < self._passing_until_s
 
-    def inquire(self, terms: Terms, start: int, stop: int, asker: object | None) -> Inquiry:
-        """Have the origin asked, or join whoever asks; :meth:`leave` it later.
+    def inquire(
+        self, content: Content, terms: Terms, start: int, stop: int, asker: object | None
+    ) -> Inquiry:
+        """Have the origin asked about *content*, or join whoever asks; :meth:`leave` it later.
 
+        It is done at once if the answer to somebody else's question has just come.
         *asker* is None where nobody waits for the answer.
 
         Raises:
             CacheError: the entry has failed and must rest.
         """
         with self._lock:
-            if self._content.representation is None:
+            if content is not self._content or self.use_of(content, terms) is Use.NOW:
+                return Inquiry(terms, start, stop, asker, waiting=1, done=True)
+            if content.representation is None:
                 self._revive()
             inquiry = self._inquiry
             if inquiry is None:

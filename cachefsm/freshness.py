@@ -39,13 +39,13 @@ HEURISTIC_FRACTION: Final = 0.1
 HEURISTIC_LIMIT_S: Final = 86_400.0
 
 #: What an origin says nothing about, not even when it last changed. Films, music and
-#: archives are replaced rarely, and asked for again with every seek; all else (pages,
-#: playlists, answers of an API) may be another one the next second.
+#: data sets are replaced rarely, and asked for again with every seek.
 UNDATED_LIFETIME_S: Final = 3_600.0
-_LASTING_TYPES = re.compile(
-    r"(?:video|audio|image|font)/|application/(?:octet-stream|zip|gzip|x-|vnd\.debian|ogg|mp4|pdf)"
+#: Pages and answers of an API may be others the next second, and so may what a playlist
+#: lists: one without an end grows while it is played.
+_FLEETING_TYPES = re.compile(
+    r"text/html|text/event-stream|application/(?:[a-z0-9.+-]*\+)?(?:json|xml)(?:[ ;]|\Z)|text/xml"
 )
-#: A playlist without an end grows while it is played.
 _PLAYLIST_TYPES = re.compile(
     r"(?:application|audio)/(?:vnd\.apple\.mpegurl|x-mpegurl|mpegurl)|application/dash\+xml"
 )
@@ -134,7 +134,7 @@ def _guess_s(fields: Fields, date_s: float) -> float:
     modified_s = parse_http_date(value_of(fields, "Last-Modified"))
     if modified_s is not None:
         return min(HEURISTIC_LIMIT_S, max(0.0, (date_s - modified_s) * HEURISTIC_FRACTION))
-    return UNDATED_LIFETIME_S if _LASTING_TYPES.match(media_type) else 0.0
+    return 0.0 if _FLEETING_TYPES.match(media_type) else UNDATED_LIFETIME_S
 
 
 def current_age_s(fields: Fields, *, requested_s: float, received_s: float, now_s: float) -> float:

@@ -23,7 +23,7 @@ python-statemachine queues a ``send`` made during another thread's ``send``, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,10 +167,6 @@ class Lifecycle:
             state, number = self.record.state, self.record.id
             raise StorageError(f"entry {number} is in a state unknown here: {state!r}") from error
 
-    def allows(self, event: str) -> bool:
-        """Say whether the table has *event* in this state, guards aside."""
-        return any(transition.match(event) for transition in _transitions_from(self.state))
-
     def send(self, event: str, move: Move) -> EntryRecord:
         """Move by *event* and return the new snapshot, which is committed.
 
@@ -224,7 +220,3 @@ class Lifecycle:
         # The engine does not validate a restored state; ours does.
         self._machine = DownloadLifecycle(_Subject(self._store, self.record, self.state))
         return self._machine
-
-
-def _transitions_from(state: DownloadState) -> Iterable[Any]:
-    return DownloadLifecycle.states_map[state.value].transitions

@@ -28,6 +28,7 @@ from .tables import (
     CacheEntry,
     EntryRecord,
     QueueRecord,
+    unsaved_entry,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "QueueRecord",
     "StaleRow",
     "Store",
+    "unsaved_entry",
 ]
 
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})

@@ -6,11 +6,10 @@ import io
 import logging
 import random
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from itertools import chain
 from typing import Final, Protocol, cast
 
 from .claims import Inquiry
@@ -22,7 +21,6 @@ from .errors import (
     CacheError,
     NotStored,
     OriginError,
-    OriginUnreachable,
     RepresentationChanged,
     StorageError,
     WaitCancelled,
@@ -32,6 +30,7 @@ from .fields import Fields
 from .origin import Fetch, Sent
 from .ranges import END, ByteRange
 from .representation import Representation
+from .straight import Straight
 from .terms import Terms, Use
 from .transport import Canceller
 from .urls import OriginUrl
@@ -146,9 +145,7 @@ class Reader:
         self._canceller = Canceller()
         self._started = False
         self._settled = False
-        self._straight: Fetch | None = None
-        self._passed: int | None = None  # where reads straight from the origin are
-        self._left: Iterator[bytes] = iter(())
+        self._straight: Straight | None = None
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
@@ -169,10 +166,7 @@ class Reader:
     @property
     def length(self) -> int:
         """The representation's length in bytes, END while it is unknown."""
-        if self._straight is not None:
-            told = self._straight.answer.representation.complete_length
-            return END if told is None else told
-        return self._content.length
+        return self._content.length if self._straight is None else self._straight.length
 
     def close(self) -> None:
         """Let the entry go; safe to call twice."""
@@ -202,18 +196,12 @@ class Reader:
             WaitTimeout: it has not answered within the first-byte timeout.
             CacheError: why it will not.
         """
-        content = self._content
-        refusal = self.entry.refusal()
-        if refusal is not None and not (content.joinable or content.is_here):
-            # The rest of it would have to come from another answer, which can be of
-            # another version: all of it from that one, then.
-            return self._go_straight(start, stop, refusal).answer.representation
-        if self._straight is None and not self._settled:
+        if not (self._settled or self.is_straight):
             self._settle(start, stop)
             self._settled = True
         if self._straight is not None:
-            return self._straight.answer.representation
-        return cast(Representation, content.representation)
+            return self._straight.representation
+        return cast(Representation, self._content.representation)
 
     def _settle(self, start: int, stop: int) -> None:
         """See to it that what is stored may be served, or that the answer is at hand.
@@ -224,6 +212,11 @@ class Reader:
             CacheError: why there is no answer.
         """
         entry, content, terms = self.entry, self._content, self._terms
+        if entry.refusal() is not None and not (content.joinable or content.is_here):
+            # The rest of it would have to come from another answer, which can be of
+            # another version: all of it from that one, then.
+            self._go_straight(start, stop, None)
+            return
         for _ in range(QUESTIONS):
             use = entry.use_of(content, terms)
             if use is Use.NEVER:
@@ -231,7 +224,7 @@ class Reader:
             if use is Use.NOW:
                 break
             if use is Use.MEANWHILE:
-                entry.inquire(terms, start, stop, None)
+                entry.inquire(content, terms, start, stop, None)
                 self.news.stale = True
                 break
             if content.representation is None and entry.is_passing():
@@ -251,20 +244,20 @@ class Reader:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
         news.forwarded = "miss" if content.representation is None else "stale"
-        inquiry = self.entry.inquire(self._terms, start, self._window(start, stop), self)
-        news.collapsed = inquiry.asker is not self
         try:
-            error = self._await(inquiry)
-            fetch = inquiry.take(self)
-        except StorageError as refusal:
-            self._go_straight(start, stop, refusal)
+            window = self._window(start, stop)
+            inquiry = self.entry.inquire(content, self._terms, start, window, self)
+            news.collapsed = inquiry.asker is not self
+            try:
+                error = self._await(inquiry)
+                fetch = inquiry.take(self)
+            finally:
+                self.entry.leave(inquiry)
+        except StorageError:
+            self._go_straight(start, stop, None)
             return None
-        finally:
-            self.entry.leave(inquiry)
         if fetch is not None:
-            self.own_fields = fetch.fields
-            self._resources.enter_context(self._watch(self))
-            self._straight = self._resources.enter_context(fetch)
+            self.own_fields = self._go_straight(start, stop, None, fetch).fields
         elif content.superseded is not None:
             raise content.superseded.again()
         elif error is None and news.forwarded == "stale":
@@ -326,18 +319,15 @@ class Reader:
         Raises:
             CacheError: why it cannot; it can still be said to a client as a status.
         """
-        straight = self._straight
-        if straight is not None:
-            if straight.answer.start > start or min(straight.answer.stop, self.length) < stop:
-                # It was opened for a wish that turned out to be another one.
-                self._go_straight(start, stop, None)
+        if self._straight is not None:
+            self._straight.ask(start, stop)
             return
         try:
             if self.available(start, stop) > start:
                 # From now on its bytes stay readable, whatever becomes of the entry.
                 self.entry.open_file(self._content)
-        except StorageError as error:
-            self._go_straight(start, stop, error)
+        except StorageError:
+            self._go_straight(start, stop, self._content.representation)
 
     def spans(self, start: int, stop: int) -> Iterator[ByteRange | bytes]:
         """Yield ``[start, stop)`` as it arrives: stored spans, or bytes straight from the origin.
@@ -351,15 +341,15 @@ class Reader:
         while position < stop and self._straight is None:
             try:
                 here = self.available(position, stop)
-            except StorageError as error:
-                self._go_straight(position, stop, error)
+            except StorageError:
+                self._go_straight(position, stop, self._content.representation)
                 break
             if here == position:
                 return
             yield ByteRange(position, here)
             position = here
         if position < stop and self._straight is not None:
-            yield from self._straight_pieces(self._straight, position, stop)
+            yield from self._straight.pieces(position, stop)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Yield the same as bytes, at most 1 MiB at a time."""
@@ -373,31 +363,17 @@ class Reader:
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
-        if self._passed is None and self._straight is None:
+        straight = self._straight
+        if straight is None:
             try:
                 stop = self.available(position, position + size)
-            except StorageError as error:
-                self._go_straight(position, END, error)
+            except StorageError:
+                straight = self._go_straight(position, END, self._content.representation)
             else:
                 if stop == position:
                     return b""
                 return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
-        return self._read_straight(position, size)
-
-    def _read_straight(self, position: int, size: int) -> bytes:
-        """Return what comes next from the origin, asking anew after a seek."""
-        fetch = self._straight
-        if fetch is None or self._passed not in (None, position):
-            fetch = self._go_straight(position, END, None)
-            self._passed = None
-        if self._passed is None:
-            self._left = self._straight_pieces(fetch, position, self.length)
-        data = next(self._left, b"")
-        if len(data) > size:
-            self._left = chain((data[size:],), self._left)
-            data = data[:size]
-        self._passed = position + len(data)
-        return data
+        return straight.read(position, size)
 
     def _advance(self, position: int, stop: int) -> None:
         self._started = True
@@ -457,50 +433,31 @@ class Reader:
 
     # -- what cannot be stored -------------------------------------------------
 
-    def _go_straight(self, start: int, stop: int, refusal: StorageError | None) -> Fetch:
-        """Ask the origin for ``[start, stop)``, past the cache; raise *refusal* if that mixes."""
-        held = self._content.representation
-        if self._straight is not None:
-            held = self._straight.answer.representation
-        if held is not None and not held.joinable and (start > 0 or self._started):
-            raise refusal or StorageError("what cannot be stored cannot be read in parts")
+    def _go_straight(
+        self, start: int, stop: int, told: Representation | None, fetch: Fetch | None = None
+    ) -> Straight:
+        """Read ``[start, stop)`` past the cache, of the version that was *told*.
+
+        From *fetch*, an answer that is here already, or from one that is asked for.
+        """
         self._let_go(linger=False)
-        joined = held if held is not None and held.joinable else None
+        straight = self._straight = Straight(self._ask_origin, told, given=self._started)
         # Until the end: while it reads from the origin, nothing else would notice
         # that the client has left.
         self._resources.enter_context(self._watch(self))
-        self._straight = self._resources.enter_context(
-            self._origin.fetch(
-                self.entry.url,
-                ByteRange(start, stop),
-                held=joined,
-                canceller=self._canceller,
-                sent=Sent(
-                    self._terms.forwarded,
-                    self._terms.secrets,
-                    self._terms.directives,
-                    self._terms.hands_on,
-                ),
-            )
-        )
-        return self._straight
+        self._resources.enter_context(closing(straight))
+        if fetch is not None:
+            straight.take(fetch)
+        else:
+            straight.ask(start, stop)
+        return straight
 
-    def _straight_pieces(self, fetch: Fetch, position: int, stop: int) -> Iterator[bytes]:
-        offset = fetch.answer.start
-        if offset > position:
-            raise OriginUnreachable(f"the origin's body begins at {offset}, not {position}")
-        while position < stop:
-            data = fetch.read()
-            if not data:
-                break
-            skipped = max(0, position - offset)
-            offset += len(data)
-            wanted = data[skipped : skipped + stop - position]
-            if wanted:
-                yield wanted
-                position += len(wanted)
-        if position < stop != END:
-            raise OriginUnreachable(f"the origin's body ended at {position}, not {stop}")
+    def _ask_origin(self, *, asked: ByteRange | None, held: Representation | None) -> Fetch:
+        terms = self._terms
+        sent = Sent(terms.forwarded, terms.secrets, terms.directives, terms.hands_on)
+        return self._origin.fetch(
+            self.entry.url, asked, held=held, canceller=self._canceller, sent=sent
+        )
 
 
 class CacheFile(io.RawIOBase):
@@ -569,7 +526,7 @@ class CacheFile(io.RawIOBase):
         """Fill *buffer* with what is here, at least one byte but at the end."""
         view = memoryview(buffer).cast("B")
         if len(view) and not self._settled:
-            self.representation(self._position, self._position + len(view))
+            self.representation(self._position)
         data = self._reader.read(self._position, len(view))
         view[: len(data)] = data
         self._position += len(data)

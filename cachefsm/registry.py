@@ -1,8 +1,9 @@
 """Key to live entry: one object per entry in use, and a lease for each user.
 
 An entry is a row until somebody leases it; then one :class:`LiveEntry` stands
-for it, whoever asks. Nothing busy is ever dropped from memory; the last few idle
-ones are kept, because a player's next range comes within milliseconds.
+for it, whoever asks. Where the database takes no row there is only the object.
+Nothing busy is ever dropped from memory; the last few idle ones are kept,
+because a player's next range comes within milliseconds.
 
 Lock order: the registry's, then the entry's.
 """
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from .entry import LiveEntry
-from .errors import CacheClosed, CacheError, EntryNotFound
+from .errors import CacheClosed, CacheError, EntryNotFound, StorageError
 from .models import EntryRecord, Store
 from .storage import content_name
 from .urls import OriginUrl
@@ -34,26 +35,43 @@ class Registry:
         self,
         store: Store,
         make: Callable[[EntryRecord], LiveEntry],
+        make_unstored: Callable[[int, OriginUrl, str, StorageError], LiveEntry],
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._make = make
+        self._make_unstored = make_unstored
         self._clock = clock
         self._lock = threading.RLock()
         self._live: dict[int, LiveEntry] = {}
         self._idle: OrderedDict[int, LiveEntry] = OrderedDict()
         self._leases: Counter[LiveEntry] = Counter()
+        self._last_unstored_id = 0
         self._closed: CacheError | None = None
 
     def find_or_create(self, url: OriginUrl, key: str) -> int:
-        """Return the id of the entry with *key*, registering it if it is new."""
+        """Return the id of the entry with *key*, registering it if it is new.
+
+        An id below 0 is that of an entry which is in memory only, and gone soon after
+        its last lease, because the database takes no row.
+        """
         self._check_open()
-        record = self._store.find(key)
-        if record is None:
-            record = self._store.create(
+        try:
+            record = self._store.find(key) or self._store.create(
                 key=key, url=str(url), content_file=content_name(key), now_s=self._clock()
             )
+        except StorageError as error:
+            return self._register_unstored(url, key, error)
         return record.id
+
+    def _register_unstored(self, url: OriginUrl, key: str, refusal: StorageError) -> int:
+        with self._lock:
+            self._check_open()
+            self._last_unstored_id -= 1
+            entry = self._make_unstored(self._last_unstored_id, url, key, refusal)
+            self._live[entry.id] = self._idle[entry.id] = entry
+        self._drop_idle()
+        return entry.id
 
     @contextmanager
     def lease(self, entry_id: int) -> Iterator[LiveEntry]:

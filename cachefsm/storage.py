@@ -6,7 +6,6 @@ about that. Offsets and sizes are in bytes.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
@@ -205,16 +204,6 @@ class ContentFile:
             _fdatasync(self._fd)
         except OSError as error:
             raise _storage_error("sync", self.path, error) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make new names in *path* survive a power loss, where the system can."""
-    with contextlib.suppress(OSError):  # not every file system syncs directories
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def _storage_error(verb: str, path: Path, error: OSError) -> StorageError:

@@ -41,6 +41,7 @@ __all__ = [
     "CacheSchema",
     "EntryRecord",
     "QueueRecord",
+    "unsaved_entry",
 ]
 
 
@@ -209,6 +210,22 @@ QUEUE_COLUMNS: Final = (
         if name != "entry_id"
     ),
 )
+
+
+def unsaved_entry(
+    entry_id: int, *, key: str, url: str, now_s: float, **columns: Any
+) -> EntryRecord:
+    """Return what the row of a new entry would be."""
+    row = CacheEntry(
+        id=entry_id,
+        key=key,
+        url=url,
+        state_since=now_s,
+        created_at=now_s,
+        last_accessed_at=now_s,
+        **columns,
+    )
+    return EntryRecord(**{name: getattr(row, name) for name in EntryRecord.__dataclass_fields__})
 
 
 def _create_tables(database: peewee.Database) -> None:

@@ -1,18 +1,17 @@
 """Sizes and durations as people write them: ``20G``, ``1.5GiB``, ``500ms``, ``1h30m``.
 
 Everything that reads or shows one, on the command line, in the environment, in
-Python and in the dashboard's text, goes through these four functions.
+Python and in the dashboard's text, goes through these three functions.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from decimal import Decimal
 
 from .errors import UsageError
 
-__all__ = ["format_duration", "format_size", "parse_duration", "parse_size"]
+__all__ = ["format_size", "parse_duration", "parse_size"]
 
 # A bare letter is a power of 1024, as in rclone, nginx, ls and dd: whoever gives
 # a cache 20G means what `du -h` shows as 20G. Powers of 1000 want their B.
@@ -126,30 +125,6 @@ def format_size(size_bytes: int) -> str:
             break
         value /= 1024
     return f"{value:.1f}".removesuffix(".0") + f" {unit}"
-
-
-def format_duration(duration_s: float) -> str:
-    """Return *duration_s* seconds for people: ``500ms``, ``1.5s``, ``1h30m``, ``30d``.
-
-    Exact to the millisecond, and :func:`parse_duration` reads the result; round
-    it first where that is too much to read.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
-    if not (math.isfinite(duration_s) and duration_s >= 0):
-        raise ValueError(f"not a duration: {duration_s}")
-    rest_ms = round(duration_s * 1000)
-    if rest_ms < 1000:
-        return f"{rest_ms}ms" if rest_ms else "0s"
-    parts = []
-    for unit in ("d", "h", "m"):
-        whole, rest_ms = divmod(rest_ms, _DURATION_FACTORS_MS[unit])
-        if whole:
-            parts.append(f"{whole}{unit}")
-    if rest_ms:
-        parts.append(f"{Decimal(rest_ms) / 1000:f}s")
-    return "".join(parts)
 
 
 def _not_a_size(text: object) -> UsageError:

@@ -96,26 +96,12 @@ def test_a_released_directory_can_be_taken_again(tmp_path: Path, lock: Directory
     DirectoryLock(tmp_path).release()
 
 
-def test_a_process_that_is_killed_lets_go_and_is_known_to_have_died(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_lets_go(tmp_path: Path) -> None:
     with another_process(tmp_path) as process:
         process.kill()
         process.wait(WAIT_S)
         assert DirectoryLock.holder(tmp_path) is None
-        lock = DirectoryLock(tmp_path)
-    assert lock.was_left
-    lock.release()
-
-
-def test_a_process_that_ends_well_is_not_taken_for_a_dead_one(tmp_path: Path) -> None:
-    with another_process(tmp_path) as process:
-        process.communicate(timeout=WAIT_S)
-    lock = DirectoryLock(tmp_path)
-    assert not lock.was_left
-    lock.release()
-
-
-def test_the_first_holder_of_all_follows_nobody(lock: DirectoryLock) -> None:
-    assert not lock.was_left
+        DirectoryLock(tmp_path).release()
 
 
 # -- what is announced --------------------------------------------------------

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cachefsm import Cache
-from tests.support.caches import WAIT_S, OpenCache
-from tests.support.clients import serve_mounted
+from tests.support.caches import WAIT_S, OpenCache, eventually
+from tests.support.clients import ask, serve_mounted
 from tests.support.faults import cut_after, hold_after
 from tests.support.origin import Exchange, Origin, Resource, content
 from tests.support.programs import needs, run
@@ -87,11 +87,20 @@ def test_a_download_of_an_arriving_file_is_whole(origin, url, tmp_path, command)
 @pytest.mark.parametrize("version", ["--http1.1", "--http1.0"])
 def test_curl_knows_that_a_body_was_cut(origin, url, framing, version: str) -> None:
     origin.put("/film", Resource(SIZE, framing=framing, accepts_ranges=framing is None))
-    origin.script(cut_after(HALF))
+    hold = hold_after(HALF)
+
+    def cut(exchange: Exchange) -> None:
+        hold(exchange)
+        exchange.answer.at(HALF, Exchange.close)
+
+    origin.script(cut)
     origin.script(Exchange.reset, nth=2, times=None)
     # 18 is "partial file", 56 "failure with receiving".
-    got = run(*CURL, version, url, codes=(18, 56))
-    assert content(0, HALF).startswith(got)
+    download = in_thread(run, *CURL, version, url, codes=(18, 56))
+    entries = f"{url.partition('/m/')[0]}/-/entries"
+    eventually(lambda: [entry["downloaded_bytes"] for entry in ask(entries).json()] == [HALF])
+    hold.release()
+    assert content(0, HALF).startswith(download.result(WAIT_S))
 
 
 @needs("curl", "wget")

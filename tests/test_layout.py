@@ -30,10 +30,10 @@ LAYERS: Final = """
     content records server output progress forwarding
     origin demands retries signposts
     claims
-    stored downloader
+    stored downloader straight
     facts events
     entry eventstream
-    registry reader conductor
+    registry reader conductor unstored
     verify
     cache
     control serving relay fsspec_filesystem

@@ -131,7 +131,6 @@ def test_a_legal_event_moves_memory_and_row(
     store: Store, path: Path, source: str, event: str, target: str
 ) -> None:
     lifecycle = entry_in(store, source)
-    assert lifecycle.allows(event)
     returned = lifecycle.send(event, replace(WELCOME, reason="because", now_s=42.0))
     assert lifecycle.state == target
     assert (returned.state, returned.state_reason, returned.state_since) == (
@@ -148,7 +147,6 @@ def test_an_illegal_event_is_named_and_changes_neither_memory_nor_row(
 ) -> None:
     lifecycle = entry_in(store, state)
     before = lifecycle.record
-    assert not lifecycle.allows(event)
     with pytest.raises(IllegalMove, match=f"cannot {event} .* {state}") as caught:
         lifecycle.send(event, replace(WELCOME, reason="no", columns={"priority": 7}))
     assert (caught.value.event, caught.value.state) == (event, state)
@@ -159,7 +157,6 @@ def test_an_illegal_event_is_named_and_changes_neither_memory_nor_row(
 @pytest.mark.parametrize("state", STATES)
 def test_an_event_that_does_not_exist_is_refused_like_any_other(store: Store, state: str) -> None:
     lifecycle = entry_in(store, state)
-    assert not lifecycle.allows("explode")
     with pytest.raises(IllegalMove, match="cannot explode"):
         lifecycle.send("explode", WELCOME)
 
@@ -318,7 +315,6 @@ def test_a_person_s_pause_outlives_a_restart(store: Store, path: Path) -> None:
 def assert_sent(lifecycle: Lifecycle, path: Path, event: str, move: Move, *, legal: bool) -> None:
     """Send and see that the guard lets it through, or that nothing has changed."""
     before = lifecycle.record
-    assert lifecycle.allows(event)
     if legal:
         lifecycle.send(event, move)
         assert lifecycle.state == TABLE[event][1]
@@ -729,11 +725,6 @@ class LifecycleMachine(RuleBasedStateMachine):
     def the_chunks_are_the_model_s_runs(self) -> None:
         expected = RangeSet((offset, offset + 1) for offset in self.bytes)
         assert stored_chunks(self.path, self.model.id) == list(expected)
-
-    @invariant()
-    def the_machine_accepts_what_the_table_does(self) -> None:
-        allowed = {event for event in TABLE if self.lifecycle.allows(event)}
-        assert allowed == {e for e, (sources, _) in TABLE.items() if self.model.state in sources}
 
 
 def test_row_record_and_model_agree_whatever_happens(path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from cachefsm import Cache, DownloadState, Entry
 from cachefsm.stored import Surroundings
 from tests.support.audit import Patterned, complaints
 from tests.support.caches import HASTY, UNHURRIED, WAIT_S, OpenCache
-from tests.support.faults import cut_after, stall_after, trickle
+from tests.support.faults import cut_after, hold_after, trickle
 from tests.support.origin import Origin, Resource
 from tests.support.powerloss import (
     Commit,
@@ -105,16 +105,16 @@ def _live(cache: Cache, origin: Origin) -> None:
     """Do everything that writes: seeks, versions, restarts, orders, removal."""
     film, song, bare = (cache.entry(origin.url(f"/{name}")) for name in TRUTHS)
     # Parts in no order.
-    origin.script(stall_after(150_000), path="/film")
-    assert film.wait_for(900_000, 1_000_000, WAIT_S)
-    _flush(cache, film)
-    assert film.wait_for(10_000, 60_000, WAIT_S)
-    film.pause()
+    with _never_finished(origin, "/film", 150_000):
+        assert film.wait_for(900_000, 1_000_000, WAIT_S)
+        _flush(cache, film)
+        assert film.wait_for(10_000, 60_000, WAIT_S)
+        film.pause()
     # Another version at half way.
-    origin.script(stall_after(SONG // 2), path="/song")
-    assert song.wait_for(0, SONG // 2, WAIT_S)
-    _flush(cache, song)
-    song.pause()
+    with _never_finished(origin, "/song", SONG // 2):
+        assert song.wait_for(0, SONG // 2, WAIT_S)
+        _flush(cache, song)
+        song.pause()
     origin.put("/song", Resource(SONG + 5000, version=1))
     song.resume()
     assert song.wait_complete(WAIT_S)
@@ -127,10 +127,19 @@ def _live(cache: Cache, origin: Origin) -> None:
     film.remove()
     origin.put("/film", Resource(FILM, version=1))
     film = cache.entry(origin.url("/film"))
-    assert film.wait_for(0, 500_000, WAIT_S)
-    film.cancel()
+    with _never_finished(origin, "/film", 600_000):
+        assert film.wait_for(0, 500_000, WAIT_S)
+        film.cancel()
     film.retry()
     assert film.wait_complete(WAIT_S)
+
+
+@contextmanager
+def _never_finished(origin: Origin, path: str, answer_bytes: int) -> Iterator[None]:
+    """Let every answer stop after that much: nothing is complete before it was ordered about."""
+    hold = origin.script(hold_after(answer_bytes), path=path, times=None)
+    yield
+    hold.release()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from cachefsm.registry import IDLE_ENTRIES, Registry
 from cachefsm.scheduler import Priority
 from cachefsm.storage import ContentFile
 from cachefsm.stored import Surroundings
+from cachefsm.unstored import UnstoredEntry
 from cachefsm.urls import parse_url
 from tests.support.caches import WAIT_S
 from tests.support.databases import execute, locked, open_store
@@ -56,7 +58,12 @@ def registry(store: Store, files: Path) -> Registry:
 
 def registry_of(store: Store, files: Path) -> Registry:
     around = Surroundings(store=store, directory=files)
-    return Registry(store, lambda record: LiveEntry(record, around), lambda: 1000.0)
+    return Registry(
+        store,
+        lambda record: LiveEntry(record, around),
+        partial(UnstoredEntry, surroundings=around),
+        lambda: 1000.0,
+    )
 
 
 Stored = Callable[..., EntryRecord]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachefsm.errors import CacheError, UsageError
-from cachefsm.units import format_duration, format_size, parse_duration, parse_size
+from cachefsm.units import format_size, parse_duration, parse_size
 
 _DAY_S = 86_400
 
@@ -121,30 +121,6 @@ def test_a_size_is_shown_with_one_decimal_at_most(size_bytes: int, text: str) ->
     assert format_size(size_bytes) == text
 
 
-@pytest.mark.parametrize(
-    ("duration_s", "text"),
-    [
-        (0, "0s"),
-        (0.0004, "0s"),
-        (0.5, "500ms"),
-        (1.0, "1s"),
-        (1.5, "1.5s"),
-        (59.9996, "1m"),
-        (5400, "1h30m"),
-        (30 * _DAY_S, "30d"),
-        (93_784.005, "1d2h3m4.005s"),
-    ],
-)
-def test_a_duration_is_shown_in_the_units_it_fills(duration_s: float, text: str) -> None:
-    assert format_duration(duration_s) == text
-
-
-@pytest.mark.parametrize("duration_s", [-1.0, math.nan, math.inf])
-def test_what_is_no_duration_is_not_shown_as_one(duration_s: float) -> None:
-    with pytest.raises(ValueError, match="not a duration"):
-        format_duration(duration_s)
-
-
 @given(st.integers(0, 2**63 - 1))
 def test_a_size_in_bytes_is_read_exactly(size_bytes: int) -> None:
     assert parse_size(str(size_bytes)) == parse_size(f"{size_bytes}B") == size_bytes
@@ -161,11 +137,6 @@ def test_a_size_shown_reads_back_to_within_its_last_digit(size_bytes: int) -> No
 @given(st.integers(1, 1023), st.sampled_from(["B", "KiB", "MiB", "GiB", "TiB"]))
 def test_a_whole_number_of_units_reads_back_exactly(number: int, unit: str) -> None:
     assert format_size(parse_size(f"{number} {unit}")) == f"{number} {unit}"
-
-
-@given(st.integers(0, 36_500 * _DAY_S * 1000))
-def test_a_duration_in_whole_milliseconds_reads_back_exactly(duration_ms: int) -> None:
-    assert parse_duration(format_duration(duration_ms / 1000)) == duration_ms / 1000
 
 
 @given(st.text())
