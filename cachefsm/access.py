@@ -20,9 +20,11 @@ from .urls import OriginUrl, parse_url
 __all__ = [
     "AllowList",
     "Mount",
+    "Rules",
     "check_path",
     "host_matches",
     "is_same_origin",
+    "mount_name",
     "parse_mount",
     "split_host",
 ]
@@ -39,21 +41,28 @@ _MOST_ESCAPES: Final = 8
 
 
 @dataclass(frozen=True)
-class Mount:
-    """``/name`` in front of an origin's path; *base* ends in a slash.
+class Rules:
+    """What holds for requests to an origin, in place of what would hold otherwise.
 
     ``fresh_s`` takes the place of what the origin says of freshness, ``offline`` asks
     the origin nothing; ``passes`` lets every method through, ``hands_on`` leaves
     redirects to the client; ``fields`` go with each request, unseen by clients.
     """
 
-    name: str
-    base: OriginUrl
     fresh_s: float | None = None
     offline: bool = False
     passes: bool = False
     hands_on: bool = False
     fields: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True)
+class Mount:
+    """``/name`` in front of an origin's path; *base* ends in a slash."""
+
+    name: str
+    base: OriginUrl
+    rules: Rules = Rules()
 
     def url(self, rest: str) -> OriginUrl:
         """Return the origin's URL for what follows ``/name/`` in a target, query included."""
@@ -64,6 +73,17 @@ class Mount:
         if url.origin != self.base.origin or not url.target.startswith(self.base.target):
             return None
         return f"{self.name}/{url.target[len(self.base.target) :]}"
+
+
+def mount_name(text: str) -> str:
+    """Return *text*, the name of a mount.
+
+    Raises:
+        UsageError: no mount can be called that.
+    """
+    if not _MOUNT_NAME.match(text) or text in _RESERVED:
+        raise UsageError(f"{text!r} is no mount's name, such as /films")
+    return text
 
 
 def parse_mount(text: str) -> Mount:

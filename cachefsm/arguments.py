@@ -16,6 +16,7 @@ from typing import Final
 from . import __version__
 from .access import AllowList, parse_mount
 from .errors import UsageError
+from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
 from .urls import parse_url
@@ -215,6 +216,7 @@ def _serve(command: Parser) -> None:
         help="let clients name this host, as in /https/HOST/path, and redirects lead there; "
         "HOST, HOST:PORT, '*.SUFFIX' or '*'; repeatable",
     )
+    _rules(command)
     setting(
         "--private",
         read=_allowed,
@@ -274,6 +276,45 @@ def _serve(command: Parser) -> None:
     setting("--quiet", read=None, default=False, help="log only warnings")
     command.add_argument(
         "--demo", action="store_true", help="mount a slow origin with five minutes of music"
+    )
+
+
+def _rules(command: Parser) -> None:
+    """Add what holds for single mounts in place of what would hold otherwise."""
+    setting = command.setting
+    setting(
+        "--fresh",
+        read=parse_fresh,
+        many=True,
+        default=(),
+        metavar="/NAME=TIME",
+        help="take what is stored of this mount as fresh for so long, whatever the origin says; "
+        "TIME alone: of all; repeatable",
+    )
+    for flag, help_ in (
+        ("--offline", "ask this mount's origin nothing: serve what is stored, or a 504"),
+        ("--pass-methods", "pass methods other than GET and HEAD to this mount's origin, uncached"),
+        ("--hand-on-redirects", "leave this mount's redirects to the client, led through here"),
+    ):
+        setting(
+            flag,
+            read=parse_which,
+            many=True,
+            default=(),
+            metavar="/NAME",
+            nargs="?",
+            const=EVERY_MOUNT,
+            help=f"{help_}; without a name: all of them; repeatable",
+        )
+    setting(
+        "--header",
+        read=parse_header,
+        many=True,
+        separator="\n",
+        default=(),
+        metavar="'/NAME: FIELD: VALUE'",
+        help="send this field to the mount's origin, in place of the client's; clients never "
+        "see it; repeatable (in the environment, one a line)",
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .access import Mount
+from .access import Rules
 from .fields import Fields, connection_fields, end_to_end, is_sendable, values_of
 from .terms import Terms
 
@@ -77,31 +77,31 @@ _HARMLESS: Final = frozenset(
 )
 
 
-def terms_of(request_fields: Fields, mount: Mount | None, *, host: str, since_s: float) -> Terms:
+def terms_of(request_fields: Fields, rules: Rules, *, host: str, since_s: float) -> Terms:
     """Return on which terms a request for content is answered.
 
-    *host* is what the client calls this proxy. A mount's own fields take the place of
+    *host* is what the client calls this proxy. The rules' own fields take the place of
     the client's of the same names. *since_s* is the monotonic time of the request.
     """
-    own = mount.fields if mount is not None else ()
-    passed = _passed_on(request_fields, mount, host)
+    passed = _passed_on(request_fields, rules, host)
+    others = tuple(field for field in passed if field[0].lower() not in _HARMLESS)
     return Terms(
         request_fields=request_fields,
         forwarded=tuple(field for field in passed if field[0].lower() in _HARMLESS),
-        secrets=(*(field for field in passed if field[0].lower() not in _HARMLESS), *own),
-        fresh_s=mount.fresh_s if mount is not None else None,
-        offline=mount is not None and mount.offline,
-        hands_on=mount is not None and mount.hands_on,
+        secrets=(*others, *rules.fields),
+        fresh_s=rules.fresh_s,
+        offline=rules.offline,
+        hands_on=rules.hands_on,
         since_s=since_s,
     )
 
 
-def relayed_fields(request_fields: Fields, mount: Mount, *, host: str) -> Fields:
+def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields:
     """Return the fields of a request that is passed on as it is, body and all.
 
     Source: RFC 9110 §7.6.1.
     """
-    held = {"host", "via", "expect", "content-length", *_own_names(mount)}
+    held = {"host", "via", "expect", "content-length", *_own_names(rules)}
     return (
         *(
             (name, value)
@@ -110,13 +110,13 @@ def relayed_fields(request_fields: Fields, mount: Mount, *, host: str) -> Fields
             and not _is_about_us(name, value, host)
             and is_sendable(name, value)
         ),
-        *mount.fields,
+        *rules.fields,
     )
 
 
-def _passed_on(fields: Fields, mount: Mount | None, host: str) -> Fields:
-    held = _KEPT_BACK | connection_fields(fields) | _own_names(mount)
-    if mount is not None and mount.passes:
+def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
+    held = _KEPT_BACK | connection_fields(fields) | _own_names(rules)
+    if rules.passes:
         held -= {"cookie"}
     return tuple(
         (name, value)
@@ -128,12 +128,9 @@ def _passed_on(fields: Fields, mount: Mount | None, host: str) -> Fields:
     )
 
 
-def _own_names(mount: Mount | None) -> set[str]:
-    """Return the names of the fields that a mount sets itself, whatever the client sends."""
-    if mount is None:
-        return set()
-    names = {name.lower() for name, _ in mount.fields}
-    return names if mount.base.userinfo is None else {*names, "authorization"}
+def _own_names(rules: Rules) -> frozenset[str]:
+    """Return the names of the fields that are set here, whatever the client sends."""
+    return frozenset(name.lower() for name, _ in rules.fields)
 
 
 def _is_about_us(name: str, value: str, host: str) -> bool:

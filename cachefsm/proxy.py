@@ -20,6 +20,7 @@ from urllib.parse import urljoin
 from .access import (
     AllowList,
     Mount,
+    Rules,
     check_path,
     is_same_origin,
     parse_mount,
@@ -36,7 +37,7 @@ from .errors import (
     RepresentationChanged,
     UsageError,
 )
-from .fields import Fields
+from .fields import Fields, without
 from .forwarding import relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .playlists import is_playlist
@@ -60,6 +61,9 @@ _log = logging.getLogger(__name__)
 VERSION_TRIES: Final = 3
 """How often a request begins again because the representation changed under it."""
 
+NEVER_PASSED: Final = ("CONNECT", "TRACE")
+"""One is not about a resource; the other would show pages the fields that mounts set."""
+
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
 
@@ -71,6 +75,7 @@ def create_app(
     hosts: Iterable[str] = (),
     token: str | None = None,
     require_token: bool = False,
+    rules: Rules | None = None,
 ) -> Proxy:
     """Return the WSGI application, for any WSGI server.
 
@@ -80,6 +85,7 @@ def create_app(
         hosts: names the proxy is known by, besides this machine's loopback names.
         token: what control routes accept as ``Authorization: Bearer …``.
         require_token: refuse control routes without it, as off loopback.
+        rules: what holds for ``/http/…`` and ``/https/…``; mounts have their own.
 
     Raises:
         UsageError: a mount or pattern cannot be read.
@@ -88,7 +94,9 @@ def create_app(
     allowed = allow if isinstance(allow, AllowList) else AllowList(allow)
     for mount in parsed:
         allowed.add(mount.base, by_url=False)
-    return Proxy(cache, parsed, allowed, hosts, token, require_token=require_token)
+    return Proxy(
+        cache, parsed, allowed, hosts, token, require_token=require_token, rules=rules or Rules()
+    )
 
 
 class Proxy:
@@ -103,11 +111,13 @@ class Proxy:
         token: str | None,
         *,
         require_token: bool,
+        rules: Rules,
         boundary: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self._cache = cache
         self._mounts = {mount.name: mount for mount in mounts}
         self._allowed = allowed
+        self._rules = rules
         self._hosts = frozenset(host.lower() for host in (*_LOOPBACK_NAMES, *hosts))
         self._control = Control(
             cache, self._serve_by_id, allowed, token, require_token=require_token
@@ -183,7 +193,7 @@ class Proxy:
         if visited(request.fields, self._cache.name):
             return plain(HTTPStatus.LOOP_DETECTED, "this request has come by here before")
         if request.method not in ("GET", "HEAD"):
-            if mount is not None and mount.passes and request.method not in ("CONNECT", "TRACE"):
+            if mount is not None and mount.rules.passes and request.method not in NEVER_PASSED:
                 return self._relay(request, mount, url)
             return plain(
                 HTTPStatus.METHOD_NOT_ALLOWED,
@@ -196,8 +206,12 @@ class Proxy:
         )
 
     def _terms(self, request: Request, mount: Mount | None) -> Terms:
+        rules, fields = self._rules if mount is None else mount.rules, self._own_business(request)
+        if mount is not None and mount.base.userinfo is not None:
+            # The mount's own credentials are for all its clients.
+            fields = without(fields, {"authorization"})
         host = request.field("Host") or ""
-        return terms_of(self._own_business(request), mount, host=host, since_s=time.monotonic())
+        return terms_of(fields, rules, host=host, since_s=time.monotonic())
 
     def _own_business(self, request: Request) -> Fields:
         """Return the request's fields without the token, which is between client and proxy."""
@@ -337,7 +351,7 @@ class Proxy:
         response, answer = relay(
             request,
             url,
-            relayed_fields(self._own_business(request), mount, host=host),
+            relayed_fields(self._own_business(request), mount.rules, host=host),
             origin=self._cache.origin,
             watch=self._watching(request),
             rewrite=lambda location: self._rewrite(url, location),
@@ -397,6 +411,7 @@ class Server:
         hosts: Iterable[str] = (),
         token: str | None = None,
         require_token: bool = False,
+        rules: Rules | None = None,
         stays: bool = True,
         **server: Any,
     ) -> None:
@@ -408,6 +423,7 @@ class Server:
             hosts=(host, *hosts),
             token=token,
             require_token=require_token,
+            rules=rules,
         )
         self._server = ProxyServer(self.app, host, port, **server)
         self._server.start()

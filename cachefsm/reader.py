@@ -186,25 +186,30 @@ class Reader:
         if straight is not None:
             straight.cancel()
 
-    def representation(self, start: int = 0, stop: int = END) -> Representation:
+    def representation(
+        self, start: int = 0, stop: int = END, *, reads_on: bool = False
+    ) -> Representation:
         """Return what the origin says of the representation, waiting for its answer.
 
         *start* and *stop* say which bytes will be wanted, so that the first
-        request to the origin can ask for them.
+        request to the origin can ask for them. With *reads_on* what comes past the
+        cache is asked for to the end, as an answer may be the only one there is.
 
         Raises:
             WaitTimeout: it has not answered within the first-byte timeout.
             CacheError: why it will not.
         """
         if not (self._settled or self.is_straight):
-            self._settle(start, stop)
+            self._settle(start, stop, END if reads_on else stop)
             self._settled = True
         if self._straight is not None:
             return self._straight.representation
         return cast(Representation, self._content.representation)
 
-    def _settle(self, start: int, stop: int) -> None:
+    def _settle(self, start: int, stop: int, end: int) -> None:
         """See to it that what is stored may be served, or that the answer is at hand.
+
+        The latter, where it passes by the cache, as far as *end*.
 
         Raises:
             NotStored: the origin may not be asked.
@@ -215,7 +220,7 @@ class Reader:
         if entry.refusal() is not None and not (content.joinable or content.is_here):
             # The rest of it would have to come from another answer, which can be of
             # another version: all of it from that one, then.
-            self._go_straight(start, stop, None)
+            self._go_straight(start, end, None)
             return
         for _ in range(QUESTIONS):
             use = entry.use_of(content, terms)
@@ -229,10 +234,14 @@ class Reader:
                 break
             if content.representation is None and entry.is_passing():
                 self.news.forwarded = "bypass"
-                self.own_fields = self._go_straight(start, stop, None).fields
+                self.own_fields = self._go_straight(start, end, None).fields
                 return
-            error = self._ask(start, stop)
-            if self._straight is not None:
+            try:
+                error = self._ask(start, stop)
+            except StorageError:
+                self._go_straight(start, end, None)
+                return
+            if self.is_straight:
                 return
             if error is not None:
                 self._bear(error)
@@ -244,18 +253,14 @@ class Reader:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
         news.forwarded = "miss" if content.representation is None else "stale"
+        window = self._window(start, stop)
+        inquiry = self.entry.inquire(content, self._terms, start, window, self)
+        news.collapsed = inquiry.asker is not self
         try:
-            window = self._window(start, stop)
-            inquiry = self.entry.inquire(content, self._terms, start, window, self)
-            news.collapsed = inquiry.asker is not self
-            try:
-                error = self._await(inquiry)
-                fetch = inquiry.take(self)
-            finally:
-                self.entry.leave(inquiry)
-        except StorageError:
-            self._go_straight(start, stop, None)
-            return None
+            error = self._await(inquiry)
+            fetch = inquiry.take(self)
+        finally:
+            self.entry.leave(inquiry)
         if fetch is not None:
             self.own_fields = self._go_straight(start, stop, None, fetch).fields
         elif content.superseded is not None:
@@ -474,17 +479,19 @@ class CacheFile(io.RawIOBase):
         self._settled = False
         self._position = 0
 
-    def representation(self, start: int = 0, stop: int = END) -> Representation:
+    def representation(
+        self, start: int = 0, stop: int = END, *, reads_on: bool = False
+    ) -> Representation:
         """Return what the origin says of the version that is read.
 
-        If it has to be asked first, it is for ``[start, stop)``.
+        If it has to be asked first, it is as :meth:`Reader.representation` does.
 
         Raises:
             CacheError: it cannot be asked, or does not answer.
         """
         for _ in range(QUESTIONS):
             try:
-                found = self._reader.representation(start, stop)
+                found = self._reader.representation(start, stop, reads_on=reads_on)
             except RepresentationChanged:
                 if self._settled:
                     raise
@@ -526,7 +533,7 @@ class CacheFile(io.RawIOBase):
         """Fill *buffer* with what is here, at least one byte but at the end."""
         view = memoryview(buffer).cast("B")
         if len(view) and not self._settled:
-            self.representation(self._position)
+            self.representation(self._position, self._position + len(view), reads_on=True)
         data = self._reader.read(self._position, len(view))
         view[: len(data)] = data
         self._position += len(data)

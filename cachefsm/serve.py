@@ -24,10 +24,11 @@ from .arguments import default_cache_dir
 from .backend import PATIENCE_S
 from .cache import Cache
 from .dirlock import DirectoryLock
-from .errors import CacheBusy
+from .errors import CacheBusy, UsageError
 from .logs import logging_to
 from .origin import OriginOptions
 from .proxy import Server
+from .rules import furnish
 from .scheduler import Limits
 from .urls import redact
 
@@ -67,10 +68,21 @@ def serve(options: argparse.Namespace) -> int:
         demo = stack.enter_context(_demo_origin()) if options.demo else None
         if demo is not None:
             mounts.append(parse_mount(f"/demo={demo.url}"))
+        try:
+            mounts, rules = furnish(
+                mounts,
+                fresh=options.fresh,
+                offline=options.offline,
+                pass_methods=options.pass_methods,
+                hand_on_redirects=options.hand_on_redirects,
+                headers=options.header,
+            )
+        except UsageError as error:
+            options.fail(str(error))
         allowed = AllowList(options.allow)
         for mount in mounts:
             allowed.add(mount.base, by_url=False)
-        cache = stack.enter_context(_open_cache(options, allowed))
+        cache = stack.enter_context(_open_cache(options, allowed, mounts))
         for url in cache.queued_urls():
             # Whoever asked for it named its origin.
             allowed.add(url, by_url=False)
@@ -87,6 +99,7 @@ def serve(options: argparse.Namespace) -> int:
                 hosts=[*options.host_name, *addresses],
                 token=token,
                 require_token=public,
+                rules=rules,
             )
         )
         cache.restore_queue()
@@ -129,7 +142,7 @@ def _level(options: argparse.Namespace) -> int:
     return logging.WARNING if options.quiet else logging.INFO
 
 
-def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
+def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mount]) -> Cache:
     """Open the cache; wait a little for a command that has it just now."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
@@ -150,6 +163,8 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList) -> Cache:
                 origin=OriginOptions(
                     may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)
                 ),
+                # So that downloads with a mount's fields go on without a client.
+                secrets=[mount.rules.fields for mount in mounts],
                 restore=False,
             )
         except CacheBusy:

@@ -16,9 +16,9 @@ from typing import Any, Final, NoReturn
 from .errors import UsageError
 from .urls import redact
 
-__all__ = ["Parser", "hide_secrets", "typed"]
+__all__ = ["YES", "Parser", "hide_secrets", "typed"]
 
-_YES: Final = frozenset({"1", "true", "yes", "on"})
+YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off"})
 _NO_COMMAND = re.compile(r"argument COMMAND: invalid choice: ('.*?')(?: |$)")
 # To the last character that doesn't rather belong to the sentence around it.
@@ -38,6 +38,7 @@ class _Setting:
     read: Callable[[str], Any] | None  # None: a switch
     default: Any
     many: bool
+    separator: str | None = None  # of a list in the environment: any white space
 
     @property
     def twin(self) -> str:
@@ -45,10 +46,12 @@ class _Setting:
 
     def from_text(self, text: str) -> Any:
         if self.read is None:
-            if text.lower() not in _YES | _NO:
+            if text.lower() not in YES | _NO:
                 raise argparse.ArgumentTypeError(f"{text!r} is neither 1 nor 0")
-            return text.lower() in _YES
-        return [self.read(part) for part in text.split()] if self.many else self.read(text)
+            return text.lower() in YES
+        if not self.many:
+            return self.read(text)
+        return [self.read(part.strip()) for part in text.split(self.separator) if part.strip()]
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -79,10 +82,14 @@ class Parser(argparse.ArgumentParser):
         read: Callable[[str], Any] | None = str,
         default: Any = None,
         many: bool = False,
+        separator: str | None = None,
         **more: Any,
     ) -> None:
-        """Add an option that the environment can set as well; a switch if *read* is None."""
-        setting = _Setting(flag[2:].replace("-", "_"), read, default, many)
+        """Add an option that the environment can set as well; a switch if *read* is None.
+
+        A repeatable one's values stand in the environment between *separator*s.
+        """
+        setting = _Setting(flag[2:].replace("-", "_"), read, default, many, separator)
         self._settings.append(setting)
         if read is None:
             more["action"] = "store_true"

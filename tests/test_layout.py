@@ -25,8 +25,8 @@ LAYERS: Final = """
     database draft
     fields urls units integrity models quota storage dirlock waiting transport wire metrics
     semantics freshness lifecycle sanity access settings client clientsocket display scheduler
-    representation preconditions multipart addresses salvage web answer arguments diagrams
-    acceptance terms credentials playlists
+    representation preconditions multipart addresses salvage web answer rules diagrams
+    acceptance terms credentials playlists arguments
     content records server output progress forwarding
     origin demands retries signposts
     claims
@@ -184,6 +184,7 @@ def test_the_planner_and_the_arithmetic_do_claim_it() -> None:
         "freshness",
         "terms",
         "forwarding",
+        "rules",
         "playlists",
         "signposts",
     }
