@@ -11,9 +11,10 @@ import pytest
 from cachefsm import Cache, Entry
 from cachefsm.storage import content_name
 from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
-from tests.support.clients import ask, at_once, serve_mounted
+from tests.support.clients import ask, at_once, readers, serve_mounted
 from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource, content
+from tests.support.threads import in_thread
 
 MIB = 1 << 20
 SIZE = 2 * MIB
@@ -101,10 +102,14 @@ def test_a_file_larger_than_the_limit_is_served_at_the_price_of_one_transfer(
     open_cache: OpenCache, origin: Origin
 ) -> None:
     _put(origin, "film", size=20 * MIB)
+    hold = origin.script(hold_after(MIB))
     cache = open_cache(max_size=LIMIT, grace=0)
+    cache.entry(origin.url("/film"))
     with serve_mounted(cache, origin) as proxy:
-        bodies = at_once(3, lambda number: ask(f"{proxy.url}m/film").body)
-        assert all(body == content(0, 20 * MIB) for body in bodies)
+        clients = [in_thread(ask, f"{proxy.url}m/film") for _ in range(3)]
+        eventually(lambda: readers(proxy) == 3)
+        hold.release()
+        assert all(client.result(WAIT_S).body == content(0, 20 * MIB) for client in clients)
     assert origin.body_bytes_sent <= 21 * MIB
 
 
