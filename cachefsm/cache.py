@@ -376,6 +376,7 @@ class Cache:
             self._flusher.start()
             self._scrubber.start()
             self._conductor.poke()
+            self._make_room()
 
     def __enter__(self) -> Cache:
         return self
@@ -675,7 +676,9 @@ class Cache:
                 entry.recover()
 
     def _make_room(self) -> None:
-        """Keep to the size while downloading, too."""
+        """Keep to the size while downloading, too, and few entries in memory."""
+        # Until it is flushed an entry that was only looked at is busy.
+        self.registry.drop_idle()
         if self.max_size is not None and not self._closed:
             with suppress(CacheClosed):
                 self.registry.evict(self.max_size)

@@ -26,6 +26,10 @@ __all__ = ["Database"]
 
 _D = TypeVar("_D", bound="Database")
 
+BUSY_TIMEOUT_S: Final = 2.0
+"""How long a write waits for another program to let go of the database. All of ours
+share one connection, so that is a person's shell or a backup; and clients wait, too."""
+
 # SQLite's own words for SQLITE_NOTADB and SQLITE_CORRUPT, and for a page of schema
 # or text that is another one; codes are on the exception only from Python 3.11 on.
 _SIGNS_OF_DAMAGE: Final = (
@@ -61,8 +65,11 @@ class Database:
     another program, full, read-only or damaged.
     """
 
-    def __init__(self, database: peewee.Database) -> None:
+    def __init__(
+        self, database: peewee.Database, *, busy_timeout_s: float = BUSY_TIMEOUT_S
+    ) -> None:
         self._database = database
+        self._busy_timeout_s = self._waits_s = busy_timeout_s
         self._lock = threading.RLock()
         self._depth = 0
         with self._lock, _translated():
@@ -70,7 +77,7 @@ class Database:
             self._migrate()
 
     @classmethod
-    def open(cls: type[_D], path: Path, *, busy_timeout_s: float = 10.0) -> _D:
+    def open(cls: type[_D], path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> _D:
         """Open or create the SQLite database at *path* and bring its schema up to date.
 
         Commits are not synced: a power loss may take the last ones back, and a row
@@ -97,7 +104,7 @@ class Database:
             check_same_thread=False,
         )
         try:
-            return cls(database)
+            return cls(database, busy_timeout_s=busy_timeout_s)
         except BaseException:
             database.close()
             raise
@@ -108,7 +115,7 @@ class Database:
         All pages, the schema, and whether indexes say what their tables do: 0.25 s
         for 100,000 entries.
         """
-        with self.transaction():
+        with self.reading():
             found = self._database.execute_sql(  # type: ignore[no-untyped-call]
                 "PRAGMA integrity_check(1)"
             ).fetchone()
@@ -130,24 +137,43 @@ class Database:
             self._database.close()
 
     @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Hold the connection for queries, which wait for no writer of another program."""
+        with self._lock, _translated():
+            if self._database.is_closed():
+                raise StorageError("the database is closed")
+            yield
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         """Hold the connection for several statements that succeed or fail as one.
 
         Nested calls join the outer transaction. Source of the isolation: SQLite's
         ``BEGIN IMMEDIATE``.
         """
-        with self._lock, _translated():
+        with self.reading():
             if self._depth:
                 yield
                 return
-            if self._database.is_closed():
-                raise StorageError("the database is closed")
             self._depth += 1
             try:
                 with self._database.atomic():
+                    self._wait_for_others(self._busy_timeout_s)
                     yield
+            except peewee.OperationalError as error:
+                if "locked" in str(error):
+                    self._wait_for_others(0.0)
+                raise
             finally:
                 self._depth -= 1
+
+    def _wait_for_others(self, timeout_s: float) -> None:
+        # One has waited in vain: until another program lets go, nobody else need.
+        if timeout_s != self._waits_s:
+            self._waits_s = timeout_s
+            self._database.execute_sql(  # type: ignore[no-untyped-call]
+                f"PRAGMA busy_timeout = {int(timeout_s * 1000)}"
+            )
 
     def _migrate(self) -> None:
         with self.transaction():

@@ -80,7 +80,7 @@ class Store(Database):
         """Return up to *limit* rows with a higher id than *after*, each with its stored ranges."""
         rows = CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id > after)
         rows = rows.order_by(CacheEntry.id).limit(limit).tuples()
-        with self.transaction():
+        with self.reading():
             page = [(EntryRecord(*row), list[ByteRange]()) for row in rows.execute(self._database)]
             if page:
                 stored = {record.id: ranges for record, ranges in page}
@@ -155,7 +155,7 @@ class Store(Database):
     def total_bytes(self) -> int:
         """Return how many bytes all entries hold together."""
         query = CacheEntry.select(peewee.fn.COALESCE(peewee.fn.SUM(CacheEntry.bytes_present), 0))
-        with self.transaction():
+        with self.reading():
             return int(query.tuples().execute(self._database)[0][0])
 
     def count_by_state(self) -> list[tuple[str, bool, int, int]]:
@@ -163,7 +163,7 @@ class Store(Database):
         kind = (CacheEntry.state, CacheEntry.pinned)
         count, size = peewee.fn.COUNT(CacheEntry.id), peewee.fn.SUM(CacheEntry.bytes_present)
         query = CacheEntry.select(*kind, count, size).group_by(*kind).tuples()
-        with self.transaction():
+        with self.reading():
             return [
                 (state, bool(pinned), int(number), int(total))
                 for state, pinned, number, total in query.execute(self._database)
@@ -172,7 +172,7 @@ class Store(Database):
     def content_files(self) -> set[str]:
         """Return the relative paths of the content files that entries own."""
         query = CacheEntry.select(CacheEntry.content_file).tuples()
-        with self.transaction():
+        with self.reading():
             return {path for (path,) in query.execute(self._database)}
 
     def least_recently_used(self) -> list[EntryRecord]:
@@ -182,7 +182,7 @@ class Store(Database):
             .where((CacheEntry.pinned == False) & (CacheEntry.bytes_present > 0))  # noqa: E712
             .order_by(CacheEntry.last_accessed_at, CacheEntry.id)
         )
-        with self.transaction():
+        with self.reading():
             return [EntryRecord(*row) for row in query.tuples().execute(self._database)]
 
     # -- chunks ----------------------------------------------------------------
@@ -195,7 +195,7 @@ class Store(Database):
             .order_by(CacheChunk.start)
             .tuples()
         )
-        with self.transaction():
+        with self.reading():
             return [ByteRange(start, stop) for start, stop in query.execute(self._database)]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
@@ -208,7 +208,7 @@ class Store(Database):
             .group_by(CacheChunk.entry)
             .tuples()
         )
-        with self.transaction():
+        with self.reading():
             return list(query.execute(self._database))
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
@@ -218,7 +218,7 @@ class Store(Database):
             .where((CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False))
             .tuples()
         )
-        with self.transaction():
+        with self.reading():
             return {start: bytes(blob) for start, blob in query.execute(self._database)}
 
     def save_chunks(
@@ -309,7 +309,7 @@ class Store(Database):
             )
             .tuples()
         )
-        with self.transaction():
+        with self.reading():
             return [QueueRecord(*row) for row in query.execute(self._database)]
 
     # -- what makes no sense, for cachefsm.sanity ------------------------------
@@ -328,7 +328,7 @@ class Store(Database):
             field.name: f'"{field.column_name}"' for field in table._meta.sorted_fields
         }
         query = table.select(*map(SQL, columns.values())).where(SQL(where)).tuples()
-        with self.transaction():
+        with self.reading():
             return [dict(zip(columns, row, strict=True)) for row in query.execute(self._database)]
 
     def delete_raw(self, table: type[Model], row_id: int) -> None:
@@ -361,7 +361,7 @@ class Store(Database):
         query = CacheEntry.select(*ENTRY_COLUMNS).order_by(CacheEntry.id)
         if condition is not None:
             query = query.where(condition)
-        with self.transaction():
+        with self.reading():
             return [EntryRecord(*row) for row in query.tuples().execute(self._database)]
 
     def _one(self, condition: Any, missing: str) -> EntryRecord:

@@ -70,7 +70,7 @@ class Registry:
             self._last_unstored_id -= 1
             entry = self._make_unstored(self._last_unstored_id, url, key, refusal)
             self._live[entry.id] = self._idle[entry.id] = entry
-        self._drop_idle()
+        self.drop_idle()
         return entry.id
 
     @contextmanager
@@ -110,7 +110,7 @@ class Registry:
                 entry.release_file()  # removed while it was leased
                 return
             self._idle[entry.id] = entry
-        self._drop_idle()
+        self.drop_idle()
 
     def live(self) -> list[LiveEntry]:
         """Return the entries that are in memory now."""
@@ -155,6 +155,16 @@ class Registry:
             finally:
                 self.release(entry)
 
+    def drop_idle(self) -> None:
+        """Keep no more than the last few idle entries in memory."""
+        with self._lock:
+            for entry_id, entry in list(self._idle.items()):
+                if len(self._idle) <= IDLE_ENTRIES:
+                    return
+                if not entry.is_busy:
+                    del self._idle[entry_id], self._live[entry_id]
+                    entry.release_file()
+
     def close(self) -> list[LiveEntry]:
         """Refuse new leases, stop all streams and waiters; return the live entries."""
         closing = CacheClosed("the cache is shutting down")
@@ -168,12 +178,3 @@ class Registry:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed.again()
-
-    def _drop_idle(self) -> None:
-        with self._lock:
-            for entry_id, entry in list(self._idle.items()):
-                if len(self._idle) <= IDLE_ENTRIES:
-                    return
-                if not entry.is_busy:
-                    del self._idle[entry_id], self._live[entry_id]
-                    entry.release_file()

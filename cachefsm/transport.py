@@ -7,6 +7,9 @@ narrowest public seam there is:
   signed URLs: :class:`_ExactConnection` puts the caller's target on the wire.
 - ``http.client`` takes a 103 (Early Hints) for the answer, and the next user of
   the connection would get the real one: interim answers are skipped.
+- It takes a head that breaks off for a whole one, whatever was in the lines that did
+  not come, and reads chunk sizes with ``int()``, which likes ``-5``, ``1_0`` and the
+  first digit of a line that was cut: :class:`_StrictResponse` believes neither.
 - A thread blocked in connect or receive can't be stopped by closing anything;
   shutting the socket down stops it at once: :class:`Canceller` knows the socket.
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -29,13 +33,21 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    InvalidHeader,
+    NameResolutionError,
+    NewConnectionError,
+)
+from urllib3.util.response import assert_header_parsing
 
 from .errors import OriginRefused
 
 __all__ = ["Canceller", "MayConnect", "exchange", "make_session"]
 
 _LONGEST_INTERIM_FIELDS: Final = 100
+_MOST_INTERIM_ANSWERS: Final = 20
+_LONGEST_CHUNK_LINE: Final = 8192
 
 
 class Canceller:
@@ -118,25 +130,75 @@ def _connect(host: str, port: int, timeout: Any, current: _Exchange) -> socket.s
 _current: ContextVar[_Exchange | None] = ContextVar("cachefsm_exchange", default=None)
 
 
-class _FinalResponse(http.client.HTTPResponse):
-    """A response that skips interim ones (1xx but 101) before its status line."""
+class _HeadLines:
+    """What a response's head is read from: the end of the connection is no end of a line."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+        self.close = source.close
+
+    def readline(self, limit: int) -> bytes:
+        line: bytes = self.source.readline(limit)
+        if len(line) < limit and not line.endswith(b"\n"):
+            raise http.client.RemoteDisconnected("the head broke off")
+        return line
+
+
+class _StrictResponse(http.client.HTTPResponse):
+    """A response with a whole head and sound chunks, behind interim ones (1xx but 101)."""
+
+    fp: Any
+    chunk_left: int | None
+
+    def begin(self) -> None:
+        lines = self.fp = _HeadLines(self.fp)
+        try:
+            super().begin()
+        finally:
+            if self.fp is lines:  # it is None where it was closed
+                self.fp = lines.source
+        assert_header_parsing(self.headers)  # else what follows a faulty line is lost unsaid
+        lengths = ",".join(self.headers.get_all("Content-Length", [])).split(",")
+        if len({length.strip() for length in lengths}) > 1:
+            # urllib3 would find that out too late to close what is open.
+            raise InvalidHeader("two lengths")
 
     def _read_status(self) -> tuple[str, int, str]:
         version, status, reason = super()._read_status()  # type: ignore[misc]
-        while 101 < status < 200:
+        for _ in range(_MOST_INTERIM_ANSWERS):
+            if not 101 < status < 200:
+                return version, status, reason
             for _ in range(_LONGEST_INTERIM_FIELDS):
-                if self.fp.readline(65537) in (b"\r\n", b"\n", b""):
+                if self.fp.readline(65537) in (b"\r\n", b"\n"):
                     break
             else:
-                raise http.client.HTTPException("an interim answer without end")
+                break
             version, status, reason = super()._read_status()  # type: ignore[misc]
-        return version, status, reason
+        raise http.client.HTTPException("interim answers without end")
+
+    def _get_chunk_left(self) -> int | None:
+        if self.chunk_left == 0:
+            if self._safe_read(2) != b"\r\n":  # type: ignore[attr-defined]
+                raise http.client.IncompleteRead(b"")
+            self.chunk_left = None
+        left: int | None = super()._get_chunk_left()  # type: ignore[misc]
+        return left
+
+    def _read_next_chunk_size(self) -> int:
+        match = _CHUNK_LINE.fullmatch(self.fp.readline(_LONGEST_CHUNK_LINE))
+        if match is None:
+            raise ValueError("a chunk's size is none")
+        return int(match[1], 16)
+
+
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\n]*)?\r?\n")
+"""Source: RFC 9112 §7.1."""
 
 
 class _Exact:
     """Mixed into urllib3's connections: exact targets, cancellable sockets."""
 
-    response_class: Any = _FinalResponse
+    response_class: Any = _StrictResponse
     sock: Any
     host: str
     port: int

@@ -54,6 +54,7 @@ GROUPS = {
     "disk": "The disk",
     "database": "The database",
     "process": "The process and its machine",
+    "capacity": "The room there is",
 }
 _CLAIMS = ("client", "kept", "next_reader")
 

@@ -21,7 +21,7 @@ from cachefsm.models import Store
 from cachefsm.verify import Scrubber
 from tests.support.caches import HASTY, WAIT_S, OpenCache, eventually, fetch, recorded
 from tests.support.clients import ask, at_once, serve_mounted
-from tests.support.databases import aborting
+from tests.support.databases import aborting, locked
 from tests.support.disks import (
     abort,
     failing_disk,
@@ -539,6 +539,32 @@ def test_a_database_that_refuses_costs_no_client_a_byte(
                 assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
             assert (entry.state, entry.ranges) == (DownloadState.NOT_STARTED, [])
     assert _episodes(caplog) == ["refuses"]
+
+
+@pytest.mark.fault(
+    "database",
+    "another program keeps it locked",
+    client="the right bytes: what is stored at once, the rest straight from the origin",
+    kept="what is recorded",
+    next_reader="what is stored; from the end of the lock on, everything is stored again",
+)
+def test_a_database_that_another_program_keeps_locked_costs_no_client_a_byte(
+    open_cache: OpenCache, origin: Origin, film: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin.put("/song", Resource(MIB))
+    cache = open_cache(retries=EAGER)
+    assert cache.entry(film).wait_complete(WAIT_S)
+    with serve_mounted(cache, origin) as proxy:
+        with locked(cache.directory / "cache.sqlite3"):
+            for _ in range(5):
+                assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
+                assert ask(f"{proxy.url}m/song").body == content(0, MIB)
+            (entry,) = ask(f"{proxy.url}-/entries").json()
+            assert entry["state"] == "complete"
+            assert len(origin.requests) == 6
+        assert ask(f"{proxy.url}m/song").body == content(0, MIB)
+        assert cache.entry(origin.url("/song")).wait_complete(WAIT_S)
+    assert _episodes(caplog)[0] == "refuses"
 
 
 # -- failing -----------------------------------------------------------------------

@@ -89,6 +89,13 @@ def test_every_size_framing_and_range_support_ends_complete(
     assert origin.body_bytes_sent == size
 
 
+@pytest.mark.fault(
+    "origin",
+    "it answers 416 to any part of an empty file",
+    client="200 and no byte",
+    kept="that there is none, and the fields; complete",
+    next_reader="the same, without the origin",
+)
 def test_an_empty_file_is_asked_for_plainly_as_a_416_does_not_tell_its_fields(
     cache: Cache, origin: Origin
 ) -> None:
@@ -143,6 +150,13 @@ def test_an_end_that_a_416_tells_early_does_not_fail_the_download(
     assert fetch(cache, film) == content(0, SIZE)
 
 
+@pytest.mark.fault(
+    "origin",
+    "a 206 does not tell the total (`/*`)",
+    client="the right bytes",
+    kept="what came; the length stays unknown until an end is met",
+    next_reader="what is stored, and the rest",
+)
 def test_a_total_that_is_not_told_is_not_invented(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE, framing="chunked"))  # 206 with "/*"
     cache = open_cache(fill="requested")
@@ -542,6 +556,13 @@ def test_early_hints_are_not_the_answer(cache: Cache, film: Entry, origin: Origi
 # -- statuses ----------------------------------------------------------------------
 
 
+@pytest.mark.fault(
+    "origin",
+    "it refuses HEAD",
+    client="nothing of it: a ranged GET is the first question, also for a client's HEAD",
+    kept="all of it",
+    next_reader="what is stored",
+)
 def test_head_is_never_needed(cache: Cache, film: Entry, origin: Origin) -> None:
     origin.script(status(405), when=lambda request: request.method == "HEAD", times=None)
     assert fetch(cache, film, 500_000, 500_010) == content(500_000, 500_010)

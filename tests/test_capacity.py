@@ -1,0 +1,202 @@
+"""A cache that may hold only so much: who goes, who stays, and that nobody is refused."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from cachefsm import Cache, Entry
+from cachefsm.storage import content_name
+from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
+from tests.support.clients import ask, at_once, readers, serve_mounted
+from tests.support.faults import hold_after
+from tests.support.origin import Origin, Resource, content
+from tests.support.threads import in_thread
+
+MIB = 1 << 20
+SIZE = 2 * MIB
+LIMIT = 5 * MIB
+
+
+def _put(origin: Origin, *names: str, size: int = SIZE) -> None:
+    for name in names:
+        origin.put(f"/{name}", Resource(size))
+
+
+def _complete(cache: Cache, origin: Origin, *names: str) -> list[Entry]:
+    """Download one after the other."""
+    entries = [cache.entry(origin.url(f"/{name}")) for name in names]
+    for entry in entries:
+        assert entry.wait_complete(WAIT_S)
+    return entries
+
+
+def _stored(cache: Cache) -> int:
+    stored: int = cache.stats()["bytes_stored"]
+    return stored
+
+
+def _held(cache: Cache) -> list[str]:
+    """Return the names of what is held, oldest entry first."""
+    return [entry.url.rpartition("/")[2] for entry in cache.entries() if entry.downloaded_bytes]
+
+
+@pytest.mark.fault(
+    "capacity",
+    "more arrives than --max-size allows",
+    client="the right bytes",
+    kept="what was used last; the idle entry that nobody has used for longest goes first",
+    next_reader="what is stored; what has gone is fetched again",
+)
+def test_the_one_that_nobody_has_used_for_longest_goes(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    _put(origin, "old", "used", "new")
+    cache = open_cache(max_size=LIMIT, grace=0)
+    _complete(cache, origin, "old", "used")
+    assert fetch(cache, cache.entry(origin.url("/old"))) == content(0, SIZE)
+    _complete(cache, origin, "new")
+    eventually(lambda: _held(cache) == ["old", "new"])
+    assert fetch(cache, cache.entry(origin.url("/used"))) == content(0, SIZE)
+
+
+@pytest.mark.fault("capacity", "more arrives than --max-size allows")
+def test_what_is_pinned_or_read_stays(open_cache: OpenCache, origin: Origin) -> None:
+    _put(origin, "pinned", "read", "idle", "new")
+    cache = open_cache(max_size=LIMIT, grace=0)
+    pinned, read = _complete(cache, origin, "pinned", "read")
+    pinned.pin()
+    with closing(cache.open_reader(read.id)) as reader:
+        _complete(cache, origin, "idle", "new")
+        eventually(lambda: "idle" not in _held(cache))
+        assert {"pinned", "read"} <= set(_held(cache))
+        assert b"".join(reader.pieces(0, SIZE)) == content(0, SIZE)
+
+
+@pytest.mark.fault("capacity", "more arrives than --max-size allows")
+def test_room_is_made_while_a_download_goes_on(open_cache: OpenCache, origin: Origin) -> None:
+    _put(origin, "first", "second")
+    _put(origin, "film", size=40 * MIB)
+    hold = origin.script(hold_after(30 * MIB), path="/film")
+    cache = open_cache(max_size=LIMIT, grace=0)
+    _complete(cache, origin, "first", "second")
+    film = cache.entry(origin.url("/film"))
+    film.start()
+    assert hold.reached.wait(WAIT_S)
+    eventually(lambda: _held(cache) == ["film"])
+    hold.release()
+    assert film.wait_complete(WAIT_S)
+
+
+@pytest.mark.fault(
+    "capacity",
+    "one file is larger than --max-size",
+    client="the right bytes",
+    kept="it, while anybody reads or fetches it; everything else that is idle goes",
+    next_reader="what is stored, or what is fetched again",
+)
+def test_a_file_larger_than_the_limit_is_served_at_the_price_of_one_transfer(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    _put(origin, "film", size=20 * MIB)
+    hold = origin.script(hold_after(MIB))
+    cache = open_cache(max_size=LIMIT, grace=0)
+    cache.entry(origin.url("/film"))
+    with serve_mounted(cache, origin) as proxy:
+        clients = [in_thread(ask, f"{proxy.url}m/film") for _ in range(3)]
+        eventually(lambda: readers(proxy) == 3)
+        hold.release()
+        assert all(client.result(WAIT_S).body == content(0, 20 * MIB) for client in clients)
+    assert origin.body_bytes_sent <= 21 * MIB
+
+
+@pytest.mark.fault("capacity", "one file is larger than --max-size")
+def test_a_file_larger_than_the_limit_goes_when_it_is_not_used_and_comes_again(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    _put(origin, "film", size=20 * MIB)
+    _put(origin, "song")
+    cache = open_cache(max_size=LIMIT, grace=0)
+    _complete(cache, origin, "film", "song")
+    eventually(lambda: _held(cache) == ["song"])
+    assert _stored(cache) <= LIMIT
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, 20 * MIB)
+
+
+def test_a_smaller_limit_holds_from_the_start(open_cache: OpenCache, origin: Origin) -> None:
+    _put(origin, "one", "two", "three")
+    cache = open_cache(grace=0)
+    _complete(cache, origin, "one", "two", "three")
+    cache.close()
+    cache = open_cache(max_size=LIMIT, grace=0)
+    eventually(lambda: _held(cache) == ["two", "three"])
+
+
+def test_looking_at_a_cache_evicts_nothing(open_cache: OpenCache, origin: Origin) -> None:
+    _put(origin, "one", "two", "three")
+    cache = open_cache(grace=0)
+    _complete(cache, origin, "one", "two", "three")
+    cache.close()
+    cache = open_cache(max_size=LIMIT, start=False)
+    assert _held(cache) == ["one", "two", "three"]
+
+
+def test_a_limit_that_everybody_exceeds_together_harms_no_reader(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    names = [f"film{number}" for number in range(8)]
+    _put(origin, *names)
+    cache = open_cache(max_size=MIB, grace=0)
+    with serve_mounted(cache, origin) as proxy:
+        for _ in range(3):
+            bodies = at_once(8, lambda number: ask(f"{proxy.url}m/{names[number]}").body)
+            assert all(body == content(0, SIZE) for body in bodies)
+    eventually(lambda: _stored(cache) <= SIZE)
+
+
+def _many(directory: Path, count: int) -> None:
+    """Make *count* entries of one byte each, used one after the other."""
+    with closing(sqlite3.connect(directory / "cache.sqlite3")) as database, database:
+        rows = [
+            (number, url := f"http://origin.test/{number}", content_name(url))
+            for number in range(1, count + 1)
+        ]
+        database.executemany(
+            "INSERT INTO cache_entries (id, key, url, content_file, state, state_since, "
+            "response_fields, accepts_ranges, requested_at, validated_at, vary, priority, pinned, "
+            "bytes_present, created_at, last_accessed_at, access_count, generation) "
+            "VALUES (?1, ?2, ?2, ?3, 'paused', 1, '[]', 1, 1, 1, '[]', 0, 0, 1, 1, ?1, 0, 0)",
+            rows,
+        )
+        database.execute(
+            "INSERT INTO cache_chunks (entry_id, start, stop, written_at) "
+            "SELECT id, 0, 1, 1 FROM cache_entries"
+        )
+    for _, _, name in rows:
+        path = directory / "content" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"\0")
+
+
+@pytest.mark.fault(
+    "capacity",
+    "there are very many entries",
+    client="nothing of it",
+    kept="all of them; in memory only those in use, and a few",
+    next_reader="what is stored",
+)
+def test_many_entries_are_rows_and_not_objects(open_cache: OpenCache, tmp_path: Path) -> None:
+    open_cache().close()
+    _many(tmp_path / "cache", 3000)
+    cache = open_cache()
+    assert cache.stats()["entries"] == 3000
+    with ExitStack() as stack:
+        for number in range(1, 201):
+            stack.enter_context(closing(cache.open_reader(number)))
+        assert len(cache.registry.live()) == 200
+    eventually(lambda: len(cache.registry.live()) <= 64)
+    assert cache.collect(2900)["evicted_bytes"] == 100
+    assert len(cache.registry.live()) <= 64
