@@ -53,6 +53,8 @@ def judge(received: bytes, wishes: Sequence[Wish] | None) -> list[Answer]:
         raise Wrong("a traceback was sent")
     answers = parse_answers(received, None if wishes is None else [w.method for w in wishes])
     for answer in answers:
+        if answer.status == 500:
+            raise Wrong("500 is nobody's fault but the proxy's")
         _check_bytes(answer)
     if wishes is not None:
         finals = [answer for answer in answers if answer.status >= 200]

@@ -38,7 +38,7 @@ REST_S: Final = 20.0
 THREADS_KEPT: Final = 12
 
 # What would be a bug of ours whatever a client sends.
-_BAD_LINE: Final = re.compile(r"Traceback|\bERROR\b|\bCRITICAL\b|internal error|Exception")
+_BAD_LINE: Final = re.compile(r"\b(error|critical): |Traceback|internal error")
 
 
 @dataclass
