@@ -2,7 +2,7 @@
 # 3.10 or newer: .venv is made, and made again when setup.cfg changes, by itself.
 #
 #   make PYTHON=python3.12 test         another Python (for a new .venv)
-#   make test ARGS='-k units -x'        arguments for pytest, bench or soak
+#   make test ARGS='-k units -x'        arguments for pytest, bench, soak or fuzz
 
 PYTHON ?= python3
 ARGS ?=
@@ -16,7 +16,7 @@ DEV := $(VENV)/installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test lint format types diagrams diagrams-current check bench soak clean
+.PHONY: help run test lint format types diagrams diagrams-current check bench soak fuzz clean
 
 # List the verbs
 help:
@@ -71,6 +71,10 @@ bench: $(DEV)
 soak: $(DEV)
 	KILLS=100 $(BIN)/python -m pytest -q tests/test_kills.py
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+# Send ten thousand mutated requests to a running proxy: [ARGS='--count N --seed N']
+fuzz: $(DEV)
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # Remove everything that make and the tools have made
 clean:

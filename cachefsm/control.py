@@ -15,7 +15,15 @@ from .eventstream import event_response
 from .metrics import CONTENT_TYPE, render
 from .ranges import END
 from .urls import parse_url
-from .web import Request, Response, error_fields, json_response, plain, text_response
+from .web import (
+    Request,
+    Response,
+    error_fields,
+    error_status,
+    json_response,
+    plain,
+    text_response,
+)
 
 __all__ = ["Control"]
 
@@ -74,7 +82,7 @@ class Control:
                 HTTPStatus.CONFLICT,
             )
         except CacheError as error:
-            return json_response({"error": str(error)}, error.status_hint, error_fields(error))
+            return json_response({"error": str(error)}, error_status(error), error_fields(error))
 
     def _route(self, request: Request) -> Response:
         match request.method, request.path.strip("/").split("/")[1:]:

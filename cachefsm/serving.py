@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .clientsocket import FileSlice
-from .errors import CacheError, OriginStatus, RangeNotSatisfiable, WaitCancelled
+from .errors import CacheError, OriginStatus, RangeNotSatisfiable
 from .fields import Fields, is_sendable, without
 from .freshness import with_age
 from .multipart import Multipart, Part
@@ -23,7 +23,7 @@ from .representation import Representation
 from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
 from .states import ACTIVE
 from .terms import Stored
-from .web import Request, Response, error_fields, plain
+from .web import Request, Response, error_fields, error_status, plain
 
 __all__ = ["error_response", "respond"]
 
@@ -123,8 +123,7 @@ def error_response(error: CacheError, *, via: str) -> Response:
         status = f"cachefsm; fwd=miss; fwd-status={error.status}"
         fields = [*error.fields, ("Via", via), ("Cache-Status", status)]
         return Response(error.status, fields, [error.body], length=len(error.body), note=status)
-    status_code = 503 if isinstance(error, WaitCancelled) else error.status_hint
-    return plain(status_code, str(error), error_fields(error))
+    return plain(error_status(error), str(error), error_fields(error))
 
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:

@@ -13,14 +13,22 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from .errors import CacheError, OriginError, RangeNotSatisfiable, UsageError
+from .errors import CacheError, OriginError, RangeNotSatisfiable, UsageError, WaitCancelled
 from .semantics import ContentRange
 from .urls import redact
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-__all__ = ["Request", "Response", "error_fields", "json_response", "plain", "text_response"]
+__all__ = [
+    "Request",
+    "Response",
+    "error_fields",
+    "error_status",
+    "json_response",
+    "plain",
+    "text_response",
+]
 
 _LONGEST_BODY_BYTES: Final = 64 << 10
 
@@ -69,6 +77,8 @@ class Request:
             return {}
         try:
             value = json.loads(self.environ["wsgi.input"].read(length))
+        except OSError as error:
+            raise UsageError("the request body did not come whole") from error
         except (ValueError, RecursionError) as error:
             raise UsageError("the request body is not JSON") from error
         if not isinstance(value, dict):
@@ -169,6 +179,15 @@ def json_response(
     return text_response(f"{text}\n", "application/json", status=status, fields=fields)
 
 
+def error_status(error: CacheError) -> int:
+    """Return the status of an answer that tells of *error*.
+
+    A wait is cancelled when the cache closes, or for a client that has left; should
+    there be somebody to read the answer after all, it is worth trying again.
+    """
+    return 503 if isinstance(error, WaitCancelled) else error.status_hint
+
+
 def error_fields(error: CacheError) -> list[tuple[str, str]]:
     """Return what an answer that tells of *error* says in fields.
 
@@ -177,7 +196,7 @@ def error_fields(error: CacheError) -> list[tuple[str, str]]:
     fields = []
     if isinstance(error, RangeNotSatisfiable):
         fields.append(("Content-Range", str(ContentRange(None, error.complete_length))))
-    if error.status_hint in (429, 502, 503, 504):
+    if error_status(error) in (429, 502, 503, 504):
         wished = error.retry_after_s if isinstance(error, OriginError) else None
         fields.append(("Retry-After", str(max(1, math.ceil(wished or 2)))))
     return fields

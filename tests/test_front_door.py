@@ -7,6 +7,7 @@ client, which must never notice.
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
 from collections.abc import Iterator
@@ -182,6 +183,15 @@ def test_a_body_that_is_a_request_is_a_body(origin, proxy, method: str) -> None:
     assert {request.path for request in origin.requests} <= {"/film"}
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n\r\n", CHUNKED + b"\r\n5\r\n"])
+def test_a_body_that_ends_early_is_the_clients_fault(proxy, framing: bytes, caplog) -> None:
+    with closing(connect(proxy.url)) as sock:
+        sock.sendall(POST.replace(b"/m/film", b"/-/entries") + framing + b"{")
+        sock.shutdown(socket.SHUT_WR)
+        assert answers(read_all(sock)) == [400]
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
 # -- what is too much ---------------------------------------------------------------
 
 TOO_MUCH = {
@@ -273,6 +283,18 @@ def test_who_waits_for_an_origin_holds_up_nobody_else(cache, origin) -> None:
         for one in waiting:
             assert one.result(WAIT_S).body == content(0, SIZE)
     assert len(origin.requests) == 2
+
+
+@pytest.mark.parametrize("target", ["/m/film", "/-/entries/1/content"])
+def test_who_ends_their_side_while_they_wait_has_given_up(cache, origin, proxy, target) -> None:
+    """It may be a client that has left; one that reads on is told something it knows."""
+    cache.entry(origin.url("/film"))
+    hold = origin.script(hold_before_headers())
+    with closing(connect(proxy.url)) as sock:
+        sock.sendall(GET.replace(b"/m/film", target.encode()) + b"\r\n")
+        assert hold.reached.wait(WAIT_S)
+        sock.shutdown(socket.SHUT_WR)
+        assert answers(read_all(sock)) == [503]
 
 
 @pytest.mark.parametrize(
