@@ -21,7 +21,7 @@ from .freshness import freshness_lifetime_s, parse_cache_control
 
 __all__ = ["Attempts", "RetryPolicy", "Verdict", "judge"]
 
-_LASTING: Final = frozenset({403, 404, 405, 410, 414, 501})
+_LASTING: Final = frozenset({404, 405, 410, 414, 501})
 
 
 class Verdict(Enum):

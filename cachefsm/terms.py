@@ -110,9 +110,7 @@ class Terms:
             return Use.NOW
         if is_only_if_cached(self.request_fields):
             return Use.NEVER
-        # With all the time in the world, only the client's own words ask for it.
-        demanded = needs_validation(self.request_fields, (), lifetime_s=float("inf"), age_s=age_s)
-        if not demanded and may_serve_meanwhile(told, staleness_s=age_s - lifetime_s):
+        if may_serve_meanwhile(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
             return Use.MEANWHILE
         return Use.AFTER_ASKING
 
