@@ -27,7 +27,7 @@ LAYERS: Final = """
     semantics freshness lifecycle sanity access settings client clientsocket display scheduler
     representation preconditions multipart addresses salvage web answer rules diagrams
     acceptance terms credentials playlists arguments
-    content records server output progress forwarding
+    content records server output progress forwarding negative
     origin demands retries signposts
     claims
     stored downloader straight
