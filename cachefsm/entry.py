@@ -601,6 +601,7 @@ class LiveEntry(StoredEntry):
             # An origin that does not know conditions says so by sending it all.
             fields = update_fields(content.representation.fields, new.fields)
             self._hear(claim, replace(content.representation, fields=fields))
+            inquiry.status = HTTPStatus.OK.value
             self._resolve(inquiry)
             return None
         old = self._invalidate("changed at the origin")
@@ -660,6 +661,7 @@ class LiveEntry(StoredEntry):
             except RepresentationChanged:
                 return self._outdate(inquiry)
             self._hear(claim, current)
+            inquiry.status = HTTPStatus.NOT_MODIFIED.value
             self._resolve(inquiry)
         elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
             return self._outdate(inquiry)

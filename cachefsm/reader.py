@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from .claims import Inquiry
@@ -58,15 +57,20 @@ PATIENCE_WITH_STALE_S: Final = 5.0
 class News:
     """How a response came about, in the words of RFC 9211.
 
-    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered;
-    ``collapsed`` that somebody else had asked already; ``stale`` that what is served
-    could not be, or is being, validated.
+    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered if
+    that was to keep what is stored; ``collapsed`` that somebody else had asked already;
+    ``stale`` that what is served could not be, or is being, validated.
     """
 
     forwarded: str | None = None
     status: int | None = None
     collapsed: bool = False
     stale: bool = False
+
+    @property
+    def is_first_hand(self) -> bool:
+        """Whether what is served is the origin's answer to this very request."""
+        return self.forwarded is not None and self.status is None and not self.stale
 
 
 class VerifyReads(str, Enum):
@@ -263,8 +267,7 @@ class Reader:
             self.own_fields = self._go_straight(start, stop, None, fetch).fields
         elif content.superseded is not None:
             raise content.superseded.again()
-        elif error is None and news.forwarded == "stale":
-            news.status = HTTPStatus.NOT_MODIFIED.value
+        news.status = inquiry.status
         return error
 
     def _await(self, inquiry: Inquiry) -> CacheError | None:
