@@ -250,13 +250,18 @@ class LiveEntry(StoredEntry):
             stored = content.stored
         return stored is not None and terms.may_use_on_error(stored, self._around.clock())
 
-    def is_passing(self) -> bool:
-        """Say whether the origin's last answer could not be stored, not long ago.
+    def is_for_each(self, content: Content) -> bool:
+        """Say whether who must ask about *content* had better get an answer of his own.
 
-        The next one likely cannot either, so nobody need wait for somebody else's.
+        The origin's last answer could not be stored, not long ago: the next one likely
+        cannot either. Or nothing tells whether *content* is current, and others read it
+        while it comes: an answer that took its place would cut them off.
         """
         with self._lock:
-            return self._around.ticks() < self._passing_until_s
+            if content.representation is None:
+                return self._around.ticks() < self._passing_until_s
+            is_read = self._readers > 1 and len(self._claims) > 0
+            return is_read and not content.representation.validator.request_fields
 
     def inquire(
         self, content: Content, terms: Terms, start: int, stop: int, asker: object | None

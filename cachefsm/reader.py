@@ -20,6 +20,7 @@ from .errors import (
     CacheError,
     NotStored,
     OriginError,
+    OriginStatus,
     RepresentationChanged,
     StorageError,
     WaitCancelled,
@@ -234,8 +235,8 @@ class Reader:
                 entry.inquire(content, terms, start, stop, None)
                 self.news.stale = True
                 break
-            if content.representation is None and entry.is_passing():
-                self.news.forwarded = "bypass"
+            if entry.is_for_each(content):
+                self.news.forwarded = "bypass" if content.representation is None else "stale"
                 self.own_fields = self._go_straight(start, end, None).fields
                 return
             try:
@@ -286,8 +287,14 @@ class Reader:
     def _bear(self, error: CacheError) -> None:
         """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
         unable = isinstance(error, (OriginError, WaitTimeout)) and error.status_hint >= 500
-        if not (unable and self.entry.may_use_on_error(self._content, self._terms)):
+        if not unable or self._content.representation is None:
             raise error.again()
+        if not self.entry.may_use_on_error(self._content, self._terms):
+            if isinstance(error, OriginStatus):
+                raise error.again()
+            raise NotStored(f"what is stored cannot be confirmed: {error}")
+        if isinstance(error, OriginStatus):
+            self.news.status = error.status
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
@@ -387,6 +394,10 @@ class Reader:
             self._want(position, stop, blocked=False)
 
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
+        if not self._terms.may_ask():
+            if blocked:
+                raise self._not_stored(position)
+            return
         window = self._window(position, stop)
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
 
@@ -446,6 +457,8 @@ class Reader:
 
         From *fetch*, an answer that is here already, or from one that is asked for.
         """
+        if not self._terms.may_ask():
+            raise self._not_stored(start)
         self._let_go(linger=False)
         straight = self._straight = Straight(self._ask_origin, told, given=self._started)
         # Until the end: while it reads from the origin, nothing else would notice
@@ -457,6 +470,9 @@ class Reader:
         else:
             straight.ask(start, stop)
         return straight
+
+    def _not_stored(self, position: int) -> NotStored:
+        return NotStored(f"byte {position} is not stored, and may not be asked for")
 
     def _ask_origin(self, *, asked: ByteRange | None, held: Representation | None) -> Fetch:
         terms = self._terms

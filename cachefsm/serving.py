@@ -144,10 +144,10 @@ def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> 
         left_s = int(stored.lifetime_s() - stored.age_s(now_s))
         return ("Cache-Status", f"cachefsm; hit; ttl={left_s}")
     words = [f"fwd={news.forwarded or 'partial'}"]
+    if news.status is not None:
+        words.append(f"fwd-status={news.status}")
     if news.stale:
         words.append("detail=stale")
-    elif news.status is not None:
-        words.append(f"fwd-status={news.status}")
     current = news.forwarded == "stale" and (news.stale or news.status is not None)
     if not (reader.is_straight or current):
         words.append("stored")
