@@ -564,7 +564,8 @@ class LiveEntry(StoredEntry):
             if claim.content is self._content:
                 self._claims.forget(claim)
                 old = self._invalidate("the origin's answer may not be stored")
-                self._passing_until_s = self._around.ticks() + PASSING_S
+                if not inquiry.terms.forbids_storing:  # else the next answer may be stored
+                    self._passing_until_s = self._around.ticks() + PASSING_S
             handed = inquiry.waiting > 0 and inquiry.asker is not None
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
