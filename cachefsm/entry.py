@@ -30,7 +30,7 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import value_of
+from .fields import value_of, without
 from .lifecycle import PERSON
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
@@ -235,6 +235,15 @@ class LiveEntry(StoredEntry):
             if content.confirmed_s >= terms.since_s or self._is_held():
                 return Use.NOW
             return terms.use_of(stored, self._around.clock())
+
+    def own_terms(self, terms: Terms) -> Terms:
+        """Return *terms* with the fields that this entry is told apart by, whoever asks."""
+        with self._lock:
+            selected_by = vary_from_json(self._lifecycle.record.vary)
+        others = without(terms.forwarded, (name for name, _ in selected_by))
+        chosen = ((name, value) for name, value in selected_by if value is not None)
+        secrets = self._around.secrets_of(self.key) or ()
+        return replace(terms, forwarded=(*others, *chosen), secrets=tuple(secrets))
 
     def selects(self, content: Content, terms: Terms) -> bool:
         """Say whether *content* is what a request with these fields selects. RFC 9111 §4.1."""
@@ -507,16 +516,12 @@ class LiveEntry(StoredEntry):
 
     def _send_along(self, claim: Claim) -> Claim:
         """Give a claim the request fields that it goes out with."""
-        terms = self._terms
-        if terms is not None:
-            claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
-            claim.hands_on = terms.hands_on
-            if claim.inquiry is not None:
-                claim.conditions += terms.directives
-        else:  # as whoever asked before the last start of the program did
-            chosen = vary_from_json(self._lifecycle.record.vary)
-            claim.forwarded = tuple((name, value) for name, value in chosen if value is not None)
-            claim.secrets = tuple(self._around.secrets_of(self.key) or ())
+        # Or as whoever asked before the last start of the program did.
+        terms = self._terms or self.own_terms(ANY_TERMS)
+        claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
+        claim.hands_on = terms.hands_on
+        if claim.inquiry is not None:
+            claim.conditions += terms.directives
         claim.asked_at_s = self._around.clock()
         if claim.inquiry is not None:
             claim.inquiry.claim = claim
