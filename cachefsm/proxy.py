@@ -321,7 +321,8 @@ class Proxy:
         path = self._path_of(target)
         if path is None and self._allowed.names(target):
             path = _by_url(target)
-        return path or location
+        _, mark, fragment = location.partition("#")
+        return location if path is None else f"{path}{mark}{fragment}"
 
     def _serve_version(
         self, request: Request, entry_id: int, terms: Terms, news: News, url: OriginUrl | None

@@ -286,7 +286,8 @@ class Reader:
 
     def _bear(self, error: CacheError) -> None:
         """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
-        unable = isinstance(error, (OriginError, WaitTimeout)) and error.status_hint >= 500
+        code = error.status if isinstance(error, OriginStatus) else error.status_hint
+        unable = isinstance(error, (OriginError, WaitTimeout)) and code >= 500
         if not unable or self._content.representation is None:
             raise error.again()
         if not self.entry.may_use_on_error(self._content, self._terms):
