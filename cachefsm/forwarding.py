@@ -13,10 +13,19 @@ import re
 from typing import Final
 
 from .access import Rules
-from .fields import Fields, connection_fields, end_to_end, is_sendable, values_of
+from .fields import (
+    Fields,
+    connection_fields,
+    end_to_end,
+    is_sendable,
+    parse_digits,
+    value_of,
+    values_of,
+    without,
+)
 from .terms import Terms
 
-__all__ = ["relayed_fields", "terms_of", "visited"]
+__all__ = ["one_hop_less", "relayed_fields", "terms_of", "visited"]
 
 #: About this exchange with this proxy, or about which bytes are wanted.
 _KEPT_BACK: Final = frozenset(
@@ -89,6 +98,17 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
         ),
         *rules.fields,
     )
+
+
+def one_hop_less(fields: Fields) -> tuple[Fields, bool]:
+    """Return *fields* as the next hop gets them, and whether it may; for OPTIONS.
+
+    Source: RFC 9110 §7.6.2.
+    """
+    hops = parse_digits(value_of(fields, "Max-Forwards"))
+    if hops is None:
+        return fields, True
+    return (*without(fields, {"max-forwards"}), ("Max-Forwards", str(hops - 1))), hops > 0
 
 
 def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:

@@ -296,6 +296,7 @@ class OriginClient:
         named = {"Host": url.authority, **dict(fields), **self._options.fields_for(url)}
         named["Via"] = self._via_of(fields)
         prepared = requests.Request(method, f"{url.origin}/", headers=named).prepare()
+        prepared.method = method  # in capitals as it came
         prepared.headers.pop("Content-Length", None)
         if body is not None:
             prepared.body = iter(body)  # type: ignore[assignment]

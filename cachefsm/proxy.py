@@ -38,7 +38,7 @@ from .errors import (
     UsageError,
 )
 from .fields import Fields, without
-from .forwarding import relayed_fields, terms_of, visited
+from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .playlists import is_playlist
 from .reader import News
@@ -353,10 +353,15 @@ class Proxy:
         host = request.field("Host") or ""
         if not is_same_origin(dict(request.fields), host):
             return plain(HTTPStatus.FORBIDDEN, "another site's page may not do this")
+        fields = relayed_fields(self._own_business(request), mount.rules, host=host)
+        if request.method == "OPTIONS":
+            fields, hops = one_hop_less(fields)
+            if not hops:
+                return Response(HTTPStatus.NO_CONTENT, note="asked of the last hop")
         response, answer = relay(
             request,
             url,
-            relayed_fields(self._own_business(request), mount.rules, host=host),
+            fields,
             origin=self._cache.origin,
             watch=self._watching(request),
             rewrite=lambda location: self._rewrite(url, location),

@@ -92,7 +92,9 @@ class _Body:
     """The request's body in pieces; with its length, where the client told it."""
 
     def __init__(self, request: Request) -> None:
-        self._input = request.environ["wsgi.input"]
+        source = request.environ["wsgi.input"]
+        # What has arrived is passed on, where the server can tell.
+        self._read: Callable[[int], bytes] = getattr(source, "read1", source.read)
         text = request.environ.get("CONTENT_LENGTH") or ""
         self.length = int(text) if text.isdigit() else None
 
@@ -100,7 +102,7 @@ class _Body:
         left = self.length
         while left is None or left > 0:
             size = _UPLOAD_PIECE_BYTES if left is None else min(left, _UPLOAD_PIECE_BYTES)
-            data = self._input.read(size)
+            data = self._read(size)
             if not data:
                 return
             if left is not None:

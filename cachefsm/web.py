@@ -50,6 +50,8 @@ class Request:
             for name, value in environ.items()
             if name.startswith("HTTP_")
         )
+        if environ.get("CONTENT_TYPE"):
+            self.fields += (("content-type", environ["CONTENT_TYPE"]),)
 
     @property
     def shown_target(self) -> str:
