@@ -167,10 +167,13 @@ class Proxy:
             self._allowed.add(parsed, by_url=True)
         return base + (path or _by_url(parsed))
 
-    def _path_of(self, url: OriginUrl) -> str | None:
-        """Return the target under which a mount serves *url*, or None."""
-        paths = (mount.path_of(url) for mount in self._mounts.values())
-        return next(filter(None, paths), None)
+    def _path_of(self, url: OriginUrl, rather: str = "") -> str | None:
+        """Return the target under which a mount serves *url*, the one called *rather* if it does.
+
+        None if none does.
+        """
+        mounts = sorted(self._mounts.values(), key=lambda mount: mount.name != rather)
+        return next(filter(None, (mount.path_of(url) for mount in mounts)), None)
 
     # -- routing ---------------------------------------------------------------
 
@@ -294,31 +297,35 @@ class Proxy:
         anything was said.
         """
         news = News()
-        for _ in range(VERSION_TRIES - 1):
+        tries = VERSION_TRIES
+        while True:
+            tries -= 1
             try:
                 return self._serve_version(request, find(), terms, news, url)
             except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
+                if not tries:
+                    raise
                 _log.info("%s: %s; beginning again", request.shown_target, error)
             except OriginStatus as error:
-                return self._passed_back(error, url, news)
-        return self._serve_version(request, find(), terms, news, url)
+                if url is not None:
+                    error.fields = self._leading_here(request, url, error.fields)
+                return error_response(error, news, via=self._cache.via)
 
-    def _passed_back(self, error: OriginStatus, url: OriginUrl | None, news: News) -> Response:
-        """Return the origin's answer that is no file; a redirect leads here again, if it may."""
-        if url is not None:
-            error.fields = tuple(
-                (name, self._rewrite(url, value) if name.lower() == "location" else value)
-                for name, value in error.fields
-            )
-        return error_response(error, news, via=self._cache.via)
+    def _leading_here(
+        self, request: Request, url: OriginUrl, fields: Fields
+    ) -> tuple[tuple[str, str], ...]:
+        """Return the fields of a redirect from *url*, which leads here again where it may."""
+        return tuple(
+            (name, self._rewrite(request, url, value) if name.lower() == "location" else value)
+            for name, value in fields
+        )
 
-    def _rewrite(self, url: OriginUrl, location: str) -> str:
-        """Return where a redirect from *url* leads a client of this proxy."""
+    def _rewrite(self, request: Request, url: OriginUrl, location: str) -> str:
         try:
             target = parse_url(urljoin(str(url), location))
         except (UsageError, ValueError):
             return location  # no business of ours, as are other schemes
-        path = self._path_of(target)
+        path = self._path_of(target, request.path[: request.path.find("/", 1)])
         if path is None and self._allowed.names(target):
             path = _by_url(target)
         _, mark, fragment = location.partition("#")
@@ -364,7 +371,7 @@ class Proxy:
             fields,
             origin=self._cache.origin,
             watch=self._watching(request),
-            rewrite=lambda location: self._rewrite(url, location),
+            rewrite=lambda fields: self._leading_here(request, url, fields),
             via=self._cache.via,
         )
         if invalidates(request.method, answer.status):

@@ -31,13 +31,13 @@ def relay(
     *,
     origin: OriginClient,
     watch: Callable[[Callable[[], None]], AbstractContextManager[object]],
-    rewrite: Callable[[str], str],
+    rewrite: Callable[[Fields], Fields],
     via: str,
 ) -> tuple[Response, Relayed]:
     """Return the origin's answer as a response, and as it came.
 
-    *watch* holds a way to end the exchange for when the client leaves; *rewrite* makes
-    a ``Location`` one that leads through this proxy again, where it may.
+    *watch* holds a way to end the exchange for when the client leaves; *rewrite* returns
+    the fields as the client gets them.
 
     Raises:
         OriginError: there was no answer, or its framing cannot be trusted.
@@ -49,10 +49,7 @@ def relay(
         answer = stack.enter_context(
             origin.relay(request.method, url, fields, body, canceller=canceller)
         )
-        passed = [
-            (name, rewrite(value) if name.lower() == "location" else value)
-            for name, value in without(answer.fields, {"content-length"})
-        ]
+        passed = rewrite(without(answer.fields, {"content-length"}))
         status = f"cachefsm; fwd=method; fwd-status={answer.status}"
         response = Response(
             answer.status,
