@@ -226,6 +226,12 @@ class LiveEntry(StoredEntry):
 
     # -- questions -------------------------------------------------------------
 
+    def is_coming(self, start: int, stop: int) -> bool:
+        """Say whether somebody has been promised the first byte that is missing there."""
+        with self._lock:
+            gap = next(self._content.present.gaps(start, stop), None)
+            return gap is not None and self._claims.holds(gap.start)
+
     def use_of(self, content: Content, terms: Terms) -> Use:
         """Return what may be done with *content*, if anything is known of it, on *terms*."""
         with self._lock:

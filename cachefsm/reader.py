@@ -7,8 +7,9 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from math import inf
 from typing import Final, Protocol, cast
 
 from .claims import Inquiry
@@ -166,6 +167,11 @@ class Reader:
         """Whether its bytes come straight from the origin, past the cache."""
         return self._straight is not None
 
+    def left_s(self, now_s: float) -> float | None:
+        """Return for how long what is stored is still fresh, negative once it is stale."""
+        stored = self._content.stored
+        return None if stored is None else self._terms.left_s(stored, now_s)
+
     @property
     def length(self) -> int:
         """The representation's length in bytes, END while it is unknown."""
@@ -255,7 +261,7 @@ class Reader:
     def _ask(self, start: int, stop: int) -> CacheError | None:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
-        news.forwarded = "miss" if content.representation is None else "stale"
+        news.forwarded = self._why_ask()
         window = self._window(start, stop)
         inquiry = self.entry.inquire(content, self._terms, start, window, self)
         news.collapsed = inquiry.asker is not self
@@ -270,6 +276,14 @@ class Reader:
             raise content.superseded.again()
         news.status = inquiry.status
         return error
+
+    def _why_ask(self) -> str:
+        """Return why the origin is asked. Source: RFC 9211 §2.2."""
+        if self._content.representation is None:
+            return "miss"
+        anybodys = replace(self._terms, request_fields=(), since_s=inf)
+        is_fresh = self.entry.use_of(self._content, anybodys) is Use.NOW
+        return "request" if is_fresh else "stale"
 
     def _await(self, inquiry: Inquiry) -> CacheError | None:
         """Wait until *inquiry* is over; return why there is no answer."""

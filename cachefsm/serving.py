@@ -21,7 +21,6 @@ from .ranges import END, ByteRange
 from .reader import News, Reader
 from .representation import Representation
 from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
-from .states import ACTIVE
 from .terms import Stored
 from .web import Request, Response, error_fields, error_status, plain
 
@@ -136,22 +135,20 @@ def error_response(error: CacheError, news: News, *, via: str) -> Response:
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:
     """Return how the response came about. Source: RFC 9211 §2."""
-    news, stored = reader.news, reader.content.stored
-    here = all(reader.entry.has(*wanted) for wanted in ranges)
-    if news.forwarded is None and stored is not None and here:
-        if not news.stale:
-            return ("Cache-Status", "cachefsm; hit")
-        left_s = int(stored.lifetime_s() - stored.age_s(now_s))
-        return ("Cache-Status", f"cachefsm; hit; ttl={left_s}")
+    news, wanted = reader.news, tuple(ranges)
+    if news.forwarded is None and all(reader.entry.has(*each) for each in wanted):
+        left_s = reader.left_s(now_s) or 0
+        return ("Cache-Status", "cachefsm; hit" + (f"; ttl={int(left_s)}" if left_s < 0 else ""))
     words = [f"fwd={news.forwarded or 'partial'}"]
     if news.status is not None:
         words.append(f"fwd-status={news.status}")
     if news.stale:
         words.append("detail=stale")
-    current = news.forwarded == "stale" and (news.stale or news.status is not None)
-    if not (reader.is_straight or current):
+    kept = news.stale or news.status is not None
+    if not (reader.is_straight or kept):
         words.append("stored")
-    if news.collapsed or (news.forwarded is None and reader.entry.state in ACTIVE):
+    joined = news.forwarded is None and any(reader.entry.is_coming(*each) for each in wanted)
+    if news.collapsed or joined:
         words.append("collapsed")
     return ("Cache-Status", "; ".join(["cachefsm", *words]))
 

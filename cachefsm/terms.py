@@ -112,7 +112,7 @@ class Terms:
         if self.offline:
             return Use.NOW
         told = () if self.fresh_s is not None else stored.representation.fields
-        age_s, lifetime_s = stored.age_s(now_s), self._lifetime_s(stored)
+        age_s, lifetime_s = stored.age_s(now_s), self.lifetime_s(stored)
         if not needs_validation(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
             return Use.NOW
         if is_only_if_cached(self.request_fields):
@@ -155,7 +155,12 @@ class Terms:
             return ()
         return vary_key(response_fields, self.forwarded)
 
-    def _lifetime_s(self, stored: Stored) -> float:
+    def left_s(self, stored: Stored, now_s: float) -> float:
+        """Return for how long *stored* is still fresh, negative once it is stale."""
+        return self.lifetime_s(stored) - stored.age_s(now_s)
+
+    def lifetime_s(self, stored: Stored) -> float:
+        """Return for how long *stored* is fresh: as its origin says, or the mount."""
         return stored.lifetime_s() if self.fresh_s is None else self.fresh_s
 
 
