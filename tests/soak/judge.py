@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.soak.world import Subject, Version
+from tests.soak.world import REFUSAL, Subject, Version
 
 __all__ = ["Asked", "Judgement", "Span", "Wrong"]
 
-ERRORS: Final = frozenset({404, 410, 429, 502, 503, 504})
-"""What the weather can make the proxy say; a 500 would be its own fault."""
+ERRORS: Final = frozenset({404, 410, 429, 500, 502, 503, 504})
+"""What the weather can make the proxy say; a 500 only in the origin's own words."""
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]+)")
@@ -242,6 +242,8 @@ class Judgement:
         text = self._text
         if not text.strip() or text.count(b"\n") != 1 or not text.endswith(b"\n"):
             raise Wrong(f"an error that is not one plain line, {text[:200]!r}: {self._head()}")
+        if self.status == 500 and text != REFUSAL:
+            raise Wrong(f"an error of the proxy's own, {text[:200]!r}: {self._head()}")
         if self._length not in (None, len(text)):
             raise Wrong(f"{len(text)} bytes of error instead of as many as said: {self._head()}")
 
