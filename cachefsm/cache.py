@@ -27,6 +27,7 @@ from .content import Content
 from .credentials import Credentials, variant_key
 from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
+from .doubts import Doubts
 from .downloader import Downloader
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
@@ -368,9 +369,16 @@ class Cache:
             self.registry.live, lambda: self._policy.limits, self._start_download
         )
         self._scrubber = Scrubber(self.registry, self._store, content, parse_size(scrub_rate))
-        self._recover()
-        if start and restore:
-            self.restore_queue()
+        self._doubts = Doubts(self._store, self.registry, self._policy.durability, clock)
+        try:
+            self._recover()
+            self._doubts.settle()
+            if start and restore:
+                self.restore_queue()
+        except BaseException:
+            self._store.close()
+            self._dirlock.release()
+            raise
         if start:
             self._conductor.start()
             self._flusher.start()
@@ -637,6 +645,10 @@ class Cache:
             self._events.close()
             for entry in entries:
                 entry.release_file()
+            try:
+                self._doubts.rest()
+            except StorageError as error:
+                _log.warning("%s", error)  # then more is checked than need be
             self._store.close()
             self._dirlock.release()
 

@@ -26,6 +26,7 @@ from .tables import (
     CacheChunk,
     CacheDownloadQueue,
     CacheEntry,
+    CacheUnsynced,
     EntryRecord,
     QueueRecord,
     unsaved_entry,
@@ -36,6 +37,7 @@ __all__ = [
     "CacheChunk",
     "CacheDownloadQueue",
     "CacheEntry",
+    "CacheUnsynced",
     "EntryRecord",
     "QueueRecord",
     "StaleRow",
@@ -263,6 +265,28 @@ class Store(Database):
                 checksum=checksums.get(start),
                 written_at=now_s,
             ).execute(self._database)
+
+    # -- what was never synced -------------------------------------------------
+
+    def unsynced(self) -> tuple[str, float] | None:
+        """Return in which boot, and since when, rows were written without a sync; None if none."""
+        query = CacheUnsynced.select(CacheUnsynced.boot_id, CacheUnsynced.since).tuples()
+        with self.reading():
+            rows = list(query.execute(self._database))
+        return rows[0] if rows else None
+
+    def note_unsynced(self, boot_id: str | None, since_s: float) -> None:
+        """Write what :meth:`unsynced` returns; None for *boot_id* if everything is synced."""
+        with self.transaction():
+            CacheUnsynced.delete().execute(self._database)
+            if boot_id is not None:
+                CacheUnsynced.insert(boot_id=boot_id, since=since_s).execute(self._database)
+
+    def written_since(self, since_s: float) -> list[int]:
+        """Return the ids of the entries of which something was recorded at *since_s* or later."""
+        query = CacheChunk.select(CacheChunk.entry).where(CacheChunk.written_at >= since_s)
+        with self.reading():
+            return [row[0] for row in query.distinct().tuples().execute(self._database)]
 
     # -- the queue -------------------------------------------------------------
 

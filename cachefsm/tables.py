@@ -39,6 +39,7 @@ __all__ = [
     "CacheDownloadQueue",
     "CacheEntry",
     "CacheSchema",
+    "CacheUnsynced",
     "EntryRecord",
     "QueueRecord",
     "unsaved_entry",
@@ -153,7 +154,17 @@ class CacheDownloadQueue(Model):
         )
 
 
-_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue)
+class CacheUnsynced(Model):
+    """At most one row: since when, and in which boot, rows claim what was never synced."""
+
+    boot_id = TextField()
+    since = DoubleField()
+
+    class Meta:
+        table_name = "cache_unsynced"
+
+
+_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced)
 
 
 @dataclass(frozen=True)

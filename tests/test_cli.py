@@ -509,7 +509,8 @@ def test_verify_repairs_a_file_that_was_cut_off_or_deleted(
 def test_verify_repairs_no_more_of_a_file_than_was_there(
     cli: CommandLine, here: Run, origin: Origin, song: str
 ) -> None:
-    with Cache(cli.cache_dir, fill="requested") as cache, cache.entry(song).open() as stream:
+    options = {"fill": "requested", "read_ahead": MIB // 4}
+    with Cache(cli.cache_dir, **options) as cache, cache.entry(song).open() as stream:
         stream.read(2 * MIB)
     stored = here("show", 1, "--json").json()["ranges"]
     assert stored[0][1] < LONG

@@ -35,6 +35,7 @@ LAYERS: Final = """
     entry eventstream
     registry reader conductor unstored
     verify
+    doubts
     cache
     control serving relay fsspec_filesystem
     proxy
