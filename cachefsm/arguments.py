@@ -16,6 +16,7 @@ from typing import Final
 from . import __version__
 from .access import AllowList, parse_mount
 from .errors import UsageError
+from .pages import parse_page
 from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
@@ -232,6 +233,15 @@ def _serve(command: Parser) -> None:
         default=(),
         metavar="NAME",
         help="a further name that clients know this proxy by; repeatable",
+    )
+    setting(
+        "--page",
+        read=parse_page,
+        many=True,
+        default=(),
+        metavar="ORIGIN",
+        help="let the web pages of this origin, as http://HOST:PORT, show and read what is "
+        "served here; null is for pages from files, * for all; repeatable",
     )
     setting("--token", help="what control asks for off loopback (default: a new one, printed)")
     _max_size(command, "evict the least recently used beyond this (default: no limit)")

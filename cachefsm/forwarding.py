@@ -108,7 +108,7 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
             for name, value in end_to_end(request_fields)
             if name.lower() not in held
             and not _is_about_us(name, value, host)
-            and is_sendable(name, value)
+            and _is_sendable(name, value)
         ),
         *rules.fields,
     )
@@ -124,7 +124,7 @@ def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
         if name.lower() not in held
         and not name.lower().startswith(_KEPT_BACK_PREFIXES)
         and not _is_about_us(name, value, host)
-        and is_sendable(name, value)
+        and _is_sendable(name, value)
     )
 
 
@@ -138,6 +138,11 @@ def _is_about_us(name: str, value: str, host: str) -> bool:
     if name.lower() not in ("referer", "origin"):
         return False
     return value == "null" or re.match(rf"https?://{re.escape(host)}(?:/|\Z)", value) is not None
+
+
+def _is_sendable(name: str, value: str) -> bool:
+    """Say whether the field can go out; requests refuses values that begin with any white space."""
+    return is_sendable(name, value) and not value[:1].isspace()
 
 
 def visited(request_fields: Fields, name: str) -> bool:

@@ -97,6 +97,7 @@ def serve(options: argparse.Namespace) -> int:
                 mounts=mounts,
                 allow=allowed,
                 hosts=[*options.host_name, *addresses],
+                pages=options.page,
                 token=token,
                 require_token=public,
                 rules=rules,

@@ -24,7 +24,7 @@ LAYERS: Final = """
     tables picture
     database draft
     fields urls units integrity models quota storage dirlock waiting transport wire metrics
-    semantics freshness lifecycle sanity access settings client clientsocket display scheduler
+    semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     representation preconditions multipart addresses salvage web answer rules diagrams
     acceptance terms credentials playlists arguments
     content records server output progress forwarding
