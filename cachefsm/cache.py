@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -533,21 +534,26 @@ class Cache:
         terms: Terms | None = None,
         news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
+        patience_s: float | None = None,
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
         *terms* are those of the request that is answered, by default a plain one that
         comes now; *news* is told how it is answered. *watch* gives what it holds while
-        it waits; see :class:`Reader`.
+        it waits; see :class:`Reader`. *patience_s* is how long it waits for its first
+        byte and every further one, if not as long as others.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
         """
+        options = self._reader_options
+        if patience_s is not None:
+            options = replace(options, first_byte_timeout_s=patience_s, stall_timeout_s=patience_s)
         entry = self.registry.acquire(entry_id)
         try:
             return Reader(
                 entry,
-                self._reader_options,
+                options,
                 self.origin,
                 terms=terms or Terms(since_s=time.monotonic()),
                 news=news,

@@ -38,7 +38,7 @@ LAYERS: Final = """
     cache
     control serving relay fsspec_filesystem
     proxy
-    backend
+    backend requests_adapter
     serve get orders
     check
     cli
@@ -54,8 +54,8 @@ FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
-    "requests": {"origin", "transport"},
-    "urllib3": {"origin", "transport"},
+    "requests": {"origin", "transport", "requests_adapter"},
+    "urllib3": {"origin", "transport", "requests_adapter"},
     "werkzeug": {"server"},
 }
 
