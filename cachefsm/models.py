@@ -266,22 +266,30 @@ class Store(Database):
 
     # -- the queue -------------------------------------------------------------
 
-    def enqueue(self, demand: QueueRecord) -> None:
-        """Write a demand; the same asker's earlier one for that entry is replaced."""
-        row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
-        row["entry"] = row.pop("entry_id")
+    def enqueue(self, *demands: QueueRecord) -> None:
+        """Write one asker's demands on one entry, in place of all its earlier ones there."""
+        queue, first = CacheDownloadQueue, demands[0]
         with self.transaction():
-            CacheDownloadQueue.insert(row).on_conflict(
-                conflict_target=[CacheDownloadQueue.entry, CacheDownloadQueue.asked_by],
-                preserve=[
-                    CacheDownloadQueue.priority,
-                    CacheDownloadQueue.start,
-                    CacheDownloadQueue.stop,
-                    CacheDownloadQueue.attempts,
-                    CacheDownloadQueue.not_before,
-                    CacheDownloadQueue.last_error,
-                ],
+            queue.delete().where(
+                (queue.entry == first.entry_id)
+                & (queue.asked_by == first.asked_by)
+                & queue.start.not_in([demand.start for demand in demands])
             ).execute(self._database)
+            for demand in demands:
+                row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
+                row["entry"] = row.pop("entry_id")
+                queue.insert(row).on_conflict(
+                    conflict_target=[queue.entry, queue.asked_by, queue.start],
+                    # All but the time, so that asking again costs nobody its turn.
+                    preserve=[
+                        queue.priority,
+                        queue.stop,
+                        queue.attempts,
+                        queue.not_before,
+                        queue.last_error,
+                        queue.deadline,
+                    ],
+                ).execute(self._database)
 
     def dequeue(self, entry_id: int, asked_by: str | None = None) -> None:
         """Delete the demands on that entry, or those of one asker."""
