@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .content import Content
+from .models import QueueRecord
 from .ranges import END
 from .scheduler import Priority, Want
 
@@ -51,6 +52,32 @@ class Demand:
     stop: int = END
     expires_at_s: float | None = None
     blocked_since_s: float | None = None
+
+    @classmethod
+    def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
+        """Return the demand that a row tells of; Unix time is *offset_s* after monotonic."""
+        return cls(
+            queued.asked_by,
+            Priority(queued.priority),
+            queued.start,
+            END if queued.stop is None else queued.stop,
+            None if queued.deadline is None else queued.deadline - offset_s,
+        )
+
+    def record(self, entry_id: int, now_s: float, offset_s: float) -> QueueRecord:
+        """Return the row that :meth:`of` reads; a deadline goes on while no process runs."""
+        return QueueRecord(
+            entry_id=entry_id,
+            asked_by=self.asked_by,
+            priority=self.priority,
+            start=self.start,
+            stop=None if self.stop == END else self.stop,
+            attempts=0,
+            not_before=None,
+            last_error=None,
+            created_at=now_s,
+            deadline=None if self.expires_at_s is None else self.expires_at_s + offset_s,
+        )
 
     def move(self, start: int, stop: int, *, blocked: bool, now_s: float) -> None:
         """Note where a reader is now, and whether it waits there."""

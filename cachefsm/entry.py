@@ -406,7 +406,8 @@ class LiveEntry(StoredEntry):
         """Take up a demand that an earlier process wrote down."""
         with self._lock:
             if queued.asked_by != READER:
-                self._demands.add(self._demand_of(queued))
+                offset_s = self._around.clock() - self._around.ticks()
+                self._demands.add(Demand.of(queued, offset_s))
             elif self._policy.fill is not Fill.REQUESTED:
                 self._demands.fill_the_rest()
             else:
@@ -659,7 +660,7 @@ class LiveEntry(StoredEntry):
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
         demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
-        self._enqueue(READER, Priority.FILL)
+        self._enqueue(Demand(READER, Priority.FILL))
 
     def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
         """Do what the answer to a question calls for that brought no bytes."""
@@ -866,35 +867,9 @@ class LiveEntry(StoredEntry):
         return lapsed
 
     def _enqueue(self, *order: Demand) -> None:
-        # A deadline is written as Unix time: it goes on while no process runs.
-        offset_s = self._around.clock() - self._around.ticks()
-        self._around.store.enqueue(
-            *(
-                QueueRecord(
-                    entry_id=self.id,
-                    asked_by=demand.asked_by,
-                    priority=demand.priority,
-                    start=demand.start,
-                    stop=None if demand.stop == END else demand.stop,
-                    attempts=0,
-                    not_before=None,
-                    last_error=None,
-                    created_at=self._around.clock(),
-                    deadline=demand.expires_at_s and demand.expires_at_s + offset_s,
-                )
-                for demand in order
-            )
-        )
-
-    def _demand_of(self, queued: QueueRecord) -> Demand:
-        offset_s = self._around.clock() - self._around.ticks()
-        return Demand(
-            queued.asked_by,
-            Priority(queued.priority),
-            queued.start,
-            END if queued.stop is None else queued.stop,
-            None if queued.deadline is None else queued.deadline - offset_s,
-        )
+        now_s = self._around.clock()
+        offset_s = now_s - self._around.ticks()
+        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
 
     # What the ground asks of this layer.
 
