@@ -25,7 +25,7 @@ LAYERS: Final = """
     database draft
     fields urls units integrity models quota storage dirlock waiting transport wire metrics
     semantics freshness lifecycle sanity access settings client clientsocket display scheduler
-    representation preconditions multipart addresses salvage web answer rules diagrams parts arguments
+    representation preconditions multipart addresses salvage web answer rules diagrams parts
     acceptance terms credentials playlists arguments
     content records server output progress forwarding
     origin demands retries signposts

@@ -166,7 +166,10 @@ def test_the_read_timeout_holds(open_cache: OpenCache, film: str, origin: Origin
         before.release()
         session.get(film, timeout=WAIT_S)
         hold = origin.script(hold_after(10), path="/other")
-        origin.put("/other", Resource(SIZE))
+        origin.put("/other", Resource(SIZE, headers=(("Cache-Control", "max-age=60"),)))
+        other = cache.entry(origin.url("/other"))
+        other.start()
+        assert other.wait_for(0, 10, WAIT_S)
         with session.get(origin.url("/other"), stream=True, timeout=0.05) as reply:
             with pytest.raises(requests.ConnectionError):  # what requests makes of it
                 assert reply.content == b"never so"
