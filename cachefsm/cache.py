@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from .fields import Fields, value_of
 from .lifecycle import PERSON
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
+from .parts import wanted_parts
 from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
 from .records import representation_of, vary_from_json
@@ -190,7 +192,29 @@ class Entry:
         """
         asked_by, level = parse_priority(priority)
         with self._leased() as entry:
-            entry.start(asked_by, level, start, END if stop is None else stop)
+            entry.start(asked_by, level, [(start, END if stop is None else stop)])
+
+    def prefetch(
+        self,
+        *,
+        head: str | int | None = None,
+        ranges: Iterable[tuple[int, int | None]] | None = None,
+        deadline: str | float | None = None,
+    ) -> None:
+        """Queue it, or parts of it, behind what people and players wait for.
+
+        *head* is how much of its beginning, *ranges* are further parts, half-open and
+        None for the end; without either, all of it. An order that is not met within
+        *deadline* is given up, with the reason ``deadline``. It takes the place of what
+        was prefetched of it before, and otherwise does as :meth:`start` does.
+
+        Raises:
+            UsageError: a part, size or duration makes no sense.
+        """
+        wanted = wanted_parts(head, ranges)
+        within_s = None if deadline is None else parse_duration(deadline)
+        with self._leased() as entry:
+            entry.start("prefetch", Priority.PREFETCH, wanted, within_s=within_s)
 
     def pause(self) -> None:
         """Hold the download until somebody resumes it.
@@ -427,6 +451,21 @@ class Cache:
         entry_id = self.registry.find_or_create(parsed, key or str(parsed))
         return Entry(self, entry_id, redact(url))
 
+    def prefetch(
+        self,
+        urls: Iterable[str],
+        *,
+        head: str | int | None = None,
+        ranges: Iterable[tuple[int, int | None]] | None = None,
+        deadline: str | float | None = None,
+    ) -> list[Entry]:
+        """Queue several, in their order; see :meth:`Entry.prefetch`."""
+        entries = [self.entry(url) for url in urls]
+        parts = None if ranges is None else list(ranges)
+        for entry in entries:
+            entry.prefetch(head=head, ranges=parts, deadline=deadline)
+        return entries
+
     def find_variant(self, url: str, terms: Terms) -> int:
         """Return the id of the entry that answers a request for *url* on *terms*.
 
@@ -541,21 +580,26 @@ class Cache:
         terms: Terms | None = None,
         news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
+        patience_s: float | None = None,
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
         *terms* are those of the request that is answered, by default a plain one that
         comes now; *news* is told how it is answered. *watch* gives what it holds while
-        it waits; see :class:`Reader`.
+        it waits; see :class:`Reader`. *patience_s* is how long it waits for its first
+        byte and every further one, if not as long as others.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
         """
+        options = self._reader_options
+        if patience_s is not None:
+            options = replace(options, first_byte_timeout_s=patience_s, stall_timeout_s=patience_s)
         entry = self.registry.acquire(entry_id)
         try:
             return Reader(
                 entry,
-                self._reader_options,
+                options,
                 self.origin,
                 terms=terms or Terms(since_s=time.monotonic()),
                 news=news,
@@ -573,11 +617,9 @@ class Cache:
 
     def queued_urls(self) -> list[OriginUrl]:
         """Return the URLs that people and prefetches wait for, the most urgent first."""
-        return [
-            parse_url(self._store.entry(queued.entry_id).url)
-            for queued in self._store.queue()
-            if queued.asked_by != READER
-        ]
+        queued = [queued for queued in self._store.queue() if queued.asked_by != READER]
+        ids = dict.fromkeys(each.entry_id for each in queued)
+        return [parse_url(self._store.entry(entry_id).url) for entry_id in ids]
 
     def restore_queue(self) -> None:
         """Take up what earlier processes left in the queue."""

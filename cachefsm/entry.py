@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, TypeGuard
@@ -34,7 +34,7 @@ from .fields import value_of
 from .lifecycle import PERSON
 from .models import EntryRecord, QueueRecord
 from .origin import Fetch
-from .ranges import END, ByteRange
+from .ranges import END, ByteRange, RangeSet
 from .records import CANCELLED, vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
@@ -329,17 +329,32 @@ class LiveEntry(StoredEntry):
 
     # -- orders ----------------------------------------------------------------
 
-    def start(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> None:
-        """Put the entry in the queue on somebody's behalf; a pause or failure ends."""
+    def start(
+        self,
+        asked_by: str,
+        priority: Priority,
+        ranges: Iterable[tuple[int, int]] = ((0, END),),
+        *,
+        within_s: float | None = None,
+    ) -> None:
+        """Put the entry in the queue on somebody's behalf; a pause or failure ends.
+
+        That takes the place of what the same asker ordered before. Not met *within_s*,
+        the order is given up.
+        """
         self.check_file()
+        expires_at_s = None if within_s is None else self._around.ticks() + within_s
+        order = [Demand(asked_by, priority, *run, expires_at_s) for run in RangeSet(ranges)]
         with self._lock:
             state = self._lifecycle.state
-            if state is DownloadState.COMPLETE:
+            if all(demand.is_met(self._content) for demand in order):
                 return
             if state in (DownloadState.PAUSED, DownloadState.FAILED):
                 self._send("resume" if state is DownloadState.PAUSED else "retry", asked_by=PERSON)
-            self._demands.add(asked_by, priority, start, stop)
-            self._enqueue(asked_by, priority, start, stop)
+            self._demands.drop(asked_by)
+            for demand in order:
+                self._demands.add(demand)
+            self._enqueue(*order)
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -391,8 +406,8 @@ class LiveEntry(StoredEntry):
         """Take up a demand that an earlier process wrote down."""
         with self._lock:
             if queued.asked_by != READER:
-                stop = END if queued.stop is None else queued.stop
-                self._demands.add(queued.asked_by, Priority(queued.priority), queued.start, stop)
+                offset_s = self._around.clock() - self._around.ticks()
+                self._demands.add(Demand.of(queued, offset_s))
             elif self._policy.fill is not Fill.REQUESTED:
                 self._demands.fill_the_rest()
             else:
@@ -409,7 +424,7 @@ class LiveEntry(StoredEntry):
         """
         with self._lock:
             now_s = self._around.ticks()
-            self._expire_demands(now_s)
+            lapsed = self._expire_demands(now_s)
             self._replace_stalled(now_s)
             state, content, ask = self._lifecycle.state, self._content, self._ask()
             if self._closed is not None or self._is_held():
@@ -424,8 +439,10 @@ class LiveEntry(StoredEntry):
                     self._around.on_dirty(self, True)  # the flush will finish it
                 return self._view((), ask) if ask is not Ask.NO else None
             if not wants and not self._claims and ask is Ask.NO:
-                if state in ACTIVE:
-                    self._send("pause", reason="idle")
+                if lapsed and state not in ACTIVE:  # it never came to its turn
+                    self._send("resume" if state is DownloadState.PAUSED else "initialize")
+                if self._lifecycle.state in ACTIVE:
+                    self._send("pause", reason=self._demands.ended)
                 return None
             if wants and content.asked_past_end and content.representation is None:
                 wants = (Want(0, 1, Priority.BLOCKED), *wants)
@@ -493,7 +510,7 @@ class LiveEntry(StoredEntry):
                 claim.inquiry = inquiry
                 self._send_along(claim)
             if state not in ACTIVE and READER in self._demands.askers:
-                self._enqueue(READER, Priority.FILL)
+                self._enqueue(Demand(READER, Priority.FILL))
         if old is not None:
             old.discard()
         return claim
@@ -643,7 +660,7 @@ class LiveEntry(StoredEntry):
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
         demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
-        self._enqueue(READER, Priority.FILL)
+        self._enqueue(Demand(READER, Priority.FILL))
 
     def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
         """Do what the answer to a question calls for that brought no bytes."""
@@ -832,34 +849,27 @@ class LiveEntry(StoredEntry):
         with self._lock:
             self._send(event, asked_by=PERSON)
             self._attempts.reset()
-            self._demands.add(PERSON, Priority.PERSON)
-            self._enqueue(PERSON, Priority.PERSON)
+            order = Demand(PERSON, Priority.PERSON)
+            self._demands.drop(PERSON)
+            self._demands.add(order)
+            self._enqueue(order)
         self._around.on_change(self)
 
     def _is_held(self) -> bool:
         record = self._lifecycle.record
         return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
-    def _expire_demands(self, now_s: float) -> None:
+    def _expire_demands(self, now_s: float) -> bool:
         before = self._demands.askers
-        self._demands.expire(now_s, self._content)
+        lapsed = self._demands.expire(now_s, self._content)
         for asker in before - self._demands.askers:
             self._around.store.dequeue(self.id, asker)
+        return lapsed
 
-    def _enqueue(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> None:
-        self._around.store.enqueue(
-            QueueRecord(
-                entry_id=self.id,
-                asked_by=asked_by,
-                priority=priority,
-                start=start,
-                stop=None if stop == END else stop,
-                attempts=0,
-                not_before=None,
-                last_error=None,
-                created_at=self._around.clock(),
-            )
-        )
+    def _enqueue(self, *order: Demand) -> None:
+        now_s = self._around.clock()
+        offset_s = now_s - self._around.ticks()
+        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
 
     # What the ground asks of this layer.
 

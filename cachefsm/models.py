@@ -290,22 +290,22 @@ class Store(Database):
 
     # -- the queue -------------------------------------------------------------
 
-    def enqueue(self, demand: QueueRecord) -> None:
-        """Write a demand; the same asker's earlier one for that entry is replaced."""
-        row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
-        row["entry"] = row.pop("entry_id")
+    def enqueue(self, *demands: QueueRecord) -> None:
+        """Write one asker's demands on one entry, in place of all its earlier ones there.
+
+        They are as old as the oldest of those, so that asking again costs nobody its turn.
+        """
+        queue, first = CacheDownloadQueue, demands[0]
+        its_own = (queue.entry == first.entry_id) & (queue.asked_by == first.asked_by)
+        oldest = queue.select(peewee.fn.MIN(queue.created_at)).where(its_own).tuples()
         with self.transaction():
-            CacheDownloadQueue.insert(row).on_conflict(
-                conflict_target=[CacheDownloadQueue.entry, CacheDownloadQueue.asked_by],
-                preserve=[
-                    CacheDownloadQueue.priority,
-                    CacheDownloadQueue.start,
-                    CacheDownloadQueue.stop,
-                    CacheDownloadQueue.attempts,
-                    CacheDownloadQueue.not_before,
-                    CacheDownloadQueue.last_error,
-                ],
-            ).execute(self._database)
+            ((since,),) = oldest.execute(self._database)
+            queue.delete().where(its_own).execute(self._database)
+            for demand in demands:
+                row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
+                row["entry"] = row.pop("entry_id")
+                row["created_at"] = min(since or demand.created_at, demand.created_at)
+                queue.insert(row).execute(self._database)
 
     def dequeue(self, entry_id: int, asked_by: str | None = None) -> None:
         """Delete the demands on that entry, or those of one asker."""

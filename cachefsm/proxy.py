@@ -184,6 +184,20 @@ class Proxy:
         paths = (mount.path_of(url) for mount in self._mounts.values())
         return next(filter(None, paths), None)
 
+    def answer_for(self, request: Request, url: OriginUrl) -> Response:
+        """Answer a GET or HEAD for *url*, for who calls this in the same process.
+
+        Nobody has to be kept out then, so neither Host nor allow list is looked at, and
+        redirects that are handed on lead where the origin says.
+
+        Raises:
+            CacheError: there is no answer, or none that is the origin's.
+        """
+        terms = self._terms(request, None)
+        return self._serve_entry(
+            request, lambda: self._cache.find_variant(str(url), terms), terms, None
+        )
+
     # -- routing ---------------------------------------------------------------
 
     def _answer(self, request: Request) -> Response:
@@ -353,7 +367,11 @@ class Proxy:
     def _serve_version(self, request: Request, entry_id: int, terms: Terms, news: News) -> Response:
         watch = self._watching(request)
         reader = self._cache.open_reader(
-            entry_id, terms=terms, news=news, watch=lambda reader: watch(reader.cancel)
+            entry_id,
+            terms=terms,
+            news=news,
+            watch=lambda reader: watch(reader.cancel),
+            patience_s=request.environ.get("cachefsm.patience_s"),
         )
         try:
             return respond(

@@ -84,6 +84,7 @@ _QUEUE: Final[Mapping[str, str]] = {
     "not_before": _or_null(_NUMBER),
     "last_error": _or_null(_TEXT),
     "created_at": _NUMBER,
+    "deadline": _or_null(_NUMBER),
 }
 
 

@@ -145,11 +145,12 @@ class CacheDownloadQueue(Model):
     not_before = DoubleField(null=True)
     last_error = TextField(null=True)
     created_at = DoubleField()
+    deadline = DoubleField(null=True)
 
     class Meta:
         table_name = "cache_download_queue"
         indexes = (
-            (("entry", "asked_by"), True),
+            (("entry", "asked_by", "start"), True),
             (("priority", "created_at"), False),
         )
 
@@ -210,6 +211,7 @@ class QueueRecord:
     not_before: float | None
     last_error: str | None
     created_at: float
+    deadline: float | None = None
 
 
 ENTRY_COLUMNS: Final = tuple(getattr(CacheEntry, name) for name in EntryRecord.__dataclass_fields__)

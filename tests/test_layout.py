@@ -25,7 +25,7 @@ LAYERS: Final = """
     database draft
     fields urls units integrity models quota storage dirlock waiting transport wire metrics
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
-    representation preconditions multipart addresses salvage web answer rules diagrams
+    representation preconditions multipart addresses salvage web answer rules diagrams parts
     acceptance terms credentials playlists arguments
     content records server output progress forwarding
     origin demands retries signposts
@@ -39,7 +39,7 @@ LAYERS: Final = """
     cache
     control serving relay fsspec_filesystem
     proxy
-    backend
+    backend requests_adapter
     serve get orders
     check
     cli
@@ -55,8 +55,8 @@ FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
-    "requests": {"origin", "transport"},
-    "urllib3": {"origin", "transport"},
+    "requests": {"origin", "transport", "requests_adapter"},
+    "urllib3": {"origin", "transport", "requests_adapter"},
     "werkzeug": {"server"},
 }
 
