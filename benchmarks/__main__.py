@@ -83,6 +83,11 @@ def cold_crowd_bytes(url: str, origin: str) -> float:
     return (origin_bytes(origin) - before) / (64 * MIB)
 
 
+def whole(url: str, _origin: str) -> float:
+    """Seconds until a client has all of a file that nobody has asked for."""
+    return timed_get(f"{url}{next(_names)}", None).total_s
+
+
 def warm(url: str, _origin: str) -> float:
     """Milliseconds for 32 MiB that the contender has stored before."""
     path = f"{url}warm"
@@ -99,6 +104,18 @@ SCENARIOS = {
         "ms",
         ("--size", "256M", "--latency", "0.1", "--rate-per-connection", "20M"),
         seek,
+    ),
+    "parallel": Scenario(
+        "128 MiB, 20 MiB/s per connection",
+        "s",
+        ("--size", "128M", "--latency", "0.1", "--rate-per-connection", "20M"),
+        whole,
+    ),
+    "shared-line": Scenario(
+        "128 MiB, 40 MiB/s in all",
+        "s",
+        ("--size", "128M", "--latency", "0.1", "--rate-total", "40M"),
+        whole,
     ),
     "crowd": Scenario("16 cold clients", "s", ("--size", "64M", "--rate-total", "64M"), cold_crowd),
     "crowd-bytes": Scenario(
@@ -121,7 +138,9 @@ def contenders(origin: str, directory: Path) -> Iterator[dict[str, str]]:
     with ExitStack() as stack:
         urls = {"direct": origin}
         for contender in CONTENDERS:
-            url = stack.enter_context(_started(contender, origin, directory / contender.name))
+            url = stack.enter_context(
+                _started(contender, origin, directory / contender.name.replace(" ", "-"))
+            )
             if url is not None:
                 urls[contender.name] = url
         yield urls

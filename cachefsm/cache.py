@@ -32,6 +32,7 @@ from .events import Event, EventHub, Mailbox
 from .lifecycle import PERSON
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
+from .origins import OriginBook
 from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, Reader, ReaderOptions, VerifyReads
 from .records import representation_of
@@ -343,6 +344,7 @@ class Cache:
             directory=content,
             policy=self._policy,
             clock=clock,
+            origins=OriginBook(clock=clock),
             on_change=lambda _entry: self._conductor.poke(),
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,

@@ -22,12 +22,13 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     fields urls units integrity models picture storage dirlock waiting transport wire metrics
-    draft
-    quota
+    draft parallel
+    quota spread
     scheduler semantics freshness lifecycle sanity access settings client clientsocket display
     representation preconditions multipart addresses salvage web answer arguments diagrams
     acceptance content records server output progress
-    origin claims demands retries
+    origin origins demands retries
+    claims
     stored downloader
     facts events
     entry eventstream
