@@ -357,16 +357,16 @@ def _careful(command: Parser) -> None:
     setting(
         "--connections",
         read=_count,
-        default=4,
+        default=6,
         metavar="N",
-        help="the most connections for one file (default: 4)",
+        help="the most connections for one file (default: 6)",
     )
     setting(
         "--connections-per-host",
         read=_count,
-        default=6,
+        default=8,
         metavar="N",
-        help="the most to one origin, for all its files together (default: 6)",
+        help="the most to one origin, for all its files together (default: 8)",
     )
 
 

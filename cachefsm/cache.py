@@ -37,6 +37,7 @@ from .fields import Fields, value_of
 from .lifecycle import PERSON
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
+from .origins import OriginBook
 from .parts import wanted_parts
 from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
@@ -377,6 +378,7 @@ class Cache:
             directory=content,
             policy=self._policy,
             clock=clock,
+            origins=OriginBook(clock=clock),
             on_change=lambda _entry: self._conductor.poke(),
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,

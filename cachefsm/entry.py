@@ -65,7 +65,7 @@ class LiveEntry(StoredEntry):
         super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
-        self._claims = Claims()
+        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits.most)
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
         self.on_close: set[Callable[[], None]] = set()
@@ -451,17 +451,19 @@ class LiveEntry(StoredEntry):
             return self._view(wants, ask)
 
     def _view(self, wants: tuple[Want, ...], ask: Ask) -> EntryView:
-        content = self._content
+        content, now_s = self._content, self._around.ticks()
         return EntryView(
             id=self.id,
             host=self.url.origin,
             present=content.present.copy(),
             wants=wants,
-            streams=self._claims.views(self._around.ticks()),
+            streams=self._claims.views(now_s),
             length=content.length,
             seekable=content.joinable,
             settled=content.representation is not None,
             ask=ask,
+            width=self._claims.width(now_s),
+            origin=self._claims.origin.view(),
         )
 
     def _ask(self) -> Ask:
@@ -554,7 +556,10 @@ class LiveEntry(StoredEntry):
             moments: list[float | None] = [
                 self._policy.speed.due_s(claim) for claim in self._claims
             ]
-            moments += [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
+            moments += [
+                self._demands.next_due_s(now_s, self._policy.limits.patience_s),
+                self._claims.next_look_s(now_s),
+            ]
             not_before_s = self._attempts.not_before_s
             if (self._demands or self._inquiry) and not_before_s > now_s:
                 moments.append(not_before_s)
@@ -631,7 +636,7 @@ class LiveEntry(StoredEntry):
         if answer.start != claim.position or not new.accepts_ranges:
             self._claims.take_all(claim, answer.start, answer.stop)
         claim.reach = answer.stop
-        claim.answered_s = claim.heard_s = self._around.ticks()
+        self._claims.answered(claim, self._around.ticks(), accepts_ranges=new.accepts_ranges)
         claim.stop = min(claim.stop, answer.stop)
         self._hear(claim, new)
         if inquiry is not None and not inquiry.done:
@@ -703,7 +708,7 @@ class LiveEntry(StoredEntry):
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
-            claim.received(size, now_s)
+            self._claims.received(claim, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True
             self._meter.add(size, now_s)
@@ -718,12 +723,16 @@ class LiveEntry(StoredEntry):
         old: ContentFile | None = None
         with self._lock:
             counts = not claim.cancelled and self._closed is None
+            refused = error is not None and counts and self._claims.origin.refused(error)
+            one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
             if counts and claim.asks:
                 old = self._question_over(claim, error)
             elif counts:
                 try:
-                    if error is not None:
+                    if one_too_many and (self._claims.at_work or self._attempts.excuse()):
+                        _log.info("%s: goes on with fewer connections", self.shown_url)
+                    elif error is not None:
                         old = self._after_error(claim, error)
                     elif at_end and claim.content.complete_length is None:
                         self._length_is(claim.content, claim.position)

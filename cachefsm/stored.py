@@ -30,6 +30,7 @@ from .freshness import VaryKey
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
+from .origins import OriginBook
 from .ranges import END, ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
@@ -105,6 +106,7 @@ class Surroundings:
     clock: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
     trouble: Trouble = field(default_factory=Trouble)
+    origins: OriginBook = field(default_factory=OriginBook)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None

@@ -22,13 +22,13 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     tables picture
-    database draft
-    fields urls units integrity models quota storage dirlock waiting transport wire metrics
+    database draft parallel
+    fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     representation preconditions multipart addresses salvage web answer rules diagrams parts
     acceptance terms credentials playlists arguments
     content records server output progress forwarding
-    origin demands retries signposts
+    origin origins demands retries signposts
     claims
     stored downloader straight
     facts events
