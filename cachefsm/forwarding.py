@@ -3,9 +3,8 @@
 Pure. The proxy makes requests of its own, for other bytes than were asked for and at
 other times, and serves what comes to others as well. So each field of a client's request
 is one of three things: kept back, because it is about this message or this proxy;
-passed on, because it harms nobody if others are served what it brought; or, like
-everything that is not known here, a secret: passed on, and what it brings is served to
-those alone who send the same.
+a secret, going by its name: passed on, and what it brings is served to those alone who
+send the same; or, like any other, passed on.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .access import Rules
 from .fields import Fields, connection_fields, end_to_end, is_sendable, values_of
 from .terms import Terms
 
-__all__ = ["relayed_fields", "terms_of"]
+__all__ = ["relayed_fields", "terms_of", "visited"]
 
 #: About this exchange with this proxy, or about which bytes are wanted.
 _KEPT_BACK: Final = frozenset(
@@ -38,43 +37,21 @@ _KEPT_BACK: Final = frozenset(
         "pragma",
         "range",
         "upgrade-insecure-requests",
-        "via",
     }
 )
 _KEPT_BACK_PREFIXES: Final = ("sec-", "access-control-")
 
-#: What players and programs send to everybody, and what differs with every request. What
-#: an answer was chosen by, it says in Vary.
-_HARMLESS: Final = frozenset(
-    {
-        "accept",
-        "accept-charset",
-        "accept-language",
-        "baggage",
-        "dnt",
-        "forwarded",
-        "from",
-        "getcontentfeatures.dlna.org",
-        "max-forwards",
-        "origin",
-        "priority",
-        "purpose",
-        "referer",
-        "save-data",
-        "transfermode.dlna.org",
-        "traceparent",
-        "tracestate",
-        "user-agent",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-port",
-        "x-forwarded-proto",
-        "x-playback-session-id",
-        "x-real-ip",
-        "x-request-id",
-        "x-requested-with",
-    }
+#: What tells one user from another, going by the name. Everything else, known or not,
+#: harms nobody: what an answer was chosen by, it says in Vary (RFC 9111 §4.1), and players
+#: send fields that differ with every request (CMCD, traces), each of which would otherwise
+#: fetch the file anew.
+_SECRET = re.compile(
+    r"access|account|assert|auth|cert|cookie|cred|customer|dpop|identity|jwt|key|licen[cs]e|login"
+    r"|member|passw|principal|private|pwd|saml|secret|sess|sign|subscriber|tenant|ticket|token"
+    r"|user(?!-agent)|[cx]srf|(?:\A|[_-])(?:otp|pin|s?sid|uid)(?:\Z|[_-])"
 )
+#: A playback is told apart by these, not a user.
+_NO_SECRETS: Final = frozenset({"cmcd-session", "x-playback-session-id"})
 
 
 def terms_of(request_fields: Fields, rules: Rules, *, host: str, since_s: float) -> Terms:
@@ -84,11 +61,11 @@ def terms_of(request_fields: Fields, rules: Rules, *, host: str, since_s: float)
     the client's of the same names. *since_s* is the monotonic time of the request.
     """
     passed = _passed_on(request_fields, rules, host)
-    others = tuple(field for field in passed if field[0].lower() not in _HARMLESS)
+    secrets = tuple(field for field in passed if _is_secret(field[0].lower()))
     return Terms(
         request_fields=request_fields,
-        forwarded=tuple(field for field in passed if field[0].lower() in _HARMLESS),
-        secrets=(*others, *rules.fields),
+        forwarded=tuple(field for field in passed if field not in secrets),
+        secrets=(*secrets, *rules.fields),
         fresh_s=rules.fresh_s,
         offline=rules.offline,
         hands_on=rules.hands_on,
@@ -101,7 +78,7 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
 
     Source: RFC 9110 §7.6.1.
     """
-    held = {"host", "via", "expect", "content-length", *_own_names(rules)}
+    held = {"host", "expect", "content-length", *_own_names(rules)}
     return (
         *(
             (name, value)
@@ -126,6 +103,10 @@ def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
         and not _is_about_us(name, value, host)
         and _is_sendable(name, value)
     )
+
+
+def _is_secret(name: str) -> bool:
+    return name not in _NO_SECRETS and _SECRET.search(name) is not None
 
 
 def _own_names(rules: Rules) -> frozenset[str]:

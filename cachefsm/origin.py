@@ -32,7 +32,7 @@ from .errors import (
     OriginUnreachable,
     UsageError,
 )
-from .fields import Fields, end_to_end, value_of
+from .fields import Fields, end_to_end, value_of, values_of
 from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
@@ -297,7 +297,7 @@ class OriginClient:
         if not self._options.may_visit(url):
             raise OriginRefused(f"{url.origin} is not an origin that this cache may visit")
         named = {"Host": url.authority, **dict(fields), **self._options.fields_for(url)}
-        named["Via"] = self.via
+        named["Via"] = self._via_of(fields)
         prepared = requests.Request(method, f"{url.origin}/", headers=named).prepare()
         prepared.headers.pop("Content-Length", None)
         if body is not None:
@@ -314,13 +314,17 @@ class OriginClient:
 
     def _fields(self, sent: Sent) -> dict[str, str]:
         """Return what every hop of a request carries; Host is first on the wire, as is usual."""
-        fields = {"Host": "", "User-Agent": self._options.user_agent, "Accept": "*/*"}
+        fields = {"Host": "", "User-Agent": self._options.user_agent, "Accept": "*/*", "Via": ""}
         for name, value in (*sent.forwarded, *sent.conditions):
             known = next((key for key in fields if key.lower() == name.lower()), name)
             fields[known] = value
         fields["Accept-Encoding"] = "identity"
-        fields["Via"] = self.via
+        fields["Via"] = self._via_of(sent.forwarded)
         return fields
+
+    def _via_of(self, passed: Fields) -> str:
+        """Return by which proxies a request comes, this one the last. RFC 9110 §7.6.3."""
+        return ", ".join([*values_of(passed, "Via"), self.via])
 
     def _send(
         self, url: OriginUrl, fields: dict[str, str], canceller: Canceller

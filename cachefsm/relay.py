@@ -51,7 +51,7 @@ def relay(
         )
         passed = [
             (name, rewrite(value) if name.lower() == "location" else value)
-            for name, value in without(answer.fields, {"via", "content-length"})
+            for name, value in without(answer.fields, {"content-length"})
         ]
         status = f"cachefsm; fwd=method; fwd-status={answer.status}"
         response = Response(

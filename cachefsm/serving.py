@@ -220,7 +220,7 @@ def _served_fields(
     fields = [
         (name, value)
         for name, value in told
-        if is_sendable(name, value) and name.lower() not in ("accept-ranges", "via")
+        if is_sendable(name, value) and name.lower() != "accept-ranges"
     ]
     if not any(name.lower() == "content-type" for name, _ in fields):
         fields.append(("Content-Type", "application/octet-stream"))
