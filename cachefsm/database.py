@@ -8,10 +8,11 @@ with dead threads. The lock is a leaf: nothing else is locked while it is held.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -88,6 +89,9 @@ class Database:
             SchemaTooNew: a newer cachefsm wrote it.
             StorageError: it cannot be opened, or is no database.
         """
+        with suppress(OSError):  # SQLite will say what is wrong
+            # It holds URLs in full. What SQLite puts beside it has the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = SqliteDatabase(
             str(path),
             pragmas={

@@ -25,7 +25,7 @@ _KEPT_BACK: Final = frozenset(
         "cache-control",
         "content-length",
         "content-type",
-        "cookie",  # a browser's for 127.0.0.1 are some other program's
+        "cookie",
         "expect",
         "host",
         "icy-metadata",  # would put titles in between the bytes
@@ -79,6 +79,8 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
     Source: RFC 9110 §7.6.1.
     """
     held = {"host", "expect", "content-length", *_own_names(rules)}
+    if _from_browser(request_fields):
+        held.add("cookie")
     return (
         *(
             (name, value)
@@ -93,7 +95,7 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
 
 def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
     held = _KEPT_BACK | connection_fields(fields) | _own_names(rules)
-    if rules.passes:
+    if rules.passes and not _from_browser(fields):
         held -= {"cookie"}
     return tuple(
         (name, value)
@@ -112,6 +114,11 @@ def _is_secret(name: str) -> bool:
 def _own_names(rules: Rules) -> frozenset[str]:
     """Return the names of the fields that are set here, whatever the client sends."""
     return frozenset(name.lower() for name, _ in rules.fields)
+
+
+def _from_browser(fields: Fields) -> bool:
+    """Say whether a browser asks: its cookies for this host are other servers' as well."""
+    return any(name.lower().startswith("sec-fetch-") for name, _ in fields)
 
 
 def _is_about_us(name: str, value: str, host: str) -> bool:

@@ -53,6 +53,10 @@ _OF_THE_ADDRESS: Final = frozenset(
     }
 )
 
+#: What an origin may ask a program, and not a browser: that keeps cookies for a host,
+#: whatever the port, and answers who calls his realm as another one does (RFC 7617 §2.2).
+_FOR_PROGRAMS: Final = frozenset({"set-cookie", "www-authenticate", "authentication-info"})
+
 # What a browser shows or plays, and never runs; DASH manifests are XML, which it may.
 _PASSIVE = re.compile(
     r"(?:audio|font|image|video)/(?!svg)[a-z0-9.+-]+|text/(?:plain|vtt)"
@@ -111,7 +115,8 @@ class Pages:
 
     def guard(self, asked: Mapping[str, str], status: int, fields: Fields) -> list[tuple[str, str]]:
         """Return the *fields* of an answer with content as a browser may have them."""
-        guarded = list(without(fields, _OF_THE_ADDRESS))
+        dropped = _OF_THE_ADDRESS | _FOR_PROGRAMS if "sec-fetch-site" in asked else _OF_THE_ADDRESS
+        guarded = list(without(fields, dropped))
         # A 304 has no type, and what it says is added to what the browser holds.
         if status not in (204, 304) and not _is_passive(fields):
             guarded = [*without(guarded, {"x-content-type-options"}), *_OFF]

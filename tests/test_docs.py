@@ -147,6 +147,21 @@ def test_the_example_runs(
     assert "callback failed" not in caplog.text
 
 
+def test_every_line_of_the_threat_model_has_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    lines = {int(number) for number in re.findall(r"^\| ([0-9]+) \|", text, re.MULTILINE)}
+    proofs = dict(re.findall(r"^([0-9]+)\. ((?:.+\n)+?)(?=[0-9]+\. |\n)", text, re.MULTILINE))
+    assert lines == set(map(int, proofs)) == set(range(1, len(lines) + 1))
+    for number, proof in proofs.items():
+        named = re.findall(r"(test_\w+\.py)|`(test_\w+)`", proof)
+        assert any(test for _, test in named), number
+        for module, test in named:
+            if module:
+                source = (ROOT / "tests" / module).read_text(encoding="utf-8")
+            else:
+                assert f"def {test}(" in source, f"{number}: {test}"
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)", TEXT)
     assert targets

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from cachefsm import Cache
+from cachefsm.access import Rules, parse_mount
 from cachefsm.errors import UsageError
 from cachefsm.pages import Pages, parse_page
 from cachefsm.proxy import Server
@@ -213,6 +215,27 @@ def test_an_origins_page_that_says_no_is_shown_without_scripts_too(origin, proxy
     assert_nothing_allowed(reply)
     if reply["Content-Type"] == "text/html":
         assert reply["Content-Security-Policy"] == "sandbox"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_browsers_cookies_and_passwords_are_no_origins_business(
+    cache, origin, method: str
+) -> None:
+    """It has one jar for all servers of this host, and one address for all mounts."""
+    asks = [("Set-Cookie", "session=theirs"), ("WWW-Authenticate", 'Basic realm="yours"')]
+    origin.script(status(401, *asks), times=None)
+    mount = replace(parse_mount(f"/m={origin.url()}"), rules=Rules(passes=True))
+    with cache.serve(mounts=[mount]) as proxy:
+        own = {"sec-fetch-site": "same-origin", "origin": proxy.url.rstrip("/")}
+        for asked in (own, {}):
+            reply = ask(f"{proxy.url}m/login", {"Cookie": "session=ours", **asked}, method=method)
+            assert reply.status == 401
+            # Whatever is stored is for everybody, so a GET brings no cookies at all.
+            assert (reply["Set-Cookie"] is None) == bool(asked or method == "GET")
+            assert (reply["WWW-Authenticate"] is None) == bool(asked)
+    browser, program = origin.requests
+    assert browser.header("Cookie") is None
+    assert program.header("Cookie") == "session=ours"
 
 
 def test_an_entrys_content_is_guarded_by_its_id_as_well(cache, origin, proxy) -> None:
