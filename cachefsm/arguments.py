@@ -21,6 +21,7 @@ from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
 from .values import (
+    default_cache_dir,
     one_of,
     read_count,
     read_directory,
@@ -85,20 +86,6 @@ def parse_arguments(
     command.settle(options, environ)
     options.fail = command.error
     return options
-
-
-def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the cache lives unless somebody says otherwise.
-
-    Source: the XDG Base Directory specification, which ignores relative paths.
-    """
-    base = environ.get("XDG_CACHE_HOME", "")
-    if base.startswith("/"):
-        return Path(base, "cachefsm")
-    try:
-        return Path.home() / ".cache" / "cachefsm"
-    except RuntimeError:
-        return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
 
 
 # -- the grammar -------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .access import AllowList
@@ -10,6 +11,7 @@ from .errors import UsageError
 from .urls import parse_url
 
 __all__ = [
+    "default_cache_dir",
     "one_of",
     "read_count",
     "read_directory",
@@ -74,3 +76,17 @@ def read_directory(text: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise UsageError(f"{text!r} names a user that there isn't") from error
+
+
+def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return where the cache lives unless somebody says otherwise.
+
+    Source: the XDG Base Directory specification, which ignores relative paths.
+    """
+    base = environ.get("XDG_CACHE_HOME", "")
+    if base.startswith("/"):
+        return Path(base, "cachefsm")
+    try:
+        return Path.home() / ".cache" / "cachefsm"
+    except RuntimeError:
+        return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
