@@ -14,13 +14,22 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
-from .access import AllowList, parse_mount
-from .errors import UsageError
+from .access import parse_mount
 from .pages import parse_page
+from .parts import parse_part
 from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
-from .urls import parse_url
+from .values import (
+    default_cache_dir,
+    one_of,
+    read_count,
+    read_directory,
+    read_entry,
+    read_host,
+    read_port,
+    read_url,
+)
 
 __all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
 
@@ -79,72 +88,6 @@ def parse_arguments(
     return options
 
 
-def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the cache lives unless somebody says otherwise.
-
-    Source: the XDG Base Directory specification, which ignores relative paths.
-    """
-    base = environ.get("XDG_CACHE_HOME", "")
-    if base.startswith("/"):
-        return Path(base, "cachefsm")
-    try:
-        return Path.home() / ".cache" / "cachefsm"
-    except RuntimeError:
-        return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
-
-
-# -- what values look like ---------------------------------------------------------
-
-
-def _url(text: str) -> str:
-    return str(parse_url(text))
-
-
-def _entry(text: str) -> int | str:
-    """An entry's id, or its URL."""
-    if text.isascii() and text.isdigit() and len(text) < 19:
-        return int(text)
-    if "//" not in text:
-        raise UsageError(f"{text!r} is neither an entry's id nor a URL")
-    return _url(text)
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536:
-        return int(text)
-    raise UsageError(f"{text!r} is no port; they go from 0 (any free one) to 65535")
-
-
-def _allowed(text: str) -> str:
-    AllowList([text])
-    return text
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text in choices:
-            return text
-        raise UsageError(f"{text!r} is none of {', '.join(choices)}")
-
-    return read
-
-
-def _count(text: str) -> int:
-    if text.isascii() and text.isdigit() and 0 < len(text) < 5 and int(text):
-        return int(text)
-    raise UsageError(f"{text!r} is no number from 1 to 9999")
-
-
-def _directory(text: str) -> Path:
-    if not text:
-        # Path("") would be the current directory: an unset variable in a script.
-        raise UsageError("a directory has a name")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{text!r} names a user that there isn't") from error
-
-
 # -- the grammar -------------------------------------------------------------------
 
 
@@ -157,7 +100,7 @@ def _grammar() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
     # Taken here too, for fingers that put them first; shown where they belong.
     hidden = argparse.SUPPRESS
-    parser.add_argument("--cache-dir", type=typed(_directory), help=hidden, default=hidden)
+    parser.add_argument("--cache-dir", type=typed(read_directory), help=hidden, default=hidden)
     parser.add_argument("--debug", action="store_true", help=hidden, default=hidden)
     adding = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     subparsers: dict[str, Parser] = {}
@@ -166,7 +109,7 @@ def _grammar() -> tuple[Parser, dict[str, Parser]]:
         if name != "diagram":
             command.setting(
                 "--cache-dir",
-                read=_directory,
+                read=read_directory,
                 default=default_cache_dir,
                 metavar="DIR",
                 help="where the cache lives (default: ~/.cache/cachefsm)",
@@ -198,7 +141,11 @@ def _serve(command: Parser) -> None:
         "whoever can reach it can read what is mounted, and control needs the token",
     )
     setting(
-        "--port", read=_port, default=8080, metavar="N", help="default: 8080; 0 takes a free one"
+        "--port",
+        read=read_port,
+        default=8080,
+        metavar="N",
+        help="default: 8080; 0 takes a free one",
     )
     setting(
         "--mount",
@@ -210,7 +157,7 @@ def _serve(command: Parser) -> None:
     )
     setting(
         "--allow",
-        read=_allowed,
+        read=read_host,
         many=True,
         default=(),
         metavar="HOST",
@@ -220,7 +167,7 @@ def _serve(command: Parser) -> None:
     _rules(command)
     setting(
         "--private",
-        read=_allowed,
+        read=read_host,
         many=True,
         default=(),
         metavar="HOST",
@@ -247,7 +194,7 @@ def _serve(command: Parser) -> None:
     _max_size(command, "evict the least recently used beyond this (default: no limit)")
     setting(
         "--fill",
-        read=_one_of("rest", "finish", "requested"),
+        read=one_of("rest", "finish", "requested"),
         default="rest",
         metavar="HOW",
         help="what to fetch of a file that somebody reads: the rest, while they do and for the "
@@ -333,7 +280,7 @@ def _careful(command: Parser) -> None:
     setting = command.setting
     setting(
         "--durability",
-        read=_one_of("power", "process"),
+        read=one_of("power", "process"),
         default="power",
         metavar="HOW",
         help="what recorded bytes survive: a loss of power (power, the default), or the death of "
@@ -341,7 +288,7 @@ def _careful(command: Parser) -> None:
     )
     setting(
         "--verify-reads",
-        read=_one_of("never", "sample", "always"),
+        read=one_of("never", "sample", "always"),
         default="sample",
         metavar="HOW",
         help="which stored blocks are compared with their checksums before they are served: "
@@ -356,14 +303,14 @@ def _careful(command: Parser) -> None:
     )
     setting(
         "--connections",
-        read=_count,
+        read=read_count,
         default=6,
         metavar="N",
         help="the most connections for one file (default: 6)",
     )
     setting(
         "--connections-per-host",
-        read=_count,
+        read=read_count,
         default=8,
         metavar="N",
         help="the most to one origin, for all its files together (default: 8)",
@@ -375,7 +322,7 @@ def _get(command: Parser) -> None:
         "Download into the cache, and from there into a file where one is named. What is\n"
         "stored is not transferred again; after Ctrl-C the same command goes on."
     )
-    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
+    command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
     command.add_argument(
         "-o",
         "--output",
@@ -391,7 +338,56 @@ def _prefetch(command: Parser) -> None:
         "Ask the running server to download, behind what people and players wait for, and\n"
         "return at once. Without a server: download now, and return when all is there."
     )
-    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
+    command.epilog = (
+        "examples:\n"
+        "  cachefsm prefetch --head 8M https://media.example/one.mkv https://media.example/two.mkv\n"
+        "  cachefsm prefetch --playlist --items 3 https://media.example/live/index.m3u8\n"
+    )
+    command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
+    command.add_argument(
+        "--head", type=typed(parse_size), metavar="SIZE", help="only so much of the beginning"
+    )
+    command.add_argument(
+        "--range",
+        dest="ranges",
+        action="append",
+        type=typed(parse_part),
+        metavar="START-STOP",
+        help="only that part, as 0-8M or 1G-; repeatable, and beside --head",
+    )
+    command.add_argument(
+        "--deadline",
+        type=typed(parse_duration),
+        metavar="TIME",
+        help="give up what has not come within that time",
+    )
+    command.add_argument(
+        "--playlist",
+        action="store_true",
+        help="URL is a playlist, M3U or HLS: download what comes next in it",
+    )
+    command.add_argument(
+        "--items",
+        type=typed(read_count),
+        default=3,
+        metavar="N",
+        help="how many items of a playlist (default: 3): the first ones, or the last ones of a "
+        "live playlist, or those after --after",
+    )
+    command.add_argument(
+        "--after",
+        type=typed(read_url),
+        metavar="URL",
+        help="the playlist's item that is being played",
+    )
+    command.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        type=typed(read_host),
+        metavar="HOST",
+        help="take a playlist's items from this host as well as from its own; as serve --allow",
+    )
     _downloads(command)
 
 
@@ -411,12 +407,12 @@ def _list(command: Parser) -> None:
 
 
 def _show(command: Parser) -> None:
-    command.add_argument("entry", type=typed(_entry), metavar="ID|URL")
+    command.add_argument("entry", type=typed(read_entry), metavar="ID|URL")
     _json(command, "one object, as in list")
 
 
 def _order(command: Parser) -> None:
-    command.add_argument("entries", nargs="+", type=typed(_entry), metavar="ID|URL")
+    command.add_argument("entries", nargs="+", type=typed(read_entry), metavar="ID|URL")
     _json(command, "a list of the entries it was done to, as list prints them")
 
 
@@ -430,7 +426,7 @@ def _verify(command: Parser) -> None:
         "A block, 1 MiB, is damaged or sound as a whole; one of which a part is missing has no\n"
         "checksum. Exit status: 1 if damage was found that is not repaired."
     )
-    command.add_argument("entries", nargs="*", type=typed(_entry), metavar="ID|URL")
+    command.add_argument("entries", nargs="*", type=typed(read_entry), metavar="ID|URL")
     command.add_argument(
         "--repair",
         action="store_true",
@@ -470,7 +466,7 @@ def _gc(command: Parser) -> None:
 def _diagram(command: Parser) -> None:
     command.add_argument(
         "--output",
-        type=typed(_directory),
+        type=typed(read_directory),
         default=Path("diagrams"),
         metavar="DIR",
         help="default: diagrams",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from .client import ServedCache, ServerGone
 from .dirlock import DirectoryLock
 from .errors import CacheBusy, EntryNotFound, StorageError, UsageError
+from .parts import Parts
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -49,6 +50,7 @@ class Backend(Protocol):
     def find(self, which: int | str) -> Facts: ...
     def stats(self) -> Facts: ...
     def add(self, url: str, priority: str) -> Facts: ...
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts: ...
     def order(self, name: str, which: int | str) -> Facts: ...
     def start(self, entry_id: int, start: int, stop: int | None) -> Facts: ...
     def verify(self, entry_id: int, start: int, stop: int) -> Facts: ...
@@ -149,6 +151,10 @@ class _IdleCache:
         entry.start(priority)
         return entry.describe()
 
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
+        (entry,) = self._cache.prefetch([url], ranges=parts, deadline=within_s)
+        return entry.describe()
+
     def order(self, name: str, which: int | str) -> Facts:
         entry = self._cache.find(which)
         facts = entry.describe()
@@ -215,6 +221,9 @@ class _NoCache:
         }
 
     def add(self, url: str, priority: str) -> Facts:
+        raise NotImplementedError
+
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
         raise NotImplementedError
 
     def order(self, name: str, which: int | str) -> Facts:

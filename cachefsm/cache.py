@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import facts
+from .access import AllowList
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .content import Content
@@ -35,6 +36,7 @@ from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageE
 from .events import Event, EventHub, Mailbox
 from .fields import Fields, value_of
 from .lifecycle import PERSON
+from .m3u import read_text, upcoming
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
 from .origins import OriginBook
@@ -467,6 +469,42 @@ class Cache:
         for entry in entries:
             entry.prefetch(head=head, ranges=parts, deadline=deadline)
         return entries
+
+    def prefetch_playlist(
+        self,
+        url: str,
+        items: int = 3,
+        *,
+        after: str | None = None,
+        allow: Iterable[str] = (),
+        deadline: str | float | None = None,
+    ) -> list[Entry]:
+        """Read a playlist, M3U or HLS, and queue what comes next in it; return that.
+
+        *after* is the item that is being played. Without, the first ones come next; in
+        a live playlist the last ones; of a master playlist, those of its first variant.
+        Items of other origins than the playlist's are left out, with a warning, but for
+        those in *allow*, which is as :class:`cachefsm.access.AllowList` has it.
+
+        Raises:
+            UsageError: it is no playlist, or *after* is not in it.
+            CacheError: why the playlist cannot be read.
+        """
+
+        def read(playlist: OriginUrl) -> str:
+            with self.entry(str(playlist)).open() as stream:
+                return read_text(stream)
+
+        current = None if after is None else parse_url(after)
+        allowed = AllowList(allow)
+        found = upcoming(parse_url(url), items, read, after=current, allowed=allowed)
+        for origin in found.refused:
+            _log.warning("%s: items at %s are left out; allow it", redact(url), origin)
+        return [
+            entry
+            for item, parts in found.parts.items()
+            for entry in self.prefetch([item], ranges=parts, deadline=deadline)
+        ]
 
     def find_variant(self, url: str, terms: Terms) -> int:
         """Return the id of the entry that answers a request for *url* on *terms*.

@@ -8,7 +8,10 @@ from .errors import UsageError
 from .ranges import END
 from .units import parse_size
 
-__all__ = ["parse_part", "wanted_parts"]
+__all__ = ["Parts", "parse_part", "wanted_parts"]
+
+Parts = list[tuple[int, int | None]]
+"""Half-open byte ranges; a stop of None is the end."""
 
 
 def wanted_parts(

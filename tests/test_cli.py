@@ -23,7 +23,14 @@ from tests.support.caches import eventually, recorded
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
 from tests.support.damage import flip, truncate
-from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
+from tests.support.faults import (
+    cut_after,
+    hold_after,
+    hold_before_headers,
+    redirect,
+    stall_after,
+    status,
+)
 from tests.support.origin import Origin, Resource, content
 
 SIZE = 300_000  # 293 KiB
@@ -285,6 +292,76 @@ def test_prefetch_returns_at_once_where_a_server_goes_on_with_it(
         assert server.end(signal.SIGTERM).status == 0
     assert len(origin.requests) == 1
     assert here("prefetch", film).text == f"{film}: 293 KiB, already complete as entry 1\n"
+
+
+def test_prefetch_fetches_the_parts_that_are_named(
+    here: Run, held: str, origin: Origin, film: str
+) -> None:
+    said = here("prefetch", film, "--head", "100K", "--range", "200K-210K", "--deadline", "1h")
+    assert said.status == 0
+    if held == "idle":
+        assert said.text == f"{film}: 110 KiB of 293 KiB, stored as entry 1\n"
+    else:
+        assert said.text == f"{film}: queued as entry 1\n"
+    wanted = [[0, 102_400], [204_800, 215_040]]
+    eventually(lambda: here("show", film, "--json").json()["ranges"] == wanted)
+    eventually(lambda: here("show", film, "--json").json()["asked_by"] == [])
+    said = here("prefetch", film, "--head", "100K")
+    assert said.text == f"{film}: 110 KiB of 293 KiB, already stored as entry 1\n"
+    assert origin.body_bytes_sent == 112_640
+
+
+def test_prefetch_gives_up_at_its_deadline(here: Run, origin: Origin, film: str) -> None:
+    origin.script(stall_after(100_000))
+    said = here("prefetch", film, "--deadline", "500ms").failed_in_one_line()
+    assert said.startswith(f"cachefsm: {film}: not all of it came within the deadline")
+    (facts,) = here("list", "--json").json()
+    assert (facts["state"], facts["reason"]) == ("paused", "deadline")
+    assert "an order was not met in time" in here("show", 1).text
+
+
+def test_prefetch_reads_a_playlist_and_fetches_what_comes_next(
+    here: Run, held: str, origin: Origin
+) -> None:
+    items = "".join(f"#EXTINF:4,\nseg-{number}.ts\n" for number in range(5))
+    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n{items}#EXT-X-ENDLIST\n"
+    origin.put("/vod/index.m3u8", Resource.of(text.encode()))
+    urls = [origin.url(f"/vod/seg-{number}.ts") for number in range(5)]
+    for number in range(5):
+        origin.put(f"/vod/seg-{number}.ts", Resource(1000 + number))
+    playlist = origin.url("/vod/index.m3u8")
+    here("prefetch", "--playlist", playlist, "--items", 2, "--after", urls[1])
+    eventually(lambda: [here("show", url, "--json").status for url in urls[2:4]] == [0, 0])
+    eventually(
+        lambda: all(here("show", url, "--json").json()["state"] == "complete" for url in urls[2:4])
+    )
+    assert {request.path for request in origin.requests} == {
+        "/vod/index.m3u8",
+        "/vod/seg-2.ts",
+        "/vod/seg-3.ts",
+    }
+
+
+def test_items_of_other_origins_are_left_out_unless_allowed(here: Run, origin: Origin) -> None:
+    with Origin() as other:
+        other.put("/seg.ts", Resource(1000))
+        text = f"#EXTM3U\n#EXTINF:4,\n{other.url('/seg.ts?sig=secret')}\n"
+        origin.put("/index.m3u8", Resource.of(text.encode()))
+        playlist = origin.url("/index.m3u8")
+        said = here("prefetch", "--playlist", playlist).failed_in_one_line()
+        there = other.url().rstrip("/")
+        assert said == (
+            f"cachefsm: {playlist}: items at {there} are left out; --allow lets them in\n"
+        )
+        allowed = here("prefetch", "--playlist", playlist, "--allow", "127.0.0.1:*")
+        assert allowed.text == f"{other.url('/seg.ts')}?…: 1000 B, complete as entry 2\n"
+
+
+def test_prefetch_of_a_page_says_that_it_is_no_playlist(here: Run, film: str) -> None:
+    said = here("prefetch", "--playlist", film).failed_in_one_line()
+    assert said == f"cachefsm: {film}: that is no M3U playlist\n"
+    assert here("prefetch", "--playlist", "--head", "8M", film).status == 2
+    assert here("prefetch", "--range", "8M", film).status == 2
 
 
 def test_a_file_is_not_touched_by_a_download_that_fails(

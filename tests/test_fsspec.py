@@ -130,7 +130,9 @@ def test_a_part_that_failed_is_told_in_its_place(fs: CacheFileSystem, film: str)
 def test_the_origin_is_asked_once_for_what_is_looked_at_and_read(
     fs: CacheFileSystem, origin: Origin
 ) -> None:
-    origin.put("/table.csv", Resource.of(b"name,size\nfilm,3\n", content_type="text/csv"))
+    fresh = (("Cache-Control", "max-age=60"),)
+    table = Resource.of(b"name,size\nfilm,3\n", content_type="text/csv", headers=fresh)
+    origin.put("/table.csv", table)
     url = origin.url("/table.csv")
     info = fs.info(url)
     assert (info["name"], info["size"], info["type"]) == (url, 17, "file")

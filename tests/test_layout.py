@@ -24,9 +24,10 @@ LAYERS: Final = """
     tables picture
     database draft parallel
     fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
+    parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
-    representation preconditions multipart addresses salvage web answer rules diagrams parts
-    acceptance terms credentials playlists arguments
+    values representation preconditions multipart addresses salvage web answer rules diagrams
+    acceptance terms credentials playlists m3u arguments
     content records server output progress forwarding
     origin origins demands retries signposts
     claims

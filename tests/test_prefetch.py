@@ -184,3 +184,43 @@ def test_parts_are_written_as_sizes() -> None:
     for text in ("8M", "-8M", "8M-1M", "a-b", ""):
         with pytest.raises(UsageError):
             parse_part(text)
+
+
+# -- playlists ---------------------------------------------------------------------
+
+
+def test_a_playlists_next_items_are_fetched(cache: Cache, origin: Origin) -> None:
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:4"]
+    for number in range(5):
+        origin.put(f"/live/{number}.ts", Resource(1000, version=number))
+        lines += ["#EXTINF:4,", f"{number}.ts"]
+    origin.put("/live/index.m3u8", Resource.of("\n".join(lines).encode()))
+    playlist = origin.url("/live/index.m3u8")
+    entries = cache.prefetch_playlist(playlist, 2, after=origin.url("/live/1.ts"), deadline="1h")
+    assert [entry.url for entry in entries] == [origin.url(f"/live/{n}.ts") for n in (2, 3)]
+    for entry in entries:
+        eventually(lambda entry=entry: entry.state is DownloadState.COMPLETE)
+    assert fetch(cache, entries[0]) == content(2, 1002)
+
+
+def test_parts_of_a_playlists_file_are_fetched(cache: Cache, film: str, origin: Origin) -> None:
+    text = "#EXTM3U\n#EXT-X-BYTERANGE:1000@0\nfilm\n#EXT-X-BYTERANGE:1000@5000\nfilm\n"
+    origin.put("/index.m3u8", Resource.of(text.encode()))
+    (entry,) = cache.prefetch_playlist(origin.url("/index.m3u8"))
+    eventually(lambda: is_at_rest(cache, film, "idle"))
+    assert entry.ranges == [ByteRange(0, 1000), ByteRange(5000, 6000)]
+
+
+def test_a_playlist_reaches_no_other_origin_unasked(
+    cache: Cache, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Origin() as other:
+        text = f"#EXTM3U\n{other.url('/item?sig=secret')}\n"
+        origin.put("/index.m3u8", Resource.of(text.encode()))
+        assert cache.prefetch_playlist(origin.url("/index.m3u8")) == []
+        assert other.url().rstrip("/") in caplog.text
+        assert "secret" not in caplog.text
+        assert other.requests == []
+        other.put("/item", Resource(10))
+        (entry,) = cache.prefetch_playlist(origin.url("/index.m3u8"), allow=["127.0.0.1:*"])
+        assert entry.wait_complete(WAIT_S)
