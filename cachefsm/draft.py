@@ -15,11 +15,11 @@ __all__ = ["Draft", "Planned"]
 class Planned:
     """A stream as the plan would have it: one that runs, or one that is to be opened.
 
-    It is given up if it ends where it begins; ``limit`` is how far it could go. An
-    *extra* one is there for speed, unless it is *needed*, as it brings the first missing
-    byte of some want. A new one that *waits* is opened in a later round, when the place
-    that it is to have is free. One that *asks* is for no bytes in particular, but takes
-    a connection like any other.
+    It is given up if it ends where it begins; ``limit`` is how far it could go, and up
+    to ``keeps`` somebody waits for what it brings. An *extra* one is there for speed,
+    unless it is *needed*, as it brings the first missing byte of some want. A new one
+    that *waits* is opened in a later round, when the place that it is to have is free.
+    One that *asks* is for no bytes in particular, but takes a connection like any other.
     """
 
     position: int
@@ -29,6 +29,7 @@ class Planned:
     priority: Priority = Priority.FILL
     extra: bool = False
     needed: bool = False
+    keeps: int = 0
     waits: bool = False
     asks: bool = False
 

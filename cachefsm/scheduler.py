@@ -172,6 +172,8 @@ def _serve(draft: Draft, want: Want, missing: RangeSet, limits: Limits) -> None:
     if holder is None:
         holder = draft.open(offset, missing.run_stop(offset), want.priority)
     holder.needed = True
+    if blocked:
+        holder.keeps = max(holder.keeps, offset)
 
 
 def _first_missing(want: Want, view: EntryView, missing: RangeSet) -> int | None:

@@ -102,8 +102,9 @@ def _parts(draft: Draft, missing: RangeSet, least: int) -> Iterator[_Part]:
     free = missing.copy()
     for claim in draft.kept:
         free.remove(claim.position, claim.stop)
-        if claim.stop - claim.position >= 2 * least:
-            yield claim, claim.position, claim.stop
+        start = max(claim.position, claim.keeps)
+        if claim.stop - start >= 2 * least:
+            yield claim, start, claim.stop
     for start, stop in free:
         if stop - start >= least:
             yield None, start, stop

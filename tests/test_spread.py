@@ -102,6 +102,13 @@ def test_a_reader_s_own_streams_count_as_well() -> None:
     assert after == ["N======.........", ".......>========"]
 
 
+def test_what_a_blocked_reader_waits_for_stays_with_the_connection_that_is_near() -> None:
+    after = spread("." * 16, ">===============", width=2, blocked="...w............", fill="w" * 16)
+    assert after == [">=====..........", "......N========="]
+    after = spread("." * 6, ">=====", width=2, blocked="...w..", fill="w" * 6)
+    assert after == [">====="]
+
+
 # -- and back ----------------------------------------------------------------------
 
 
