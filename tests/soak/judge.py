@@ -19,7 +19,7 @@ __all__ = ["Asked", "Judgement", "Span", "Wrong"]
 ERRORS: Final = frozenset({404, 410, 429, 500, 502, 503, 504})
 """What the weather can make the proxy say; a 500 only in the origin's own words."""
 
-_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]+)")
 _SHOWN_BYTES: Final = 24
 
@@ -171,9 +171,14 @@ class Judgement:
         match = _CONTENT_RANGE.fullmatch(text)
         if span is None or self.asked.method != "GET" or match is None:
             raise Wrong(f"a 206 that was not asked for, or says nothing: {self._head()}")
-        first, last, size = map(int, match.groups())
+        first, last = int(match[1]), int(match[2])
         self._labelled()
-        self._sized(size)
+        if match[3] == "*":
+            # Nobody knew the length: then only what was asked for to the letter is right.
+            size = last + 1 if (span.first, span.last) == (first, last) else 0
+        else:
+            size = int(match[3])
+            self._sized(size)
         condition = self.asked.if_range
         self.candidates = [
             version
