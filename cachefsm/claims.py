@@ -196,6 +196,7 @@ class Claims:
         self._most = most
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
+        self._heard_s = 0.0
         known = origin.record.connections
         self._trial = Trial(width=known, proven=known)
 
@@ -224,7 +225,8 @@ class Claims:
 
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
-        before, seen = self._trial, Seen(now_s, self.at_work, self._received_bytes)
+        before = self._trial
+        seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s)
         self._trial = step(before, seen, self._allowed)
         if self._trial.rate_each not in (0, before.rate_each):
             self.origin.brought(self._trial.rate_each)
@@ -261,6 +263,7 @@ class Claims:
         """Count bytes that came for *claim*."""
         claim.received(size_bytes, now_s)
         self._received_bytes += size_bytes
+        self._heard_s = now_s
 
     def grant(self, content: Content, wish: Open, now_s: float) -> Claim | None:
         """Return a claim for *wish*, cut to what is neither stored nor claimed.

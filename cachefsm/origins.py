@@ -30,7 +30,7 @@ twice as long each time."""
 LONGEST_REST_S: Final = 3600.0
 
 ONE_CAUSE_S: Final = 1.0
-"""Refusals within this time have one cause: an outage cuts all connections at once."""
+"""Connections that break within this time have one cause: an outage cuts them all."""
 
 BLAME_S: Final = 2.0
 """A connection that breaks within this time after another one was begun may have had
@@ -69,7 +69,7 @@ class OriginFacts:
         self._record = record
         self._saved = record
         self._standing: set[int] = set()
-        self._lowered_at = 0.0
+        self._broken_at = 0.0
         self._begun_at = 0.0
 
     @property
@@ -138,11 +138,11 @@ class OriginFacts:
             standing, now_s = len(self._standing), self._clock()
             if standing < 2:
                 return False  # that is what it says to anybody
-            if isinstance(error, OriginUnreachable) and now_s > self._begun_at + BLAME_S:
-                return False
-            if now_s >= self._lowered_at + ONE_CAUSE_S:
-                self._lowered_at = now_s
-                self._lower(standing - 1, now_s, _retry_after_s(error))
+            if isinstance(error, OriginUnreachable):
+                last_s, self._broken_at = self._broken_at, now_s
+                if now_s > self._begun_at + BLAME_S or now_s < last_s + ONE_CAUSE_S:
+                    return False
+            self._lower(standing - 1, now_s, _retry_after_s(error))
             return True
 
     # -- with the lock held ----------------------------------------------------
@@ -155,10 +155,12 @@ class OriginFacts:
 
     def _lower(self, most: int, now_s: float, at_least_s: float) -> None:
         known = self._record
-        rest_s = max(known.rest_s, at_least_s)
-        self._note(
-            most=most, most_until=now_s + rest_s, rest_s=min(LONGEST_REST_S, 2 * known.rest_s)
-        )
+        if known.most is not None and now_s < known.most_until:
+            rest_s = known.rest_s  # it had not been tried again
+        else:
+            rest_s = min(LONGEST_REST_S, 2 * known.rest_s) if known.most else known.rest_s
+        until = now_s + max(rest_s, at_least_s)
+        self._note(most=most, most_until=until, rest_s=rest_s)
         _log.warning("%s: no more than %d connections for %.0f s", known.origin, most, rest_s)
 
     def _note(self, **changes: object) -> None:

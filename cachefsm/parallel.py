@@ -33,11 +33,14 @@ LONGEST_REST_S: Final = 600.0
 
 @dataclass(frozen=True)
 class Seen:
-    """What the entry's connections do: how many have been answered, and all that ever came."""
+    """What the entry's connections do: how many have been answered, all that ever came,
+    and when the last of it did.
+    """
 
     now_s: float
     at_work: int
     received_bytes: int
+    heard_s: float
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def step(trial: Trial, seen: Seen, most: int) -> Trial:
     trial = replace(trial, since=seen, rate_each=rate / seen.at_work)
     # Fewer than the number are at work where there are no connections left, or no parts.
     tried = min(seen.at_work, trial.width)
-    if rate == 0 or tried < trial.proven:
+    is_silent = seen.now_s - seen.heard_s >= WINDOW_S
+    if rate == 0 or is_silent or tried < trial.proven:
         return trial
     if tried == trial.proven:
         return _try_more(replace(trial, proven_rate=rate), seen.now_s, most)
@@ -109,7 +113,9 @@ def next_look_s(trial: Trial, now_s: float, most: int) -> float | None:
 def _is_over(since: Seen, seen: Seen) -> bool:
     elapsed_s = seen.now_s - since.now_s
     enough = seen.received_bytes - since.received_bytes >= WINDOW_BYTES * seen.at_work
-    return elapsed_s >= LONGEST_WINDOW_S or (elapsed_s >= WINDOW_S and enough)
+    # A line that has fallen silent is no measure of what it carries.
+    is_flowing = seen.now_s - seen.heard_s <= WINDOW_S / 2
+    return elapsed_s >= LONGEST_WINDOW_S or (elapsed_s >= WINDOW_S and enough and is_flowing)
 
 
 def _try_more(trial: Trial, now_s: float, most: int) -> Trial:

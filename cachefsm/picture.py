@@ -127,8 +127,8 @@ class Limits:
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
 
-    A connection more than the wants need takes a part of at least ``part_bytes``;
-    ahead of a reader, what it brings in ``part_s``.
+    A connection more than the wants need takes a part of at least ``part_bytes``, or
+    of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
     """
 
     per_entry: int = 6
@@ -137,7 +137,7 @@ class Limits:
     near_bytes: int = 1 << 20
     near_s: float = 0.25
     patience_s: float = 0.5
-    part_bytes: int = 2 << 20
+    part_bytes: int = 4 << 20
     part_s: float = 3.0
 
     @property

@@ -119,7 +119,9 @@ def _plan_streams(draft: Draft, missing: RangeSet, limits: Limits) -> None:
         _serve(draft, want, missing, limits)
     spread(draft, missing, limits)
     for claim in draft.claims:
-        claim.priority = _urgency(claim, view, missing, limits)
+        claim.priority = (
+            _spare_urgency(view) if claim.is_spare else _urgency(claim, view, missing, limits)
+        )
 
 
 def _missing(view: EntryView) -> RangeSet:
@@ -205,3 +207,12 @@ def _urgency(claim: Planned, view: EntryView, missing: RangeSet, limits: Limits)
             # What lies ahead in a blocked reader's window is not what it waits for.
             served.append(max(want.priority, Priority.READ_AHEAD))
     return min(served)
+
+
+def _spare_urgency(view: EntryView) -> Priority:
+    """Return the priority of what is there for speed alone: the same all over the entry.
+
+    Otherwise a part near the reader would take the place of one that is at work.
+    """
+    most_urgent = min((want.priority for want in view.wants), default=Priority.FILL)
+    return max(most_urgent, Priority.READ_AHEAD)

@@ -91,10 +91,13 @@ def _next_part(
 def _least_bytes(view: EntryView, limits: Limits) -> int:
     """Return the size of the smallest part that is worth a request.
 
-    Below twice what a connection brings in the time that an answer takes, the
-    others would be done before the new one has earned its keep.
+    On a slow line that is what takes some seconds. In any case, below twice what a
+    connection brings in the time that an answer takes, the others would be done
+    before the new one has earned its keep.
     """
-    return max(limits.part_bytes, int(2 * view.origin.latency_s * view.origin.rate_bytes_s))
+    rate, latency_s = view.origin.rate_bytes_s, view.origin.latency_s
+    lasting = int(limits.part_s * rate) or limits.part_bytes
+    return max(1, min(limits.part_bytes, lasting), int(2 * latency_s * rate))
 
 
 def _parts(draft: Draft, missing: RangeSet, least: int) -> Iterator[_Part]:

@@ -51,7 +51,8 @@ class Transfer:
         until_s = self.now_s + seconds
         while self.now_s < until_s:
             at_work = min(self.trial.width, self.work_for)
-            self.trial = step(self.trial, Seen(self.now_s, at_work, int(self.received)), self.most)
+            seen = Seen(self.now_s, at_work, int(self.received), self.now_s)
+            self.trial = step(self.trial, seen, self.most)
             self.widths.append(self.trial.width)
             at_work = min(self.trial.width, self.work_for)
             self.now_s += look_s
@@ -98,6 +99,15 @@ def test_a_line_that_brings_next_to_nothing_gets_no_more_than_it_has_proved(rate
     # Nothing is no measure; and of little, no window ends early.
     transfer = Transfer(lambda connections: rate)
     assert transfer.run(20, look_s=1.0).width == 1
+
+
+def test_a_line_that_falls_silent_is_not_tried_with_more() -> None:
+    begun = step(Trial(), Seen(0.0, 1, 0, 0.0), 8)
+    silent = step(begun, Seen(WINDOW_S, 1, 10 * MIB, 0.01), 8)
+    assert silent == begun
+    assert step(silent, Seen(3.0, 1, 10 * MIB, 0.01), 8).width == 1
+    flowing = step(begun, Seen(WINDOW_S, 1, 10 * MIB, WINDOW_S), 8)
+    assert flowing.width == 2
 
 
 def test_a_slow_line_is_measured_for_longer() -> None:
@@ -149,8 +159,8 @@ def test_the_number_is_never_above_the_limit_and_loses_nothing(
 
 @pytest.mark.parametrize("most", [1, 4])
 def test_nothing_has_to_be_looked_at_where_nothing_can_change(most: int) -> None:
-    still = Trial(width=most, proven=most, since=Seen(0.0, most, 0))
+    still = Trial(width=most, proven=most, since=Seen(0.0, most, 0, 0.0))
     assert next_look_s(still, 0.0, most) is None
     assert next_look_s(Trial(since=None), 0.0, 4) is None
-    resting = Trial(since=Seen(0.0, 1, 0), rest_until_s=50.0)
+    resting = Trial(since=Seen(0.0, 1, 0, 0.0), rest_until_s=50.0)
     assert next_look_s(resting, 10.0, 4) == 50.0

@@ -157,6 +157,15 @@ def test_connections_for_speed_take_nobody_s_place() -> None:
     assert [action.extra for action in actions if isinstance(action, Open)] == [False, True]
 
 
+def test_connections_for_speed_do_not_take_each_other_s_place() -> None:
+    streams = (">===............", "........>=======")
+    view = drawn("." * 16, *streams, read_ahead="wwwwwwww........", fill="w" * 16)
+    spare = replace(view.streams[1], extra=True)
+    view = replace(view, streams=(view.streams[0], spare), width=3)
+    assert [action.start for action in plan([view], PARTS) if isinstance(action, Open)] == [2]
+    assert plan([view], replace(PARTS, per_entry=2)) == []
+
+
 # -- from one to the next ----------------------------------------------------------
 
 
