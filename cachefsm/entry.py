@@ -33,6 +33,7 @@ from .errors import (
 from .fields import value_of
 from .lifecycle import PERSON
 from .models import EntryRecord, QueueRecord
+from .negative import Negative
 from .origin import Fetch
 from .ranges import END, ByteRange, RangeSet
 from .records import CANCELLED, vary_from_json
@@ -43,7 +44,7 @@ from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
 from .stored import StoredEntry, Surroundings
-from .terms import Terms, Use
+from .terms import ANY_TERMS, Terms, Use
 
 __all__ = ["LiveEntry"]
 
@@ -74,6 +75,7 @@ class LiveEntry(StoredEntry):
         self._inquiry: Inquiry | None = None
         self._terms: Terms | None = None
         """On whose terms the origin was last asked."""
+        self._negative: Negative | None = None
         self._passing_until_s = float("-inf")
         self._meter = RateMeter(surroundings.ticks())
 
@@ -147,12 +149,12 @@ class LiveEntry(StoredEntry):
 
     # -- readers ---------------------------------------------------------------
 
-    def attach(self) -> Content:
+    def attach(self, terms: Terms = ANY_TERMS) -> Content:
         """Count a reader in and return the content it reads; :meth:`detach` it later.
 
         What its file does not hold, though it should, is dropped first. An entry
         that failed before anything was known of it is retried if its back-off has
-        passed; of any other, what is stored may be read.
+        passed, or if *terms* want it; of any other, what is stored may be read.
 
         Raises:
             CacheError: it has failed and must rest, or the cache is closing.
@@ -160,7 +162,7 @@ class LiveEntry(StoredEntry):
         self.check_file()
         with self._lock:
             if self._closed is not None or self._content.representation is None:
-                self._revive()
+                self._revive(terms)
             self._readers += 1
             self._accesses += 1
             content = self._content
@@ -271,7 +273,7 @@ class LiveEntry(StoredEntry):
             if content is not self._content or self.use_of(content, terms) is Use.NOW:
                 return Inquiry(terms, start, stop, asker, waiting=1, done=True)
             if content.representation is None:
-                self._revive()
+                self._revive(terms)
             inquiry = self._inquiry
             if inquiry is None:
                 # Unless nothing but what is asked for is to come, its answer may go on.
@@ -767,8 +769,14 @@ class LiveEntry(StoredEntry):
         verdict = judge(error, content, claim.position)
         if claim.inquiry is not None and _is_an_answer(error):
             # Whoever asks is there to hear it, and knows better whether to ask again.
-            rest_s = self._policy.retries.negative_s(error, self._around.clock())
-            self._fail(error, rest_s=rest_s)
+            self._fail(error, rest_s=0.0)
+            self._negative = Negative.of(
+                error,
+                claim.inquiry.terms,
+                requested_s=claim.asked_at_s,
+                received_s=self._around.clock(),
+                guess_s=self._policy.retries.permanent_s,
+            )
         elif verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
@@ -841,13 +849,18 @@ class LiveEntry(StoredEntry):
             for demand in demands:
                 self.unwant(demand)
 
-    def _revive(self) -> None:
+    def _revive(self, terms: Terms = ANY_TERMS) -> None:
         """Retry a failed entry on a reader's behalf, or raise why it cannot be read."""
         if self._closed is not None:
             raise self._closed.again()
         failure = self.failure()
         if failure is None:
             return
+        negative = self._negative
+        if negative is not None and negative.error is failure:
+            given = negative.again(terms, self._around.clock())
+            if given is not None:
+                raise given
         retry_at = self._lifecycle.record.retry_at
         if retry_at is not None and self._around.clock() < retry_at:
             raise failure.again()

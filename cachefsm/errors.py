@@ -9,6 +9,9 @@ credentials or query strings.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound="CacheError")
 
 __all__ = [
     "AnotherVariant",
@@ -46,7 +49,7 @@ class CacheError(Exception):
 
     status_hint: int = 500
 
-    def again(self) -> CacheError:
+    def again(self: _Error) -> _Error:
         """Return the same error to be raised once more, in another thread or later.
 
         Raising one instance twice would grow its traceback, and keep alive
@@ -172,7 +175,8 @@ class OriginRefused(OriginError):
 class OriginStatus(OriginError):
     """The origin answered with a status other than 200 and 206.
 
-    ``fields`` are those that may be passed on, ``body`` too, where it is known.
+    ``fields`` are those that may be passed on, ``body`` too, where it is known; where
+    the answer is given again, ``age_s`` is its age in seconds.
 
     4xx means that the request is at fault and is permanent, but for 408, 421,
     425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
@@ -192,6 +196,7 @@ class OriginStatus(OriginError):
         self.status = status
         self.fields = tuple(fields)
         self.body: bytes | None = None
+        self.age_s: float | None = None
         self.permanent = status not in self._PASSING
         # A client may act on 4xx (log in, look elsewhere); an origin's 5xx is
         # ours to explain as a gateway.

@@ -46,7 +46,7 @@ UNDATED_LIFETIME_S: Final = 3_600.0
 #: that players look at twice as they begin need not be fetched twice.
 PLAYLIST_LIFETIME_S: Final = 1.0
 _FLEETING_TYPES = re.compile(
-    r"text/html|text/event-stream|application/(?:[a-z0-9.+-]*\+)?(?:json|xml)(?:[ ;]|\Z)|text/xml"
+    r"text/(?:html|plain|xml|event-stream)|application/(?:[a-z0-9.+-]*\+)?(?:json|xml)(?:[ ;]|\Z)"
 )
 _PLAYLIST_TYPES = re.compile(
     r"(?:application|audio)/(?:vnd\.apple\.mpegurl|x-mpegurl|mpegurl)|application/dash\+xml"
@@ -102,10 +102,17 @@ def may_store(method: str, status: int, request_fields: Fields, response_fields:
         return False
     if "*" in members_of(response_fields, "Vary"):
         return False
-    response = parse_cache_control(response_fields)
-    # must-understand overrides no-store for caches that know the status: §5.2.2.3.
-    refused = "no-store" in response and "must-understand" not in response
-    return not refused and "no-store" not in parse_cache_control(request_fields)
+    if "no-store" in parse_cache_control(request_fields):
+        return False
+    return not _forbids_storing(parse_cache_control(response_fields))
+
+
+def _forbids_storing(response: dict[str, str | None]) -> bool:
+    """Return whether no-store counts: caches that know the status heed must-understand.
+
+    Source: RFC 9111 §5.2.2.3.
+    """
+    return "no-store" in response and "must-understand" not in response
 
 
 def freshness_lifetime_s(status: int, fields: Fields, *, received_s: float) -> float:
@@ -167,15 +174,19 @@ def needs_validation(
     request, response = _request_directives(request_fields), parse_cache_control(response_fields)
     # no-cache="field" is treated like plain no-cache, as §5.2.2.4 lets caches do.
     # What must not be stored is here only because a person ordered it.
-    if "no-cache" in request or not {"no-cache", "no-store"}.isdisjoint(response):
-        return True
-    if "max-age" in request and age_s > (parse_seconds(request["max-age"]) or 0):
+    if "no-cache" in response or _forbids_storing(response) or _refuses(request, age_s):
         return True
     if "min-fresh" in request:
         age_s += parse_seconds(request["min-fresh"]) or 0
     if lifetime_s > age_s:
         return False
     return not (may_serve_stale(response_fields) and _accepts_stale(request, age_s - lifetime_s))
+
+
+def _refuses(request: dict[str, str | None], age_s: float) -> bool:
+    """Return whether the client does not want what is that old, fresh or not."""
+    too_old = "max-age" in request and age_s > (parse_seconds(request["max-age"]) or 0)
+    return too_old or "no-cache" in request
 
 
 def _accepts_stale(request: dict[str, str | None], staleness_s: float) -> bool:
@@ -191,8 +202,8 @@ def may_serve_stale(response_fields: Fields) -> bool:
 
     Source: RFC 9111 §4.2.4, §5.2.2.2, §5.2.2.4.
     """
-    forbidding = {"must-revalidate", "no-cache", "no-store"}
-    return forbidding.isdisjoint(parse_cache_control(response_fields))
+    response = parse_cache_control(response_fields)
+    return {"must-revalidate", "no-cache"}.isdisjoint(response) and not _forbids_storing(response)
 
 
 def may_serve_on_error(
@@ -218,13 +229,18 @@ def may_serve_on_error(
     return not told or staleness_s <= max(told)
 
 
-def may_serve_meanwhile(response_fields: Fields, *, staleness_s: float) -> bool:
+def may_serve_meanwhile(
+    request_fields: Fields, response_fields: Fields, *, lifetime_s: float, age_s: float
+) -> bool:
     """Return whether a stale response may be served while it is validated.
 
-    Source: RFC 5861 §3.
+    The client's own words count for more. Source: RFC 5861 §3.
     """
-    limit = parse_cache_control(response_fields).get("stale-while-revalidate")
-    return may_serve_stale(response_fields) and staleness_s <= (parse_seconds(limit) or 0)
+    request = _request_directives(request_fields)
+    if "min-fresh" in request or _refuses(request, age_s) or not may_serve_stale(response_fields):
+        return False
+    limit_s = parse_seconds(parse_cache_control(response_fields).get("stale-while-revalidate"))
+    return limit_s is not None and age_s - lifetime_s <= limit_s
 
 
 def is_only_if_cached(request_fields: Fields) -> bool:

@@ -144,7 +144,7 @@ class Proxy:
         try:
             response = self._answer(request)
         except CacheError as error:
-            response = error_response(error, via=self._cache.via)
+            response = error_response(error, News(), via=self._cache.via)
         except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
@@ -341,17 +341,17 @@ class Proxy:
             except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
                 _log.info("%s: %s; beginning again", request.shown_target, error)
             except OriginStatus as error:
-                return self._passed_back(error, url)
+                return self._passed_back(error, url, news)
         return self._serve_version(request, find(), terms, news)
 
-    def _passed_back(self, error: OriginStatus, url: OriginUrl | None) -> Response:
+    def _passed_back(self, error: OriginStatus, url: OriginUrl | None, news: News) -> Response:
         """Return the origin's answer that is no file; a redirect leads here again, if it may."""
         if url is not None:
             error.fields = tuple(
                 (name, self._rewrite(url, value) if name.lower() == "location" else value)
                 for name, value in error.fields
             )
-        return error_response(error, via=self._cache.via)
+        return error_response(error, news, via=self._cache.via)
 
     def _rewrite(self, url: OriginUrl, location: str) -> str:
         """Return where a redirect from *url* leads a client of this proxy."""

@@ -31,7 +31,7 @@ from .origin import Fetch, Sent
 from .ranges import END, ByteRange
 from .representation import Representation
 from .straight import Straight
-from .terms import Terms, Use
+from .terms import ANY_TERMS, Terms, Use
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -52,8 +52,6 @@ QUESTIONS: Final = 4
 
 PATIENCE_WITH_STALE_S: Final = 5.0
 """How long a silent origin keeps a client from what is stored and may be served stale."""
-
-_ANY_TERMS: Final = Terms()
 
 
 @dataclass
@@ -125,7 +123,7 @@ class Reader:
         options: ReaderOptions,
         origin: _Origin,
         *,
-        terms: Terms = _ANY_TERMS,
+        terms: Terms = ANY_TERMS,
         news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
         on_close: Callable[[], None] = lambda: None,
@@ -139,7 +137,7 @@ class Reader:
         """How what is read came to be served, for whoever wants to tell."""
         self.own_fields: Fields | None = None
         """The fields of an answer that is this reader's alone, as it may not be stored."""
-        self._content = entry.attach()
+        self._content = entry.attach(terms)
         self._demand: Demand | None = None
         self._cancelled = False
         self._canceller = Canceller()

@@ -6,22 +6,16 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Final
 
 from .content import Content
 from .errors import (
     OriginError,
-    OriginStatus,
     RepresentationChanged,
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import value_of
-from .freshness import freshness_lifetime_s, parse_cache_control
 
 __all__ = ["Attempts", "RetryPolicy", "Verdict", "judge"]
-
-_LASTING: Final = frozenset({403, 404, 405, 410, 414, 501})
 
 
 class Verdict(Enum):
@@ -114,19 +108,6 @@ class RetryPolicy:
             return asked
         permanent = isinstance(error, OriginError) and error.permanent
         return self.permanent_s if permanent else self.exhausted_s
-
-    def negative_s(self, error: OriginStatus, now_s: float) -> float:
-        """Return how long an answer other than the file is given again to new readers.
-
-        For as long as it says itself; without a word, ``permanent_s`` for those that are
-        known to last, and not at all for others. Source: RFC 9111 §4.2.2, RFC 9110 §15.1.
-        """
-        directives = parse_cache_control(error.fields)
-        if not {"no-store", "no-cache"}.isdisjoint(directives):
-            return 0.0
-        if "max-age" in directives or value_of(error.fields, "Expires") is not None:
-            return freshness_lifetime_s(error.status, error.fields, received_s=now_s)
-        return self.permanent_s if error.status in _LASTING else 0.0
 
     def _asked_s(self, error: Exception) -> float | None:
         asked = error.retry_after_s if isinstance(error, OriginError) else None

@@ -12,13 +12,19 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .clientsocket import FileSlice
-from .errors import CacheError, OriginStatus, RangeNotSatisfiable, StorageError
+from .errors import (
+    CacheError,
+    NotModified,
+    OriginStatus,
+    RangeNotSatisfiable,
+    StorageError,
+)
 from .fields import Fields, is_sendable, without
 from .freshness import with_age
 from .multipart import Multipart, Part
 from .preconditions import evaluate_preconditions, if_range_holds
 from .ranges import END, ByteRange
-from .reader import Reader
+from .reader import News, Reader
 from .representation import Representation
 from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
 from .states import ACTIVE
@@ -123,13 +129,21 @@ def respond(
     )
 
 
-def error_response(error: CacheError, *, via: str) -> Response:
+def error_response(error: CacheError, news: News, *, via: str) -> Response:
     """Return what a client is told of *error*: the origin's own answer, where there is one."""
-    if isinstance(error, OriginStatus) and error.body is not None and error.status >= 300:
-        status = f"cachefsm; fwd=miss; fwd-status={error.status}"
-        fields = [*error.fields, ("Via", via), ("Cache-Status", status)]
-        return Response(error.status, fields, [error.body], length=len(error.body), note=status)
-    return plain(error_status(error), str(error), error_fields(error))
+    body = error.body if isinstance(error, OriginStatus) else None
+    # To a question without a condition, a 304 is no answer.
+    if not isinstance(error, OriginStatus) or isinstance(error, NotModified) or body is None:
+        return plain(error_status(error), str(error), error_fields(error))
+    if error.age_s is None:
+        fields, words = error.fields, [f"fwd={news.forwarded or 'miss'}"]
+        words.append(f"fwd-status={error.status}")
+        words += ["collapsed"] if news.collapsed else []
+    else:
+        fields, words = with_age(error.fields, error.age_s), ["hit"]
+    status = "; ".join(["cachefsm", *words])
+    told = [*fields, ("Via", via), ("Cache-Status", status)]
+    return Response(error.status, told, [body], length=len(body), note=status)
 
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:

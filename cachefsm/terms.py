@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 from http import HTTPStatus
+from typing import Final
 
 from .fields import Fields
 from .freshness import (
@@ -25,7 +26,7 @@ from .freshness import (
 )
 from .representation import Representation
 
-__all__ = ["Stored", "Terms", "Use"]
+__all__ = ["ANY_TERMS", "Stored", "Terms", "Use"]
 
 
 class Use(Enum):
@@ -110,15 +111,19 @@ class Terms:
             return Use.NOW
         if is_only_if_cached(self.request_fields):
             return Use.NEVER
-        # With all the time in the world, only the client's own words ask for it.
-        demanded = needs_validation(self.request_fields, (), lifetime_s=float("inf"), age_s=age_s)
-        if not demanded and may_serve_meanwhile(told, staleness_s=age_s - lifetime_s):
+        if may_serve_meanwhile(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
             return Use.MEANWHILE
         return Use.AFTER_ASKING
 
     def may_ask(self) -> bool:
         """Return whether the origin may be asked at all."""
         return not (self.offline or is_only_if_cached(self.request_fields))
+
+    def may_give_again(self, told: Fields, *, lifetime_s: float, age_s: float) -> bool:
+        """Return whether an answer that is no file may be given once more. RFC 9111 §4."""
+        return self.offline or not needs_validation(
+            self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s
+        )
 
     def may_use_on_error(self, stored: Stored, now_s: float) -> bool:
         """Return whether *stored* may stand in for an origin that cannot answer."""
@@ -146,3 +151,7 @@ class Terms:
 
     def _lifetime_s(self, stored: Stored) -> float:
         return stored.lifetime_s() if self.fresh_s is None else self.fresh_s
+
+
+ANY_TERMS: Final = Terms()
+"""Those of a plain request."""

@@ -138,6 +138,8 @@ def test_what_varies_on_everything_is_not_stored() -> None:
         ([], UNDATED_LIFETIME_S),
         ([("Content-Type", "video/mp4")], UNDATED_LIFETIME_S),
         ([("Content-Type", "text/html")], 0),
+        ([("Content-Type", "text/plain; charset=utf-8")], 0),
+        ([("Content-Type", "text/xml")], 0),
         ([("Content-Type", "application/json")], 0),
         ([("Content-Type", "application/problem+json; charset=utf-8")], 0),
         ([("Content-Type", "application/xml")], 0),
@@ -211,6 +213,8 @@ def test_age_is_replaced_when_served() -> None:
         ("", "", 60, True),  # fresh is older than its age, not as old
         ("", "no-cache", 0, True),
         ("", 'no-cache="Set-Cookie"', 0, True),
+        ("", "no-store", 0, True),
+        ("", "no-store, must-understand", 59, False),
         ("", "must-revalidate", 59, False),
         ("no-cache", "", 0, True),
         ("max-age=10", "", 10, False),
@@ -251,6 +255,7 @@ def test_pragma_is_heard_where_cache_control_is_absent() -> None:
         ("must-revalidate", False),
         ("no-cache", False),
         ("no-store", False),
+        ("no-store, must-understand", True),
     ],
 )
 def test_some_directives_forbid_serving_stale(directive: str, may: bool) -> None:

@@ -28,7 +28,7 @@ LAYERS: Final = """
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     values representation preconditions multipart addresses salvage web answer rules diagrams
     acceptance terms credentials playlists m3u arguments
-    content records server output progress forwarding
+    content records server output progress forwarding negative
     origin origins demands retries signposts
     claims
     stored downloader straight

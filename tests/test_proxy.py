@@ -186,11 +186,11 @@ def test_a_client_that_leaves_takes_nothing_from_the_others(origin, patient) -> 
     client="that status, at once; in mid-body a cut",
     kept="what was stored before",
     next_reader=(
-        "what is stored; for the rest that status, and the origin is not asked until the "
-        "failure has rested"
+        "what is stored; for the rest that status, and for 404 and 410 the origin is not asked "
+        "until the failure has rested"
     ),
 )
-@pytest.mark.parametrize("code", [403, 404, 410])
+@pytest.mark.parametrize("code", [404, 410])
 def test_a_permanent_refusal_is_passed_on_without_asking_twice(origin, url, code: int) -> None:
     origin.script(status(code), times=None)
     for _ in range(2):
@@ -198,6 +198,12 @@ def test_a_permanent_refusal_is_passed_on_without_asking_twice(origin, url, code
         assert reply.status == code
         assert reply.text == ""  # as the origin sent it
     assert len(origin.requests) == 1
+
+
+@pytest.mark.fault("origin", "it refuses for good (403, 404, 410)")
+def test_a_refusal_that_may_end_any_moment_is_asked_for_anew(origin, url) -> None:
+    origin.script(status(403), times=2)
+    assert [ask(url).status for _ in range(3)] == [403, 403, 200]
 
 
 @pytest.mark.fault(

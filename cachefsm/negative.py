@@ -1,0 +1,73 @@
+"""Answers that are no file, a 404 say: given again for as long as they may be.
+
+In memory only: after a restart the origin is asked. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .errors import OriginStatus
+from .fields import value_of
+from .freshness import VaryKey, current_age_s, freshness_lifetime_s, parse_cache_control
+from .terms import Terms
+
+__all__ = ["Negative"]
+
+#: Known to last; others may have passed when they are asked for again, or are a matter
+#: of who asks. RFC 9110 §15.1 has more, but a wrong guess here hides a file.
+_LASTING: Final = frozenset({404, 405, 410, 414, 501})
+
+
+@dataclass(frozen=True, slots=True)
+class Negative:
+    """What the origin said in place of a file; times are Unix time, in seconds.
+
+    ``selected_by`` is what chose it, None if it is for the one who asked alone.
+    """
+
+    error: OriginStatus
+    lifetime_s: float
+    requested_s: float
+    received_s: float
+    selected_by: VaryKey | None
+
+    @classmethod
+    def of(
+        cls,
+        error: OriginStatus,
+        terms: Terms,
+        *,
+        requested_s: float,
+        received_s: float,
+        guess_s: float,
+    ) -> Negative:
+        """Return *error* as the answer to a request on *terms*.
+
+        Where it says nothing of its lifetime, and is known to last, it is fresh for
+        *guess_s*. Source: RFC 9111 §4.2.2.
+        """
+        told = error.fields
+        explicit = "max-age" in parse_cache_control(told) or value_of(told, "Expires") is not None
+        if explicit:
+            lifetime_s = freshness_lifetime_s(error.status, told, received_s=received_s)
+        else:
+            lifetime_s = guess_s if error.status in _LASTING else 0.0
+        private = "no-store" in parse_cache_control(terms.request_fields)
+        selected_by = None if private else terms.vary_key(told)
+        return cls(error, lifetime_s, requested_s, received_s, selected_by)
+
+    def again(self, terms: Terms, now_s: float) -> OriginStatus | None:
+        """Return it, with its age, to be raised once more; None if it must be asked for."""
+        told = self.error.fields
+        if self.selected_by is None or self.selected_by != terms.vary_key(told):
+            return None
+        age_s = current_age_s(
+            told, requested_s=self.requested_s, received_s=self.received_s, now_s=now_s
+        )
+        if not terms.may_give_again(told, lifetime_s=self.lifetime_s, age_s=age_s):
+            return None
+        error = self.error.again()
+        error.age_s = age_s
+        return error
