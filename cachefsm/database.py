@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import peewee
 from peewee import SchemaManager, SqliteDatabase
 
-from .errors import DatabaseDamaged, SchemaTooNew, StorageError
+from .errors import DatabaseDamaged, RowRefused, SchemaTooNew, StorageError
 from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
 
 __all__ = ["Database"]
@@ -203,7 +203,7 @@ class Database:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (*_REFUSALS, UnicodeError, OverflowError) as error:
+    except (*_REFUSALS, *_NO_SUCH_ROW) as error:
         first: BaseException = error
         # After a full disk SQLite has rolled back by itself and refuses peewee's
         # ROLLBACK in turn: the first refusal is the one to tell.
@@ -212,7 +212,10 @@ def _translated() -> Iterator[None]:
         text = str(first).splitlines()[0] if str(first) else type(first).__name__
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             raise DatabaseDamaged(f"the database cannot be read: {text}") from error
+        if isinstance(error, _NO_SUCH_ROW):
+            raise RowRefused(f"the database refused: {text}") from error
         raise StorageError(f"the database refused: {text}") from error
 
 
 _REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)
+_NO_SUCH_ROW: Final = (peewee.IntegrityError, peewee.DataError, UnicodeError, OverflowError)
