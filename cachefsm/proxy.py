@@ -144,7 +144,7 @@ class Proxy:
         try:
             response = self._answer(request)
         except CacheError as error:
-            response = error_response(error, News(), via=self._cache.via)
+            response = error_response(error, via=self._cache.via)
         except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
@@ -351,7 +351,7 @@ class Proxy:
                 (name, self._rewrite(url, value) if name.lower() == "location" else value)
                 for name, value in error.fields
             )
-        return error_response(error, news, via=self._cache.via)
+        return error_response(error, via=self._cache.via, news=news)
 
     def _rewrite(self, url: OriginUrl, location: str) -> str:
         """Return where a redirect from *url* leads a client of this proxy."""

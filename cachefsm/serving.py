@@ -33,6 +33,8 @@ from .web import Request, Response, error_fields, error_status, plain
 
 __all__ = ["error_response", "respond"]
 
+_NO_NEWS: Final = News()
+
 AWAITED_BYTES: Final = 16 << 20
 """The longest range of a file of unknown length that is waited for as a whole."""
 
@@ -129,11 +131,19 @@ def respond(
     )
 
 
-def error_response(error: CacheError, news: News, *, via: str) -> Response:
-    """Return what a client is told of *error*: the origin's own answer, where there is one."""
+def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Response:
+    """Return what a client is told of *error*: the origin's own answer, where there is one.
+
+    *news* is how it came about, if that is known.
+    """
     body = error.body if isinstance(error, OriginStatus) else None
-    # To a question without a condition, a 304 is no answer.
-    if not isinstance(error, OriginStatus) or isinstance(error, NotModified) or body is None:
+    # To a question without a condition a 304 is no answer, and a 101 never is.
+    if (
+        not isinstance(error, OriginStatus)
+        or isinstance(error, NotModified)
+        or error.status < HTTPStatus.OK
+        or body is None
+    ):
         return plain(error_status(error), str(error), error_fields(error))
     if error.age_s is None:
         fields, words = error.fields, [f"fwd={news.forwarded or 'miss'}"]
