@@ -12,7 +12,7 @@ from cachefsm import Cache, Entry
 from cachefsm.storage import content_name
 from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
 from tests.support.clients import ask, at_once, readers, serve_mounted
-from tests.support.faults import hold_after
+from tests.support.faults import hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
 
@@ -102,7 +102,7 @@ def test_a_file_larger_than_the_limit_is_served_at_the_price_of_one_transfer(
     open_cache: OpenCache, origin: Origin
 ) -> None:
     _put(origin, "film", size=20 * MIB)
-    hold = origin.script(hold_after(MIB))
+    hold = origin.script(hold_before_headers())
     cache = open_cache(max_size=LIMIT, grace=0)
     cache.entry(origin.url("/film"))
     with serve_mounted(cache, origin) as proxy:
