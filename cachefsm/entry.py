@@ -31,7 +31,7 @@ from .errors import (
     UnsatisfiedByOrigin,
 )
 from .fields import value_of
-from .lifecycle import PERSON
+from .lifecycle import PERSON, is_resting
 from .models import EntryRecord, QueueRecord
 from .origin import Fetch
 from .ranges import END, ByteRange, RangeSet
@@ -848,8 +848,7 @@ class LiveEntry(StoredEntry):
         failure = self.failure()
         if failure is None:
             return
-        retry_at = self._lifecycle.record.retry_at
-        if retry_at is not None and self._around.clock() < retry_at:
+        if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")
 

@@ -98,7 +98,7 @@ def test_room_is_made_while_a_download_goes_on(open_cache: OpenCache, origin: Or
     kept="it, while anybody reads or fetches it; everything else that is idle goes",
     next_reader="what is stored, or what is fetched again",
 )
-def test_a_file_larger_than_the_limit_is_served_to_many_and_fetched_once(
+def test_a_file_larger_than_the_limit_is_served_to_many_without_spinning(
     open_cache: OpenCache, origin: Origin
 ) -> None:
     _put(origin, "film", size=20 * MIB)
