@@ -31,7 +31,7 @@ from .errors import (
     UnsatisfiedByOrigin,
 )
 from .fields import value_of
-from .lifecycle import PERSON
+from .lifecycle import PERSON, is_resting
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
@@ -861,8 +861,7 @@ class LiveEntry(StoredEntry):
             given = negative.again(terms, self._around.clock())
             if given is not None:
                 raise given
-        retry_at = self._lifecycle.record.retry_at
-        if retry_at is not None and self._around.clock() < retry_at:
+        if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")
 
