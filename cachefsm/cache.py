@@ -516,13 +516,25 @@ class Cache:
             UsageError: it is no http(s) URL.
         """
         parsed = parse_url(url)
-        primary = self._credentials.key(str(parsed), terms.secrets)
-        record = self._store.find(primary)
-        selected_by = vary_from_json(record.vary) if record is not None else ()
-        chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
-        if terms.fresh_s is not None or chosen == selected_by:
-            return self.registry.find_or_create(parsed, primary)
-        return self.registry.find_or_create(parsed, variant_key(primary, chosen))
+        key = self._credentials.key(str(parsed), terms.secrets)
+        while terms.fresh_s is None and (record := self._store.find(key)) is not None:
+            selected_by = vary_from_json(record.vary)
+            chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
+            if chosen == selected_by:
+                break
+            key = variant_key(key, chosen)
+        return self.registry.find_or_create(parsed, key)
+
+    def own_terms(self, entry_id: int, terms: Terms | None = None) -> Terms:
+        """Return *terms*, or a plain request's, as they are for that very entry.
+
+        Its variant and credentials are its own, whoever asks for it by number.
+
+        Raises:
+            EntryNotFound: there is none.
+        """
+        with self.registry.lease(entry_id) as entry:
+            return entry.own_terms(terms or Terms(since_s=time.monotonic()))
 
     def outdate(self, url: str, reason: str) -> None:
         """Drop what is stored under *url*, for whatever credentials and fields."""
@@ -641,7 +653,7 @@ class Cache:
                 entry,
                 options,
                 self.origin,
-                terms=terms or Terms(since_s=time.monotonic()),
+                terms=terms or entry.own_terms(Terms(since_s=time.monotonic())),
                 news=news,
                 watch=watch,
                 on_close=lambda: self.registry.release(entry),
@@ -653,7 +665,7 @@ class Cache:
     def readers(self, entry_id: int) -> Callable[[], Reader]:
         """Return what opens readers of that entry, all as for one request that comes now."""
         terms = Terms(since_s=time.monotonic())
-        return lambda: self.open_reader(entry_id, terms=terms)
+        return lambda: self.open_reader(entry_id, terms=self.own_terms(entry_id, terms))
 
     def queued_urls(self) -> list[OriginUrl]:
         """Return the URLs that people and prefetches wait for, the most urgent first."""

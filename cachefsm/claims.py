@@ -131,7 +131,8 @@ class Inquiry:
     ``terms`` are the asker's, ``start`` and ``stop`` the bytes that an answer brings.
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
-    with ``error``, or ``passed`` to the asker, or taken note of by the entry.
+    with ``error``, or ``passed`` to the asker, or taken note of by the entry; ``status``
+    is the origin's where it said that what is stored is current.
     """
 
     terms: Terms
@@ -142,6 +143,7 @@ class Inquiry:
     claim: Claim | None = None
     done: bool = False
     error: CacheError | None = None
+    status: int | None = None
     passed: Fetch | None = None
 
     def take(self, asker: object) -> Fetch | None:

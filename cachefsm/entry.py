@@ -30,7 +30,7 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import value_of
+from .fields import value_of, without
 from .lifecycle import PERSON, is_resting
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
@@ -236,6 +236,15 @@ class LiveEntry(StoredEntry):
                 return Use.NOW
             return terms.use_of(stored, self._around.clock())
 
+    def own_terms(self, terms: Terms) -> Terms:
+        """Return *terms* with the fields that this entry is told apart by, whoever asks."""
+        with self._lock:
+            selected_by = vary_from_json(self._lifecycle.record.vary)
+        others = without(terms.forwarded, (name for name, _ in selected_by))
+        chosen = ((name, value) for name, value in selected_by if value is not None)
+        secrets = self._around.secrets_of(self.key) or ()
+        return replace(terms, forwarded=(*others, *chosen), secrets=tuple(secrets))
+
     def selects(self, content: Content, terms: Terms) -> bool:
         """Say whether *content* is what a request with these fields selects. RFC 9111 §4.1."""
         with self._lock:
@@ -250,13 +259,18 @@ class LiveEntry(StoredEntry):
             stored = content.stored
         return stored is not None and terms.may_use_on_error(stored, self._around.clock())
 
-    def is_passing(self) -> bool:
-        """Say whether the origin's last answer could not be stored, not long ago.
+    def is_for_each(self, content: Content) -> bool:
+        """Say whether who must ask about *content* had better get an answer of his own.
 
-        The next one likely cannot either, so nobody need wait for somebody else's.
+        The origin's last answer could not be stored, not long ago: the next one likely
+        cannot either. Or nothing tells whether *content* is current, and others read it
+        while it comes: an answer that took its place would cut them off.
         """
         with self._lock:
-            return self._around.ticks() < self._passing_until_s
+            if content.representation is None:
+                return self._around.ticks() < self._passing_until_s
+            is_read = self._readers > 1 and len(self._claims) > 0
+            return is_read and not content.representation.validator.request_fields
 
     def inquire(
         self, content: Content, terms: Terms, start: int, stop: int, asker: object | None
@@ -521,16 +535,12 @@ class LiveEntry(StoredEntry):
 
     def _send_along(self, claim: Claim) -> Claim:
         """Give a claim the request fields that it goes out with."""
-        terms = self._terms
-        if terms is not None:
-            claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
-            claim.hands_on = terms.hands_on
-            if claim.inquiry is not None:
-                claim.conditions += terms.directives
-        else:  # as whoever asked before the last start of the program did
-            chosen = vary_from_json(self._lifecycle.record.vary)
-            claim.forwarded = tuple((name, value) for name, value in chosen if value is not None)
-            claim.secrets = tuple(self._around.secrets_of(self.key) or ())
+        # Or as whoever asked before the last start of the program did.
+        terms = self._terms or self.own_terms(ANY_TERMS)
+        claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
+        claim.hands_on = terms.hands_on
+        if claim.inquiry is not None:
+            claim.conditions += terms.directives
         claim.asked_at_s = self._around.clock()
         if claim.inquiry is not None:
             claim.inquiry.claim = claim
@@ -581,7 +591,8 @@ class LiveEntry(StoredEntry):
             if claim.content is self._content:
                 self._claims.forget(claim)
                 old = self._invalidate("the origin's answer may not be stored")
-                self._passing_until_s = self._around.ticks() + PASSING_S
+                if not inquiry.terms.forbids_storing:  # else the next answer may be stored
+                    self._passing_until_s = self._around.ticks() + PASSING_S
             handed = inquiry.waiting > 0 and inquiry.asker is not None
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
@@ -623,6 +634,7 @@ class LiveEntry(StoredEntry):
             # An origin that does not know conditions says so by sending it all.
             fields = update_fields(content.representation.fields, new.fields)
             self._hear(claim, replace(content.representation, fields=fields))
+            inquiry.status = HTTPStatus.OK.value
             self._resolve(inquiry)
             return None
         old = self._invalidate("changed at the origin")
@@ -682,6 +694,7 @@ class LiveEntry(StoredEntry):
             except RepresentationChanged:
                 return self._outdate(inquiry)
             self._hear(claim, current)
+            inquiry.status = HTTPStatus.NOT_MODIFIED.value
             self._resolve(inquiry)
         elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
             return self._outdate(inquiry)

@@ -217,9 +217,9 @@ class NotModified(OriginStatus):
 
 
 class NotStored(CacheError):
-    """The origin would have to be asked, and the client or the mount forbids that.
+    """The origin would have to answer, and cannot; or the client or the mount forbids to ask.
 
-    Source: RFC 9111 §5.2.1.7.
+    Source: RFC 9111 §5.2.1.7, §5.2.2.2.
     """
 
     status_hint = 504

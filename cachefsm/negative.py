@@ -54,8 +54,7 @@ class Negative:
             lifetime_s = freshness_lifetime_s(error.status, told, received_s=received_s)
         else:
             lifetime_s = guess_s if error.status in _LASTING else 0.0
-        private = "no-store" in parse_cache_control(terms.request_fields)
-        selected_by = None if private else terms.vary_key(told)
+        selected_by = None if terms.forbids_storing else terms.vary_key(told)
         return cls(error, lifetime_s, requested_s, received_s, selected_by)
 
     def again(self, terms: Terms, now_s: float) -> OriginStatus | None:

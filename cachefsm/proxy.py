@@ -337,12 +337,12 @@ class Proxy:
         news = News()
         for _ in range(VERSION_TRIES - 1):
             try:
-                return self._serve_version(request, find(), terms, news)
+                return self._serve_version(request, find(), terms, news, url)
             except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
                 _log.info("%s: %s; beginning again", request.shown_target, error)
             except OriginStatus as error:
                 return self._passed_back(error, url, news)
-        return self._serve_version(request, find(), terms, news)
+        return self._serve_version(request, find(), terms, news, url)
 
     def _passed_back(self, error: OriginStatus, url: OriginUrl | None, news: News) -> Response:
         """Return the origin's answer that is no file; a redirect leads here again, if it may."""
@@ -362,10 +362,15 @@ class Proxy:
         path = self._path_of(target)
         if path is None and self._allowed.names(target):
             path = _by_url(target)
-        return path or location
+        _, mark, fragment = location.partition("#")
+        return location if path is None else f"{path}{mark}{fragment}"
 
-    def _serve_version(self, request: Request, entry_id: int, terms: Terms, news: News) -> Response:
+    def _serve_version(
+        self, request: Request, entry_id: int, terms: Terms, news: News, url: OriginUrl | None
+    ) -> Response:
         watch = self._watching(request)
+        if url is None:
+            terms = self._cache.own_terms(entry_id, terms)
         reader = self._cache.open_reader(
             entry_id,
             terms=terms,

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from .claims import Inquiry
@@ -21,6 +20,7 @@ from .errors import (
     CacheError,
     NotStored,
     OriginError,
+    OriginStatus,
     RepresentationChanged,
     StorageError,
     WaitCancelled,
@@ -58,15 +58,20 @@ PATIENCE_WITH_STALE_S: Final = 5.0
 class News:
     """How a response came about, in the words of RFC 9211.
 
-    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered;
-    ``collapsed`` that somebody else had asked already; ``stale`` that what is served
-    could not be, or is being, validated.
+    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered if
+    that was to keep what is stored; ``collapsed`` that somebody else had asked already;
+    ``stale`` that what is served could not be, or is being, validated.
     """
 
     forwarded: str | None = None
     status: int | None = None
     collapsed: bool = False
     stale: bool = False
+
+    @property
+    def is_first_hand(self) -> bool:
+        """Whether what is served is the origin's answer to this very request."""
+        return self.forwarded is not None and self.status is None and not self.stale
 
 
 class VerifyReads(str, Enum):
@@ -230,8 +235,8 @@ class Reader:
                 entry.inquire(content, terms, start, stop, None)
                 self.news.stale = True
                 break
-            if content.representation is None and entry.is_passing():
-                self.news.forwarded = "bypass"
+            if entry.is_for_each(content):
+                self.news.forwarded = "bypass" if content.representation is None else "stale"
                 self.own_fields = self._go_straight(start, end, None).fields
                 return
             try:
@@ -263,8 +268,7 @@ class Reader:
             self.own_fields = self._go_straight(start, stop, None, fetch).fields
         elif content.superseded is not None:
             raise content.superseded.again()
-        elif error is None and news.forwarded == "stale":
-            news.status = HTTPStatus.NOT_MODIFIED.value
+        news.status = inquiry.status
         return error
 
     def _await(self, inquiry: Inquiry) -> CacheError | None:
@@ -282,9 +286,16 @@ class Reader:
 
     def _bear(self, error: CacheError) -> None:
         """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
-        unable = isinstance(error, (OriginError, WaitTimeout)) and error.status_hint >= 500
-        if not (unable and self.entry.may_use_on_error(self._content, self._terms)):
+        code = error.status if isinstance(error, OriginStatus) else error.status_hint
+        unable = isinstance(error, (OriginError, WaitTimeout)) and code >= 500
+        if not unable or self._content.representation is None:
             raise error.again()
+        if not self.entry.may_use_on_error(self._content, self._terms):
+            if isinstance(error, OriginStatus):
+                raise error.again()
+            raise NotStored(f"what is stored cannot be confirmed: {error}")
+        if isinstance(error, OriginStatus):
+            self.news.status = error.status
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
@@ -384,6 +395,10 @@ class Reader:
             self._want(position, stop, blocked=False)
 
     def _want(self, position: int, stop: int, *, blocked: bool) -> None:
+        if not self._terms.may_ask():
+            if blocked:
+                raise self._not_stored(position)
+            return
         window = self._window(position, stop)
         self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
 
@@ -443,6 +458,8 @@ class Reader:
 
         From *fetch*, an answer that is here already, or from one that is asked for.
         """
+        if not self._terms.may_ask():
+            raise self._not_stored(start)
         self._let_go(linger=False)
         straight = self._straight = Straight(self._ask_origin, told, given=self._started)
         # Until the end: while it reads from the origin, nothing else would notice
@@ -454,6 +471,9 @@ class Reader:
         else:
             straight.ask(start, stop)
         return straight
+
+    def _not_stored(self, position: int) -> NotStored:
+        return NotStored(f"byte {position} is not stored, and may not be asked for")
 
     def _ask_origin(self, *, asked: ByteRange | None, held: Representation | None) -> Fetch:
         terms = self._terms

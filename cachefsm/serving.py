@@ -12,14 +12,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .clientsocket import FileSlice
-from .errors import (
-    CacheError,
-    NotModified,
-    OriginStatus,
-    RangeNotSatisfiable,
-    StorageError,
-)
-from .fields import Fields, is_sendable, without
+from .errors import CacheError, NotModified, OriginStatus, RangeNotSatisfiable, StorageError
+from .fields import Fields, format_http_date, is_sendable, without
 from .freshness import with_age
 from .multipart import Multipart, Part
 from .preconditions import evaluate_preconditions, if_range_holds
@@ -166,10 +160,10 @@ def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> 
         left_s = int(stored.lifetime_s() - stored.age_s(now_s))
         return ("Cache-Status", f"cachefsm; hit; ttl={left_s}")
     words = [f"fwd={news.forwarded or 'partial'}"]
+    if news.status is not None:
+        words.append(f"fwd-status={news.status}")
     if news.stale:
         words.append("detail=stale")
-    elif news.status is not None:
-        words.append(f"fwd-status={news.status}")
     current = news.forwarded == "stale" and (news.stale or news.status is not None)
     if not (reader.is_straight or current):
         words.append("stored")
@@ -240,7 +234,7 @@ def _served_fields(
     if reader.own_fields is not None:
         told = without(reader.own_fields, {"content-length", "content-range", "content-md5"})
     elif stored is not None and not reader.is_straight:
-        told = _aged(told, stored, now_s, first_hand=reader.news.forwarded == "miss")
+        told = _aged(told, stored, now_s, first_hand=reader.news.is_first_hand)
     fields = [
         (name, value)
         for name, value in told
@@ -252,8 +246,14 @@ def _served_fields(
 
 
 def _aged(fields: Fields, stored: Stored, now_s: float, *, first_hand: bool) -> Fields:
-    """Return *fields* with the age that the response has; none if it comes first-hand."""
-    if first_hand and not any(name.lower() == "age" for name, _ in fields):
+    """Return *fields* with the response's age, none if it comes first-hand, and its Date.
+
+    Source: RFC 9111 §5.1, RFC 9110 §6.6.1.
+    """
+    names = {name.lower() for name, _ in fields}
+    if "date" not in names:
+        fields = (*fields, ("Date", format_http_date(stored.received_s)))
+    if first_hand and "age" not in names:
         return fields
     return with_age(fields, stored.age_s(now_s))
 

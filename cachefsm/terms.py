@@ -22,6 +22,7 @@ from .freshness import (
     may_serve_on_error,
     may_store,
     needs_validation,
+    parse_cache_control,
     vary_key,
 )
 from .representation import Representation
@@ -100,6 +101,11 @@ class Terms:
             for name, value in self.request_fields
             if name.lower() in ("cache-control", "pragma")
         )
+
+    @property
+    def forbids_storing(self) -> bool:
+        """Whether the client wants nothing stored of this exchange. RFC 9111 §5.2.1.5."""
+        return "no-store" in parse_cache_control(self.request_fields)
 
     def use_of(self, stored: Stored, now_s: float) -> Use:
         """Return what may be done with *stored* now. RFC 9111 §4."""

@@ -1,6 +1,6 @@
 """requests, taught to send exactly what it is told and to let go when told to.
 
-Three habits of the stack do not fit a cache, and each is undone here, at the
+Some habits of the stack do not fit a cache, and each is undone here, at the
 narrowest public seam there is:
 
 - urllib3 rewrites the target it is given (``%2f`` becomes ``%2F``), which breaks
@@ -10,6 +10,8 @@ narrowest public seam there is:
 - It takes a head that breaks off for a whole one, whatever was in the lines that did
   not come, and reads chunk sizes with ``int()``, which likes ``-5``, ``1_0`` and the
   first digit of a line that was cut: :class:`_StrictResponse` believes neither.
+- A Session that is told not to follow redirects reads their bodies all the same, and
+  fails on a Location that it cannot read: :class:`_Session` sees none.
 - A thread blocked in connect or receive can't be stopped by closing anything;
   shutting the socket down stops it at once: :class:`Canceller` knows the socket.
 
@@ -255,9 +257,14 @@ class _ExactAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
 
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Return None: a redirect is an answer like any other."""
+
+
 def make_session() -> requests.Session:
     """Return a session for one thread at a time, holding at most one idle connection."""
-    session = requests.Session()
+    session = _Session()
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()

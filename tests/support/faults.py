@@ -8,7 +8,9 @@ Offsets count body bytes of the answer, not of the representation.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from email.utils import formatdate
 
 from tests.support.connection import Gate
 from tests.support.messages import Answer
@@ -162,6 +164,19 @@ def early_hints(*fields: tuple[str, str]) -> Script:
     return lambda exchange: exchange.answer.before_head.append(
         lambda sender: sender.send_head(103, list(fields))
     )
+
+
+def dated(clock: Callable[[], float]) -> Script:
+    """Send the Date of *clock*, Unix time, whatever else becomes of the answer."""
+
+    def script(exchange: Exchange) -> None:
+        exchange.answer.before_head.append(date)
+
+    def date(exchange: Exchange) -> None:
+        exchange.answer.drop("Date")
+        exchange.answer.headers.append(("Date", formatdate(clock(), usegmt=True)))
+
+    return script
 
 
 def trickle(piece_bytes: int = 1, pause_s: float = 0.0) -> Script:
