@@ -35,6 +35,7 @@ from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields, value_of
+from .keys import KeyRule, KeyRules
 from .lifecycle import PERSON
 from .m3u import read_text, upcoming
 from .models import EntryRecord
@@ -45,6 +46,7 @@ from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
 from .records import representation_of, vary_from_json
 from .registry import Registry
+from .renewal import ProvenOrigin, Renewals, Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Limits, Priority
@@ -300,6 +302,9 @@ class Cache:
         speed, limits, retries, origin: see the classes.
         secrets: sets of request fields that entries are told apart by, such as
             credentials, so that downloads with them go on after a restart.
+        resolver: gives a fresh URL for one whose link has expired; it is called in a
+            thread of its own, and may take its time. See :mod:`cachefsm.renewal`.
+        key_rules: which query parameters tell no entries apart.
         start: False leaves all downloads at rest, as for a look at the entries.
         restore: False leaves what earlier processes queued until :meth:`restore_queue`.
 
@@ -329,6 +334,8 @@ class Cache:
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         secrets: Iterable[Fields] = (),
+        resolver: Resolver | None = None,
+        key_rules: Iterable[KeyRule] = (),
         start: bool = True,
         restore: bool = True,
         clock: Callable[[], float] = time.time,
@@ -373,6 +380,7 @@ class Cache:
             raise
         self.origin: Final = OriginClient(origin, clock)
         self._credentials = Credentials(secrets)
+        self._keys = KeyRules(key_rules)
         self._events = EventHub()
         self._flusher = Flusher(after=self._make_room)
         self._surroundings = Surroundings(
@@ -386,6 +394,7 @@ class Cache:
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
             secrets_of=self._credentials.of,
+            renew=Renewals(resolver, self._in_thread).renew if resolver else None,
         )
         self.registry: Final = Registry(
             self._store,
@@ -452,8 +461,7 @@ class Cache:
             UsageError: it is no http(s) URL.
         """
         parsed = parse_url(url)
-        entry_id = self.registry.find_or_create(parsed, key or str(parsed))
-        return Entry(self, entry_id, redact(url))
+        return Entry(self, self._entry_id(parsed, key or self._keys.key(parsed)), redact(url))
 
     def prefetch(
         self,
@@ -516,14 +524,14 @@ class Cache:
             UsageError: it is no http(s) URL.
         """
         parsed = parse_url(url)
-        key = self._credentials.key(str(parsed), terms.secrets)
+        key = self._credentials.key(self._keys.key(parsed), terms.secrets)
         while terms.fresh_s is None and (record := self._store.find(key)) is not None:
             selected_by = vary_from_json(record.vary)
             chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
             if chosen == selected_by:
                 break
             key = variant_key(key, chosen)
-        return self.registry.find_or_create(parsed, key)
+        return self._entry_id(parsed, key)
 
     def own_terms(self, entry_id: int, terms: Terms | None = None) -> Terms:
         """Return *terms*, or a plain request's, as they are for that very entry.
@@ -536,9 +544,18 @@ class Cache:
         with self.registry.lease(entry_id) as entry:
             return entry.own_terms(terms or Terms(since_s=time.monotonic()))
 
+    def _entry_id(self, url: OriginUrl, key: str) -> int:
+        """Return the id of the entry with *key*; it is fetched by *url* from now on."""
+        entry_id = self.registry.find_or_create(url, key)
+        if self._keys.key(url) != str(url):  # others have the same key
+            with self.registry.lease(entry_id) as entry:
+                entry.name(url)
+        return entry_id
+
     def outdate(self, url: str, reason: str) -> None:
         """Drop what is stored under *url*, for whatever credentials and fields."""
-        for record in self._store.entries_of(str(parse_url(url))):
+        parsed = parse_url(url)
+        for record in self._store.entries_of(str(parsed), self._keys.key(parsed)):
             with suppress(EntryNotFound), self.registry.lease(record.id) as entry:
                 entry.outdate(reason)
 
@@ -573,7 +590,8 @@ class Cache:
         if isinstance(which, int):
             record: EntryRecord | None = self._store.entry(which)
         else:
-            record = next(iter(self._store.entries_of(str(parse_url(which)))), None)
+            url = parse_url(which)
+            record = next(iter(self._store.entries_of(str(url), self._keys.key(url))), None)
         if record is None:
             raise EntryNotFound(f"there is no entry for {redact(str(which))}")
         return Entry(self, record.id, redact(record.url))
@@ -790,16 +808,20 @@ class Cache:
                 self.registry.evict(self.max_size)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
-        download = Downloader(entry, claim, self.origin)
+        download = Downloader(entry, claim, ProvenOrigin(entry, self.origin))
+        self._in_thread(f"download-{claim.id}", download.run)
+
+    def _in_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Do *work* in a thread that :meth:`close` waits for; RuntimeError if there is none."""
 
         def run() -> None:
             try:
-                download.run()
+                work()
             finally:
                 with self._downloads_lock:
                     self._downloads.discard(threading.current_thread())
 
-        thread = threading.Thread(target=run, name=f"cachefsm-download-{claim.id}", daemon=True)
+        thread = threading.Thread(target=run, name=f"cachefsm-{name}", daemon=True)
         with self._downloads_lock:
             thread.start()
             self._downloads.add(thread)

@@ -199,6 +199,7 @@ class Claims:
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
         self._heard_s = 0.0
+        self._begun: dict[int, OriginFacts] = {}  # of which origin each connection is
         known = origin.record.connections
         self._trial = Trial(width=known, proven=known)
 
@@ -295,7 +296,7 @@ class Claims:
         )
         content.file.retain()
         self._claims[claim.id] = claim
-        self.origin.begin(claim.id)
+        self._begin(claim)
         return claim
 
     def ask(self, content: Content, inquiry: Inquiry, now_s: float) -> Claim:
@@ -326,6 +327,10 @@ class Claims:
         claim.content.file.release()
         claim.content, claim.asks = content, False
         self._claims[claim.id] = claim
+        self._begin(claim)
+
+    def _begin(self, claim: Claim) -> None:
+        self._begun[claim.id] = self.origin
         self.origin.begin(claim.id)
 
     def forget(self, claim: Claim) -> None:
@@ -349,10 +354,11 @@ class Claims:
     def end(self, claim: Claim) -> None:
         """Take *claim* back from its downloader, which has stopped writing."""
         self._claims.pop(claim.id, None)
-        self.origin.end(claim.id)
+        origin = self._begun.pop(claim.id, self.origin)
+        origin.end(claim.id)
         rate = claim.mean_rate_bytes_s()
         if rate is not None:
-            self.origin.brought(rate)
+            origin.brought(rate)
         claim.cancelled = claim.ended = True
         claim.content.file.release()
 

@@ -32,6 +32,7 @@ from .errors import (
 )
 from .fields import value_of, without
 from .lifecycle import PERSON, is_resting
+from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
@@ -43,8 +44,9 @@ from .scheduler import Ask, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
-from .stored import StoredEntry, Surroundings
+from .stored import Surroundings
 from .terms import ANY_TERMS, Terms, Use
+from .urls import OriginUrl
 
 __all__ = ["LiveEntry"]
 
@@ -59,7 +61,7 @@ PASSING_S: Final = 60.0
 """How long after an answer that could not be stored nobody waits for somebody else's."""
 
 
-class LiveEntry(StoredEntry):
+class LiveEntry(LinkedEntry):
     """One entry while anybody reads it, fetches it or gives it orders."""
 
     def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
@@ -91,6 +93,7 @@ class LiveEntry(StoredEntry):
                 or self._waiters
                 or self._demands
                 or self._inquiry
+                or self._renewing
                 or self._accesses
                 or self._content.dirty_bytes
                 or self._lifecycle.state in ACTIVE
@@ -443,7 +446,7 @@ class LiveEntry(StoredEntry):
             lapsed = self._expire_demands(now_s)
             self._replace_stalled(now_s)
             state, content, ask = self._lifecycle.state, self._content, self._ask()
-            if self._closed is not None or self._is_held():
+            if self._closed is not None or self._renewing or self._is_held():
                 return None
             if state in (DownloadState.COMPLETE, DownloadState.FAILED):
                 return self._view((), ask) if ask is not Ask.NO else None
@@ -482,6 +485,9 @@ class LiveEntry(StoredEntry):
             origin=self._claims.origin.view(),
         )
 
+    def _is_asking(self) -> bool:
+        return bool(self._claims) or self._ask() is Ask.UNDER_WAY
+
     def _ask(self) -> Ask:
         if self._inquiry is None:
             return Ask.NO
@@ -501,6 +507,8 @@ class LiveEntry(StoredEntry):
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
                 return None
+            if self._renewing or (self._unproven and self._is_asking()):
+                return None  # one connection proves a fresh link, and then there may be more
             inquiry = self._inquiry if wish.asks else None
             if wish.asks:
                 if inquiry is None or inquiry.claim is not None:
@@ -652,6 +660,7 @@ class LiveEntry(StoredEntry):
         claim.reach = answer.stop
         self._claims.answered(claim, self._around.ticks(), accepts_ranges=new.accepts_ranges)
         claim.stop = min(claim.stop, answer.stop)
+        self._renewals = 0
         self._hear(claim, new)
         if inquiry is not None and not inquiry.done:
             self._linger(inquiry)
@@ -741,7 +750,9 @@ class LiveEntry(StoredEntry):
             refused = error is not None and counts and self._claims.origin.refused(error)
             one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
-            if counts and claim.asks:
+            if counts and self._expires(error):
+                pass  # a fresh link is asked for; until then there are no connections
+            elif counts and claim.asks:
                 old = self._question_over(claim, error)
             elif counts:
                 try:
@@ -931,6 +942,16 @@ class LiveEntry(StoredEntry):
 
     def _stop_filling(self) -> None:
         self._claims.cancel_all()
+
+    def _move(self, url: OriginUrl) -> None:
+        super()._move(url)
+        self._claims.origin = self._around.origins.of(url.origin)
+
+    def _give_up(self, error: CacheError) -> None:
+        if self._inquiry is not None:
+            self._resolve(self._inquiry, error)
+        if self._lifecycle.state in (*ACTIVE, DownloadState.PAUSED):
+            self._fail(error, rest_s=self._policy.retries.rest_s(error))
 
 
 _EMPTY: Final = Representation(

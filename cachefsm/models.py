@@ -70,9 +70,10 @@ class Store(Database):
         rows = self._entries(CacheEntry.key == key)
         return rows[0] if rows else None
 
-    def entries_of(self, url: str) -> list[EntryRecord]:
-        """Return the rows with that URL, the one for no credentials first."""
-        return sorted(self._entries(CacheEntry.url == url), key=lambda row: row.key != url)
+    def entries_of(self, url: str, key: str) -> list[EntryRecord]:
+        """Return the rows with that URL or that *key*, which is for no credentials, it first."""
+        found = self._entries((CacheEntry.url == url) | (CacheEntry.key == key))
+        return sorted(found, key=lambda row: row.key != key)
 
     def entries(self) -> list[EntryRecord]:
         """Return every row, oldest first."""

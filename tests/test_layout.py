@@ -27,11 +27,13 @@ LAYERS: Final = """
     parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     values representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u arguments
+    acceptance terms credentials playlists m3u arguments keys
     content records server output progress forwarding negative
     origin origins demands retries signposts
     claims
     stored downloader straight
+    linked
+    renewal
     facts events
     entry eventstream
     registry reader conductor unstored

@@ -601,7 +601,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "entry": lambda store, film: store.entry(film.id),
     "find": lambda store, film: store.find(film.key),
     "entries": lambda store, film: store.entries(),
-    "entries_of": lambda store, film: store.entries_of(film.url),
+    "entries_of": lambda store, film: store.entries_of(film.url, film.key),
     "active_entries": lambda store, film: store.active_entries(),
     "create": lambda store, film: add_entry(store, "another"),
     "delete": lambda store, film: store.delete(film.id),
