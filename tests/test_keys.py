@@ -31,7 +31,7 @@ def key(rules: list[KeyRule], url: str) -> str:
         ("https://cdn.example/film?tokens=1", "https://cdn.example/film?tokens=1"),
         ("https://cdn.example/f?X-Amz-Date=1&X-Amz=2&x=%2F", "https://cdn.example/f?X-Amz=2&x=%2F"),
         ("https://cdn.example/film?&a&&token=1", "https://cdn.example/film?&a&"),
-        ("https://cdn.example/film?", "https://cdn.example/film"),
+        ("https://cdn.example/film?", "https://cdn.example/film?"),
         ("https://cdn.example/film", "https://cdn.example/film"),
         ("https://cdn.example:444/film?token=1", "https://cdn.example:444/film"),
         ("https://other.example/film?token=1", "https://other.example/film?token=1"),
