@@ -945,6 +945,7 @@ class LiveEntry(LinkedEntry):
 
     def _move(self, url: OriginUrl) -> None:
         super()._move(url)
+        self._negative = None
         self._claims.origin = self._around.origins.of(url.origin)
 
     def _give_up(self, error: CacheError) -> None:
