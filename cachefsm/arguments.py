@@ -15,8 +15,8 @@ from typing import Final
 
 from . import __version__
 from .access import parse_mount
+from .getting import add_get, add_prefetch, json_option, links_options, max_size_option
 from .pages import parse_page
-from .parts import parse_part
 from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
@@ -28,7 +28,6 @@ from .values import (
     read_entry,
     read_host,
     read_port,
-    read_url,
 )
 
 __all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
@@ -191,7 +190,8 @@ def _serve(command: Parser) -> None:
         "served here; null is for pages from files, * for all; repeatable",
     )
     setting("--token", help="what control asks for off loopback (default: a new one, printed)")
-    _max_size(command, "evict the least recently used beyond this (default: no limit)")
+    max_size_option(command, "evict the least recently used beyond this (default: no limit)")
+    links_options(command)
     setting(
         "--fill",
         read=one_of("rest", "finish", "requested"),
@@ -317,89 +317,8 @@ def _careful(command: Parser) -> None:
     )
 
 
-def _get(command: Parser) -> None:
-    command.description = (
-        "Download into the cache, and from there into a file where one is named. What is\n"
-        "stored is not transferred again; after Ctrl-C the same command goes on."
-    )
-    command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
-    command.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write it there too, once it is complete; into a directory under the URL's own "
-        "name; - is stdout, as the bytes arrive",
-    )
-    _downloads(command)
-
-
-def _prefetch(command: Parser) -> None:
-    command.description = (
-        "Ask the running server to download, behind what people and players wait for, and\n"
-        "return at once. Without a server: download now, and return when all is there."
-    )
-    command.epilog = (
-        "examples:\n"
-        "  cachefsm prefetch --head 8M https://media.example/one.mkv https://media.example/two.mkv\n"
-        "  cachefsm prefetch --playlist --items 3 https://media.example/live/index.m3u8\n"
-    )
-    command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
-    command.add_argument(
-        "--head", type=typed(parse_size), metavar="SIZE", help="only so much of the beginning"
-    )
-    command.add_argument(
-        "--range",
-        dest="ranges",
-        action="append",
-        type=typed(parse_part),
-        metavar="START-STOP",
-        help="only that part, as 0-8M or 1G-; repeatable, and beside --head",
-    )
-    command.add_argument(
-        "--deadline",
-        type=typed(parse_duration),
-        metavar="TIME",
-        help="give up what has not come within that time",
-    )
-    command.add_argument(
-        "--playlist",
-        action="store_true",
-        help="URL is a playlist, M3U or HLS: download what comes next in it",
-    )
-    command.add_argument(
-        "--items",
-        type=typed(read_count),
-        default=3,
-        metavar="N",
-        help="how many items of a playlist (default: 3): the first ones, or the last ones of a "
-        "live playlist, or those after --after",
-    )
-    command.add_argument(
-        "--after",
-        type=typed(read_url),
-        metavar="URL",
-        help="the playlist's item that is being played",
-    )
-    command.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        type=typed(read_host),
-        metavar="HOST",
-        help="take a playlist's items from this host as well as from its own; as serve --allow",
-    )
-    _downloads(command)
-
-
-def _downloads(command: Parser) -> None:
-    _json(command, "a list of the entries, as list prints them")
-    command.setting("--quiet", read=None, default=False, help="no progress, no result, only errors")
-    command.setting("--verbose", read=None, default=False, help="say what happens, retries too")
-    _max_size(command, "evict the least recently used beyond this, if no server runs")
-
-
 def _list(command: Parser) -> None:
-    _json(
+    json_option(
         command,
         "a list of objects with id, url, state, reason, since, total_size (null while unknown), "
         "downloaded_bytes, ranges ([start, stop) pairs), rate_bytes_s, readers, pinned, …",
@@ -408,12 +327,12 @@ def _list(command: Parser) -> None:
 
 def _show(command: Parser) -> None:
     command.add_argument("entry", type=typed(read_entry), metavar="ID|URL")
-    _json(command, "one object, as in list")
+    json_option(command, "one object, as in list")
 
 
 def _order(command: Parser) -> None:
     command.add_argument("entries", nargs="+", type=typed(read_entry), metavar="ID|URL")
-    _json(command, "a list of the entries it was done to, as list prints them")
+    json_option(command, "a list of the entries it was done to, as list prints them")
 
 
 def _verify(command: Parser) -> None:
@@ -433,7 +352,7 @@ def _verify(command: Parser) -> None:
         help="fetch damaged bytes again, what an earlier look dropped too; and, if no entry is "
         "named, delete files that belong to none",
     )
-    _json(
+    json_option(
         command,
         "one object with entries (a list of objects with id, url, checked_bytes, unchecked_bytes, "
         "damaged_bytes, damaged ([start, stop) pairs), repaired (null if sound)), checked_bytes, "
@@ -445,13 +364,13 @@ def _verify(command: Parser) -> None:
 
 
 def _stats(command: Parser) -> None:
-    _json(
+    json_option(
         command,
         "one object with directory, server (null if idle), entries, states (a number for each), "
         "bytes_stored, bytes_pinned, max_size (null if unlimited), bytes_free on the disk, "
         "bytes_from_origin since the start, streams, readers",
     )
-    _max_size(command, "the limit to show, if no server runs")
+    max_size_option(command, "the limit to show, if no server runs")
 
 
 def _gc(command: Parser) -> None:
@@ -459,8 +378,8 @@ def _gc(command: Parser) -> None:
         "Evict the least recently used entries until no more than --max-size is stored, and\n"
         "remove content files that belong to no entry. Pinned entries, and those in use, stay."
     )
-    _max_size(command, "default: the running server's; without either, nothing is evicted")
-    _json(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
+    max_size_option(command, "default: the running server's; without either, nothing is evicted")
+    json_option(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
 
 
 def _diagram(command: Parser) -> None:
@@ -476,18 +395,10 @@ def _diagram(command: Parser) -> None:
     )
 
 
-def _json(command: Parser, what: str) -> None:
-    command.add_argument("--json", action="store_true", help=f"for scripts: {what}")
-
-
-def _max_size(command: Parser, help_: str) -> None:
-    command.setting("--max-size", read=parse_size, metavar="SIZE", help=help_)
-
-
 _FILL_IN: Final[dict[str, Callable[[Parser], None]]] = {
     "serve": _serve,
-    "get": _get,
-    "prefetch": _prefetch,
+    "get": add_get,
+    "prefetch": add_prefetch,
     "list": _list,
     "show": _show,
     "verify": _verify,

@@ -61,25 +61,24 @@ class Backend(Protocol):
 
 
 @contextmanager
-def open_backend(
-    directory: Path, *, downloads: bool = False, max_size: int | None = None
-) -> Iterator[Backend]:
+def open_backend(directory: Path, *, downloads: bool = False, **options: Any) -> Iterator[Backend]:
     """Give the cache in *directory*, through the server that holds it if there is one.
 
     *downloads* starts an idle cache's threads, makes it if it is not there, and
-    lets other commands speak to it meanwhile.
+    lets other commands speak to it meanwhile. *options* are then the cache's; a
+    server has its own.
 
     Raises:
         CacheBusy: something else holds it, and goes on holding it.
     """
-    backend = _open(directory, downloads=downloads, max_size=max_size)
+    backend = _open(directory, downloads=downloads, options=options)
     try:
         yield backend
     finally:
         backend.close()
 
 
-def _open(directory: Path, *, downloads: bool, max_size: int | None) -> Backend:
+def _open(directory: Path, *, downloads: bool, options: dict[str, Any]) -> Backend:
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"{directory} is no directory")
     deadline_s = time.monotonic() + PATIENCE_S
@@ -98,7 +97,7 @@ def _open(directory: Path, *, downloads: bool, max_size: int | None) -> Backend:
             if not downloads and not (directory / "cache.sqlite3").exists():
                 return _NoCache(directory)
             try:
-                return _IdleCache(directory, downloads=downloads, max_size=max_size)
+                return _IdleCache(directory, downloads=downloads, options=options)
             except CacheBusy:
                 if time.monotonic() >= deadline_s:
                     raise
@@ -114,17 +113,17 @@ class _IdleCache:
     address: str | None = None
     stays = False
 
-    def __init__(self, directory: Path, *, downloads: bool, max_size: int | None) -> None:
+    def __init__(self, directory: Path, *, downloads: bool, options: dict[str, Any]) -> None:
         from .cache import Cache  # 150 ms that a served cache does without
 
         self._cache = Cache(
             directory,
             start=downloads,
             restore=False,  # what is asked for now is what is downloaded now
-            max_size=max_size,
             # Nobody is in a hurry but the download itself, which knows when to give up.
             first_byte_timeout="1d",
             stall_timeout="1d",
+            **options,
         )
         self._downloads = downloads
         self._moved = threading.Event()

@@ -46,7 +46,8 @@ from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
 from .records import representation_of, vary_from_json
 from .registry import Registry
-from .renewal import ProvenOrigin, Renewals, Resolver
+from .renewal import ProvenOrigin, Renewals
+from .resolvers import Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Limits, Priority

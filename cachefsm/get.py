@@ -122,7 +122,11 @@ class _Downloads:
         for handover in range(HANDOVERS):
             try:
                 with open_backend(
-                    self._options.cache_dir, downloads=True, max_size=self._options.max_size
+                    self._options.cache_dir,
+                    downloads=True,
+                    max_size=self._options.max_size,
+                    key_rules=self._options.key_rule,
+                    resolver=self._options.resolver,
                 ) as backend:
                     self._backend = backend
                     try:

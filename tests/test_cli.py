@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -362,6 +363,40 @@ def test_prefetch_of_a_page_says_that_it_is_no_playlist(here: Run, film: str) ->
     assert said == f"cachefsm: {film}: that is no M3U playlist\n"
     assert here("prefetch", "--playlist", "--head", "8M", film).status == 2
     assert here("prefetch", "--range", "8M", film).status == 2
+
+
+def test_a_command_renews_an_expired_link(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(status(403), when=lambda request: "sig=2" not in request.target, times=None)
+    script = cli.home / "fresh.py"
+    script.write_text("import sys; print(sys.argv[1].replace('sig=1', 'sig=2'))")
+    resolver = f"'{sys.executable}' '{script}'"
+    said = here("get", f"{film}?sig=1", "--resolver", resolver)
+    assert said.text == f"{film}?…: 293 KiB, complete as entry 1\n"
+    # The key stays: what is stored is found by the old link.
+    assert here("show", f"{film}?sig=1", "--json").json()["state"] == "complete"
+
+
+def test_a_server_renews_links_and_leaves_tokens_out_of_keys(
+    cli: CommandLine, here: Run, origin: Origin
+) -> None:
+    fresh = (("Cache-Control", "max-age=60"),)
+    origin.put("/film", Resource(SIZE, headers=fresh))
+    script = cli.home / "fresh.py"
+    script.write_text(f"print('{origin.url('/film?sig=new')}')")
+    origin.script(status(410), when=lambda request: "sig=old" in request.target, times=None)
+    with cli.serving(
+        *("--mount", f"/m={origin.url()}", "--key-rule", "127.0.0.1=sig"),
+        CACHEFSM_RESOLVER=f"'{sys.executable}' '{script}'",
+    ) as server:
+        for sig in ("old", "other"):
+            assert ask(f"{server.address}m/film?sig={sig}").body == content(0, SIZE)
+        assert len(here("list", "--json").json()) == 1
+        said = server.end(signal.SIGTERM).stderr
+    assert "the link is renewed" in said
+    assert "sig=" not in said
+    assert here("get", "--key-rule", "nonsense", "http://example.test/").status == 2
 
 
 def test_a_file_is_not_touched_by_a_download_that_fails(

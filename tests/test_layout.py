@@ -26,8 +26,11 @@ LAYERS: Final = """
     fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
     parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
-    values representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u arguments keys
+    resolvers values
+    representation preconditions multipart addresses salvage web answer rules diagrams
+    acceptance terms credentials playlists m3u keys
+    getting
+    arguments
     content records server output progress forwarding negative
     origin origins demands retries signposts
     claims

@@ -16,7 +16,8 @@ import pytest
 from cachefsm import ByteRange, Cache, DownloadState, Entry
 from cachefsm.errors import CacheError, OriginStatus, UsageError
 from cachefsm.linked import RENEWALS
-from cachefsm.renewal import SAMPLE_BYTES, SAMPLES, command_resolver
+from cachefsm.renewal import SAMPLE_BYTES, SAMPLES
+from cachefsm.resolvers import command_resolver
 from cachefsm.scheduler import Limits
 from cachefsm.terms import Terms
 from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
