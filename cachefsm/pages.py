@@ -1,13 +1,16 @@
 """What web pages may do with this proxy, in browsers that ask on their behalf. Pure.
 
 A browser lets any page on the web send requests to 127.0.0.1. It doesn't let the page
-read the answers, but it would show films in it, run what they hold as scripts, and tell
-it how long they took. So what another site's page asks for is refused, unless that page
-was named (``--page``); pages of other servers on the same host may show what is served.
+read the answers, but it would run what they hold as scripts, and tell it how long they
+took. So what another site's page asks for is refused, unless that page was named
+(``--page``); only films and music play in any page, as in a player's on the web or in a
+file, and can be read by none. Pages of other servers on the same host may show all that
+is served.
 
 And whatever an origin serves appears here under one address with the control routes and
-with every other origin. So a document of theirs is shown without its scripts, and what
-an origin says to browsers about its own address isn't passed on.
+with every other origin. So a document of theirs is nobody's (an opaque origin): its
+scripts can give no orders and read nothing, and what an origin says to browsers about
+its own address isn't passed on.
 
 Source: Fetch Metadata (W3C); the Fetch standard on CORS and Cross-Origin-Resource-Policy.
 """
@@ -62,7 +65,10 @@ _PASSIVE = re.compile(
     r"(?:audio|font|image|video)/(?!svg)[a-z0-9.+-]+|text/(?:plain|vtt)"
     r"|application/(?:octet-stream|(?:x-|vnd\.apple\.)?mpegurl)"
 )
-_OFF: Final = (("Content-Security-Policy", "sandbox"), ("X-Content-Type-Options", "nosniff"))
+_OFF: Final = (
+    ("Content-Security-Policy", "sandbox allow-scripts"),
+    ("X-Content-Type-Options", "nosniff"),
+)
 _OURS_ALONE: Final = ("Cross-Origin-Resource-Policy", "same-origin")
 
 
@@ -87,16 +93,21 @@ class Pages:
     def __init__(self, named: Iterable[str] = ()) -> None:
         self._named = frozenset(map(parse_page, named))
 
-    def refuses(self, asked: Mapping[str, str]) -> bool:
+    def refuses(self, asked: Mapping[str, str], *, plays: bool = False) -> bool:
         """Say whether another site's page asks with the fields *asked* (lower-case names).
 
-        Programs don't say where they come from; a person who follows a link may.
+        Programs don't say where they come from; a person who follows a link may, and so
+        may what *plays* in a page that cannot read it.
         """
         follows = asked.get("sec-fetch-mode") == "navigate" and (
             asked.get("sec-fetch-dest") == "document"
         )
-        foreign = asked.get("sec-fetch-site") == "cross-site"
-        return foreign and not follows and not self._is_named(_page_of(asked))
+        only_plays = asked.get("sec-fetch-mode") == "no-cors" and (
+            asked.get("sec-fetch-dest") in ("audio", "video")
+        )
+        if follows or (plays and only_plays) or self._is_named(_page_of(asked)):
+            return False
+        return asked.get("sec-fetch-site") == "cross-site"
 
     def preflight(self, asked: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return the fields that let a named page ask for content; none for another page."""

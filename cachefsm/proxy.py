@@ -208,10 +208,10 @@ class Proxy:
                 "this proxy is not known by that Host; name it with --host-name",
             )
         asked = dict(request.fields)
-        if self._pages.refuses(asked):
+        is_control = request.path == "/-" or request.path.startswith("/-/")
+        if self._pages.refuses(asked, plays=not is_control):
             line = "another site's page may not have this; name that site with --page"
             return plain(HTTPStatus.FORBIDDEN, line)
-        is_control = request.path == "/-" or request.path.startswith("/-/")
         if is_control and not request.path.endswith("/content"):
             return self._control.answer(request)
         if request.method == "OPTIONS" and (told := self._pages.preflight(asked)):
@@ -219,7 +219,7 @@ class Proxy:
         try:
             response = self._control.answer(request) if is_control else self._content(request)
         except CacheError as error:
-            response = error_response(error, News(), via=self._cache.via)
+            response = error_response(error, via=self._cache.via)
         response.fields = self._pages.guard(asked, response.status, response.fields)
         return response
 

@@ -21,7 +21,9 @@ EVIL = "http://evil.test"
 FILM = "application/octet-stream"
 
 # What browsers say of a request that a page of another site made.
+SANDBOX = "sandbox allow-scripts"
 VIDEO = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors", "sec-fetch-dest": "video"}
+IMAGE = {**VIDEO, "sec-fetch-dest": "image"}
 FETCH = {**VIDEO, "sec-fetch-mode": "cors", "sec-fetch-dest": "empty", "origin": EVIL}
 FRAME = {**VIDEO, "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}
 LINK = {**VIDEO, "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
@@ -104,14 +106,14 @@ def guarded(
         *((kind, True) for kind in ("text/html, video/mp4", "video/mp4, text/html")),
     ],
 )
-def test_what_could_run_scripts_is_shown_without_them(media_type: str, runs: bool) -> None:
+def test_what_could_run_scripts_speaks_for_nobody(media_type: str, runs: bool) -> None:
     fields = guarded(("Content-Type", media_type), ("X-Content-Type-Options", "sniff"))
-    assert (fields.get("Content-Security-Policy") == "sandbox") is runs
+    assert (fields.get("Content-Security-Policy") == SANDBOX) is runs
     assert (fields["X-Content-Type-Options"] == "nosniff") is runs
 
 
 def test_what_tells_no_type_could_be_anything() -> None:
-    assert guarded()["Content-Security-Policy"] == "sandbox"
+    assert guarded()["Content-Security-Policy"] == SANDBOX
 
 
 def test_a_304_leaves_what_the_browser_holds_as_it_is() -> None:
@@ -167,7 +169,7 @@ def assert_nothing_allowed(reply: Reply) -> None:
 @pytest.mark.parametrize(
     "target", ["m/film", "m/none", "none", "-/", "-/entries", "-/entries/1/content", "-/events"]
 )
-@pytest.mark.parametrize("asked", [VIDEO, FETCH, FRAME], ids=["video", "fetch", "frame"])
+@pytest.mark.parametrize("asked", [IMAGE, FETCH, FRAME], ids=["image", "fetch", "frame"])
 def test_another_sites_page_gets_nothing_and_asks_the_origin_nothing(
     cache, origin, proxy, target: str, asked
 ) -> None:
@@ -178,6 +180,17 @@ def test_another_sites_page_gets_nothing_and_asks_the_origin_nothing(
     assert reply.text == "another site's page may not have this; name that site with --page\n"
     assert_nothing_allowed(reply)
     assert origin.requests == []
+
+
+def test_what_plays_in_another_sites_page_is_content_and_cannot_be_read(
+    cache, origin, proxy
+) -> None:
+    reply = ask(f"{proxy.url}m/film", VIDEO)
+    assert reply.body == content(0, SIZE)
+    assert_nothing_allowed(reply)
+    assert ask(f"{proxy.url}m/film", {**VIDEO, "sec-fetch-mode": "cors"}).status == 403
+    for target in ("-/", "-/entries", "-/entries/1/content", "-/events"):
+        assert ask(proxy.url + target, VIDEO).status == 403
 
 
 def test_a_link_on_another_sites_page_can_be_followed(proxy) -> None:
@@ -207,14 +220,14 @@ def test_what_an_origin_allows_for_itself_is_not_allowed_here(origin, proxy) -> 
         }
 
 
-def test_an_origins_page_that_says_no_is_shown_without_scripts_too(origin, proxy) -> None:
+def test_an_origins_page_that_says_no_speaks_for_nobody_either(origin, proxy) -> None:
     html = (("Content-Type", "text/html"), ("Access-Control-Allow-Origin", "*"))
     origin.script(status(404, *html, body=b"<script>alert(1)</script>"), times=None)
     reply = ask(f"{proxy.url}m/none")
     assert reply.status == 404
     assert_nothing_allowed(reply)
     if reply["Content-Type"] == "text/html":
-        assert reply["Content-Security-Policy"] == "sandbox"
+        assert reply["Content-Security-Policy"] == SANDBOX
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -242,7 +255,7 @@ def test_an_entrys_content_is_guarded_by_its_id_as_well(cache, origin, proxy) ->
     origin.put("/page", Resource(SIZE, content_type="text/html"))
     number = cache.entry(origin.url("/page")).id
     reply = ask(f"{proxy.url}-/entries/{number}/content")
-    assert reply["Content-Security-Policy"] == "sandbox"
+    assert reply["Content-Security-Policy"] == SANDBOX
 
 
 PREFLIGHT = {**FETCH, "access-control-request-method": "GET", "sec-fetch-site": "cross-site"}
