@@ -219,7 +219,7 @@ class Proxy:
         try:
             response = self._control.answer(request) if is_control else self._content(request)
         except CacheError as error:
-            response = error_response(error, News(), via=self._cache.via)
+            response = error_response(error, via=self._cache.via)
         response.fields = self._pages.guard(asked, response.status, response.fields)
         return response
 

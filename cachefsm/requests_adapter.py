@@ -33,7 +33,6 @@ from .errors import (
     WaitTimeout,
 )
 from .proxy import create_app
-from .reader import News
 from .serving import error_response
 from .urls import OriginUrl, parse_url
 from .web import Request
@@ -93,7 +92,7 @@ class CacheAdapter(HTTPAdapter):
             answer = self._app.answer_for(asked, url)
         except CacheError as error:
             _raise_unless_said(error, request)
-            answer = error_response(error, News(), via=self._cache.via)
+            answer = error_response(error, via=self._cache.via)
         heads: list[tuple[str, list[tuple[str, str]]]] = []
         pieces = answer.start(asked, lambda *head: heads.append(head))  # type: ignore[arg-type]
         status, fields = heads[0]
