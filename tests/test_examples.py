@@ -80,7 +80,7 @@ def test_watch(site: Origin, tmp_path: Path) -> None:
     first = example("watch", site.url("/film.mkv"), home=tmp_path)
     assert "initializing -> downloading" in first
     assert "it begins with 00010203" in first
-    assert first.endswith(f"{SIZE} bytes are here\n")
+    assert f"{SIZE} bytes are here" in first
     example("watch", site.url("/film.mkv"), home=tmp_path)
     assert site.body_bytes_sent == SIZE
 

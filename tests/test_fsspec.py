@@ -278,3 +278,21 @@ def test_a_file_of_unknown_length_is_read_from_the_front(
     with fs.open(origin.url("/live")) as file:
         assert file.read(10) == content(0, 10)
         assert file.read() == content(10, 1000)
+
+
+def test_who_reads_on_asks_ever_further_and_who_looks_around_does_not(
+    fs: CacheFileSystem, origin: Origin
+) -> None:
+    size = 16 << 20
+    origin.put("/long", Resource(size))
+    with fs.open(origin.url("/long"), block_size=64 << 10) as file:
+        while file.read(64 << 10):
+            pass
+    assert len(origin.requests) < 25  # for 256 reads
+    origin.put("/index", Resource(size))
+    with fs.open(origin.url("/index"), block_size=64 << 10) as file:
+        for start in range(0, size, 2 << 20):
+            file.seek(start)
+            assert file.read(100) == content(start, start + 100)
+    looked = sum(r.body_bytes_sent for r in origin.requests if r.path == "/index")
+    assert looked == 8 * (64 << 10)
