@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .demands import Fill
     from .errors import CacheError
     from .events import Progress
+    from .keys import KeyRule
     from .ranges import ByteRange
     from .states import DownloadState
     from .stored import Transition
@@ -21,6 +22,7 @@ __all__ = [
     "DownloadState",
     "Entry",
     "Fill",
+    "KeyRule",
     "Progress",
     "Transition",
     "__version__",
@@ -37,6 +39,7 @@ _HOMES = {
     "DownloadState": "states",
     "Entry": "cache",
     "Fill": "demands",
+    "KeyRule": "keys",
     "Progress": "events",
     "Transition": "stored",
 }

@@ -22,6 +22,7 @@ __all__ = [
     "Mount",
     "Rules",
     "check_path",
+    "check_pattern",
     "host_matches",
     "is_same_origin",
     "mount_name",
@@ -114,7 +115,7 @@ class AllowList:
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        self._patterns = [_parse_pattern(pattern) for pattern in patterns]
+        self._patterns = [check_pattern(pattern) for pattern in patterns]
         self._lock = threading.Lock()
         self._named: set[str] = set()
         self._visited: set[str] = set()
@@ -160,7 +161,12 @@ def host_matches(pattern: str, host: str) -> bool:
     return host == pattern
 
 
-def _parse_pattern(text: str) -> tuple[str, str]:
+def check_pattern(text: str) -> tuple[str, str]:
+    """Return host and port of a pattern for hosts; see :class:`AllowList`.
+
+    Raises:
+        UsageError: it is none.
+    """
     host, port = split_host(text.lower())
     body = host.removeprefix("*.")
     if not body or (body != "*" and re.search(r"[^a-z0-9.:_-]", body)):

@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Final
 
 from . import __version__
-from .access import AllowList, parse_mount
-from .errors import UsageError
+from .access import parse_mount
+from .getting import add_get, add_prefetch, json_option, links_options, max_size_option
+from .pages import parse_page
 from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
-from .urls import parse_url
+from .values import (
+    default_cache_dir,
+    one_of,
+    read_count,
+    read_directory,
+    read_entry,
+    read_host,
+    read_port,
+)
 
 __all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
 
@@ -78,72 +87,6 @@ def parse_arguments(
     return options
 
 
-def default_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where the cache lives unless somebody says otherwise.
-
-    Source: the XDG Base Directory specification, which ignores relative paths.
-    """
-    base = environ.get("XDG_CACHE_HOME", "")
-    if base.startswith("/"):
-        return Path(base, "cachefsm")
-    try:
-        return Path.home() / ".cache" / "cachefsm"
-    except RuntimeError:
-        return Path("~/.cache/cachefsm")  # no home: whoever opens the cache hears of it
-
-
-# -- what values look like ---------------------------------------------------------
-
-
-def _url(text: str) -> str:
-    return str(parse_url(text))
-
-
-def _entry(text: str) -> int | str:
-    """An entry's id, or its URL."""
-    if text.isascii() and text.isdigit() and len(text) < 19:
-        return int(text)
-    if "//" not in text:
-        raise UsageError(f"{text!r} is neither an entry's id nor a URL")
-    return _url(text)
-
-
-def _port(text: str) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 6 and int(text) < 65536:
-        return int(text)
-    raise UsageError(f"{text!r} is no port; they go from 0 (any free one) to 65535")
-
-
-def _allowed(text: str) -> str:
-    AllowList([text])
-    return text
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text in choices:
-            return text
-        raise UsageError(f"{text!r} is none of {', '.join(choices)}")
-
-    return read
-
-
-def _count(text: str) -> int:
-    if text.isascii() and text.isdigit() and 0 < len(text) < 5 and int(text):
-        return int(text)
-    raise UsageError(f"{text!r} is no number from 1 to 9999")
-
-
-def _directory(text: str) -> Path:
-    if not text:
-        # Path("") would be the current directory: an unset variable in a script.
-        raise UsageError("a directory has a name")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UsageError(f"{text!r} names a user that there isn't") from error
-
-
 # -- the grammar -------------------------------------------------------------------
 
 
@@ -156,7 +99,7 @@ def _grammar() -> tuple[Parser, dict[str, Parser]]:
     parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
     # Taken here too, for fingers that put them first; shown where they belong.
     hidden = argparse.SUPPRESS
-    parser.add_argument("--cache-dir", type=typed(_directory), help=hidden, default=hidden)
+    parser.add_argument("--cache-dir", type=typed(read_directory), help=hidden, default=hidden)
     parser.add_argument("--debug", action="store_true", help=hidden, default=hidden)
     adding = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     subparsers: dict[str, Parser] = {}
@@ -165,7 +108,7 @@ def _grammar() -> tuple[Parser, dict[str, Parser]]:
         if name != "diagram":
             command.setting(
                 "--cache-dir",
-                read=_directory,
+                read=read_directory,
                 default=default_cache_dir,
                 metavar="DIR",
                 help="where the cache lives (default: ~/.cache/cachefsm)",
@@ -197,7 +140,11 @@ def _serve(command: Parser) -> None:
         "whoever can reach it can read what is mounted, and control needs the token",
     )
     setting(
-        "--port", read=_port, default=8080, metavar="N", help="default: 8080; 0 takes a free one"
+        "--port",
+        read=read_port,
+        default=8080,
+        metavar="N",
+        help="default: 8080; 0 takes a free one",
     )
     setting(
         "--mount",
@@ -209,7 +156,7 @@ def _serve(command: Parser) -> None:
     )
     setting(
         "--allow",
-        read=_allowed,
+        read=read_host,
         many=True,
         default=(),
         metavar="HOST",
@@ -219,7 +166,7 @@ def _serve(command: Parser) -> None:
     _rules(command)
     setting(
         "--private",
-        read=_allowed,
+        read=read_host,
         many=True,
         default=(),
         metavar="HOST",
@@ -233,11 +180,21 @@ def _serve(command: Parser) -> None:
         metavar="NAME",
         help="a further name that clients know this proxy by; repeatable",
     )
+    setting(
+        "--page",
+        read=parse_page,
+        many=True,
+        default=(),
+        metavar="ORIGIN",
+        help="let the web pages of this origin, as http://HOST:PORT, show and read what is "
+        "served here; null is for pages from files, * for all; repeatable",
+    )
     setting("--token", help="what control asks for off loopback (default: a new one, printed)")
-    _max_size(command, "evict the least recently used beyond this (default: no limit)")
+    max_size_option(command, "evict the least recently used beyond this (default: no limit)")
+    links_options(command)
     setting(
         "--fill",
-        read=_one_of("rest", "finish", "requested"),
+        read=one_of("rest", "finish", "requested"),
         default="rest",
         metavar="HOW",
         help="what to fetch of a file that somebody reads: the rest, while they do and for the "
@@ -323,7 +280,7 @@ def _careful(command: Parser) -> None:
     setting = command.setting
     setting(
         "--durability",
-        read=_one_of("power", "process"),
+        read=one_of("power", "process"),
         default="power",
         metavar="HOW",
         help="what recorded bytes survive: a loss of power (power, the default), or the death of "
@@ -331,7 +288,7 @@ def _careful(command: Parser) -> None:
     )
     setting(
         "--verify-reads",
-        read=_one_of("never", "sample", "always"),
+        read=one_of("never", "sample", "always"),
         default="sample",
         metavar="HOW",
         help="which stored blocks are compared with their checksums before they are served: "
@@ -346,54 +303,22 @@ def _careful(command: Parser) -> None:
     )
     setting(
         "--connections",
-        read=_count,
-        default=4,
+        read=read_count,
+        default=6,
         metavar="N",
-        help="the most connections for one file (default: 4)",
+        help="the most connections for one file (default: 6)",
     )
     setting(
         "--connections-per-host",
-        read=_count,
-        default=6,
+        read=read_count,
+        default=8,
         metavar="N",
-        help="the most to one origin, for all its files together (default: 6)",
+        help="the most to one origin, for all its files together (default: 8)",
     )
-
-
-def _get(command: Parser) -> None:
-    command.description = (
-        "Download into the cache, and from there into a file where one is named. What is\n"
-        "stored is not transferred again; after Ctrl-C the same command goes on."
-    )
-    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
-    command.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write it there too, once it is complete; into a directory under the URL's own "
-        "name; - is stdout, as the bytes arrive",
-    )
-    _downloads(command)
-
-
-def _prefetch(command: Parser) -> None:
-    command.description = (
-        "Ask the running server to download, behind what people and players wait for, and\n"
-        "return at once. Without a server: download now, and return when all is there."
-    )
-    command.add_argument("urls", nargs="+", type=typed(_url), metavar="URL")
-    _downloads(command)
-
-
-def _downloads(command: Parser) -> None:
-    _json(command, "a list of the entries, as list prints them")
-    command.setting("--quiet", read=None, default=False, help="no progress, no result, only errors")
-    command.setting("--verbose", read=None, default=False, help="say what happens, retries too")
-    _max_size(command, "evict the least recently used beyond this, if no server runs")
 
 
 def _list(command: Parser) -> None:
-    _json(
+    json_option(
         command,
         "a list of objects with id, url, state, reason, since, total_size (null while unknown), "
         "downloaded_bytes, ranges ([start, stop) pairs), rate_bytes_s, readers, pinned, …",
@@ -401,13 +326,13 @@ def _list(command: Parser) -> None:
 
 
 def _show(command: Parser) -> None:
-    command.add_argument("entry", type=typed(_entry), metavar="ID|URL")
-    _json(command, "one object, as in list")
+    command.add_argument("entry", type=typed(read_entry), metavar="ID|URL")
+    json_option(command, "one object, as in list")
 
 
 def _order(command: Parser) -> None:
-    command.add_argument("entries", nargs="+", type=typed(_entry), metavar="ID|URL")
-    _json(command, "a list of the entries it was done to, as list prints them")
+    command.add_argument("entries", nargs="+", type=typed(read_entry), metavar="ID|URL")
+    json_option(command, "a list of the entries it was done to, as list prints them")
 
 
 def _verify(command: Parser) -> None:
@@ -420,14 +345,14 @@ def _verify(command: Parser) -> None:
         "A block, 1 MiB, is damaged or sound as a whole; one of which a part is missing has no\n"
         "checksum. Exit status: 1 if damage was found that is not repaired."
     )
-    command.add_argument("entries", nargs="*", type=typed(_entry), metavar="ID|URL")
+    command.add_argument("entries", nargs="*", type=typed(read_entry), metavar="ID|URL")
     command.add_argument(
         "--repair",
         action="store_true",
         help="fetch damaged bytes again, what an earlier look dropped too; and, if no entry is "
         "named, delete files that belong to none",
     )
-    _json(
+    json_option(
         command,
         "one object with entries (a list of objects with id, url, checked_bytes, unchecked_bytes, "
         "damaged_bytes, damaged ([start, stop) pairs), repaired (null if sound)), checked_bytes, "
@@ -439,13 +364,13 @@ def _verify(command: Parser) -> None:
 
 
 def _stats(command: Parser) -> None:
-    _json(
+    json_option(
         command,
         "one object with directory, server (null if idle), entries, states (a number for each), "
         "bytes_stored, bytes_pinned, max_size (null if unlimited), bytes_free on the disk, "
         "bytes_from_origin since the start, streams, readers",
     )
-    _max_size(command, "the limit to show, if no server runs")
+    max_size_option(command, "the limit to show, if no server runs")
 
 
 def _gc(command: Parser) -> None:
@@ -453,14 +378,14 @@ def _gc(command: Parser) -> None:
         "Evict the least recently used entries until no more than --max-size is stored, and\n"
         "remove content files that belong to no entry. Pinned entries, and those in use, stay."
     )
-    _max_size(command, "default: the running server's; without either, nothing is evicted")
-    _json(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
+    max_size_option(command, "default: the running server's; without either, nothing is evicted")
+    json_option(command, "one object with evicted_bytes, orphan_files, orphan_bytes, bytes_stored")
 
 
 def _diagram(command: Parser) -> None:
     command.add_argument(
         "--output",
-        type=typed(_directory),
+        type=typed(read_directory),
         default=Path("diagrams"),
         metavar="DIR",
         help="default: diagrams",
@@ -470,18 +395,10 @@ def _diagram(command: Parser) -> None:
     )
 
 
-def _json(command: Parser, what: str) -> None:
-    command.add_argument("--json", action="store_true", help=f"for scripts: {what}")
-
-
-def _max_size(command: Parser, help_: str) -> None:
-    command.setting("--max-size", read=parse_size, metavar="SIZE", help=help_)
-
-
 _FILL_IN: Final[dict[str, Callable[[Parser], None]]] = {
     "serve": _serve,
-    "get": _get,
-    "prefetch": _prefetch,
+    "get": add_get,
+    "prefetch": add_prefetch,
     "list": _list,
     "show": _show,
     "verify": _verify,

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from .client import ServedCache, ServerGone
 from .dirlock import DirectoryLock
 from .errors import CacheBusy, EntryNotFound, StorageError, UsageError
+from .parts import Parts
 
 if TYPE_CHECKING:
     from .cache import Cache
@@ -49,6 +50,7 @@ class Backend(Protocol):
     def find(self, which: int | str) -> Facts: ...
     def stats(self) -> Facts: ...
     def add(self, url: str, priority: str) -> Facts: ...
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts: ...
     def order(self, name: str, which: int | str) -> Facts: ...
     def start(self, entry_id: int, start: int, stop: int | None) -> Facts: ...
     def verify(self, entry_id: int, start: int, stop: int) -> Facts: ...
@@ -59,25 +61,24 @@ class Backend(Protocol):
 
 
 @contextmanager
-def open_backend(
-    directory: Path, *, downloads: bool = False, max_size: int | None = None
-) -> Iterator[Backend]:
+def open_backend(directory: Path, *, downloads: bool = False, **options: Any) -> Iterator[Backend]:
     """Give the cache in *directory*, through the server that holds it if there is one.
 
     *downloads* starts an idle cache's threads, makes it if it is not there, and
-    lets other commands speak to it meanwhile.
+    lets other commands speak to it meanwhile. *options* are then the cache's; a
+    server has its own.
 
     Raises:
         CacheBusy: something else holds it, and goes on holding it.
     """
-    backend = _open(directory, downloads=downloads, max_size=max_size)
+    backend = _open(directory, downloads=downloads, options=options)
     try:
         yield backend
     finally:
         backend.close()
 
 
-def _open(directory: Path, *, downloads: bool, max_size: int | None) -> Backend:
+def _open(directory: Path, *, downloads: bool, options: dict[str, Any]) -> Backend:
     if directory.exists() and not directory.is_dir():
         raise StorageError(f"{directory} is no directory")
     deadline_s = time.monotonic() + PATIENCE_S
@@ -96,7 +97,7 @@ def _open(directory: Path, *, downloads: bool, max_size: int | None) -> Backend:
             if not downloads and not (directory / "cache.sqlite3").exists():
                 return _NoCache(directory)
             try:
-                return _IdleCache(directory, downloads=downloads, max_size=max_size)
+                return _IdleCache(directory, downloads=downloads, options=options)
             except CacheBusy:
                 if time.monotonic() >= deadline_s:
                     raise
@@ -112,17 +113,17 @@ class _IdleCache:
     address: str | None = None
     stays = False
 
-    def __init__(self, directory: Path, *, downloads: bool, max_size: int | None) -> None:
+    def __init__(self, directory: Path, *, downloads: bool, options: dict[str, Any]) -> None:
         from .cache import Cache  # 150 ms that a served cache does without
 
         self._cache = Cache(
             directory,
             start=downloads,
             restore=False,  # what is asked for now is what is downloaded now
-            max_size=max_size,
             # Nobody is in a hurry but the download itself, which knows when to give up.
             first_byte_timeout="1d",
             stall_timeout="1d",
+            **options,
         )
         self._downloads = downloads
         self._moved = threading.Event()
@@ -147,6 +148,10 @@ class _IdleCache:
     def add(self, url: str, priority: str) -> Facts:
         entry = self._cache.entry(url)
         entry.start(priority)
+        return entry.describe()
+
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
+        (entry,) = self._cache.prefetch([url], ranges=parts, deadline=within_s)
         return entry.describe()
 
     def order(self, name: str, which: int | str) -> Facts:
@@ -215,6 +220,9 @@ class _NoCache:
         }
 
     def add(self, url: str, priority: str) -> Facts:
+        raise NotImplementedError
+
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
         raise NotImplementedError
 
     def order(self, name: str, which: int | str) -> Facts:

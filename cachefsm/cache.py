@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -21,24 +22,32 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import facts
+from .access import AllowList
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .content import Content
 from .credentials import Credentials, variant_key
 from .demands import READER, Fill
 from .dirlock import DirectoryLock, Holder
+from .doubts import Doubts
 from .downloader import Downloader
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields, value_of
+from .keys import KeyRule, KeyRules
 from .lifecycle import PERSON
+from .m3u import read_text, upcoming
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
+from .origins import OriginBook
+from .parts import wanted_parts
 from .ranges import END, ByteRange, RangeSet
 from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
 from .records import representation_of, vary_from_json
 from .registry import Registry
+from .renewal import ProvenOrigin, Renewals
+from .resolvers import Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Limits, Priority
@@ -189,7 +198,29 @@ class Entry:
         """
         asked_by, level = parse_priority(priority)
         with self._leased() as entry:
-            entry.start(asked_by, level, start, END if stop is None else stop)
+            entry.start(asked_by, level, [(start, END if stop is None else stop)])
+
+    def prefetch(
+        self,
+        *,
+        head: str | int | None = None,
+        ranges: Iterable[tuple[int, int | None]] | None = None,
+        deadline: str | float | None = None,
+    ) -> None:
+        """Queue it, or parts of it, behind what people and players wait for.
+
+        *head* is how much of its beginning, *ranges* are further parts, half-open and
+        None for the end; without either, all of it. An order that is not met within
+        *deadline* is given up, with the reason ``deadline``. It takes the place of what
+        was prefetched of it before, and otherwise does as :meth:`start` does.
+
+        Raises:
+            UsageError: a part, size or duration makes no sense.
+        """
+        wanted = wanted_parts(head, ranges)
+        within_s = None if deadline is None else parse_duration(deadline)
+        with self._leased() as entry:
+            entry.start("prefetch", Priority.PREFETCH, wanted, within_s=within_s)
 
     def pause(self) -> None:
         """Hold the download until somebody resumes it.
@@ -272,6 +303,9 @@ class Cache:
         speed, limits, retries, origin: see the classes.
         secrets: sets of request fields that entries are told apart by, such as
             credentials, so that downloads with them go on after a restart.
+        resolver: gives a fresh URL for one whose link has expired; it is called in a
+            thread of its own, and may take its time. See :mod:`cachefsm.renewal`.
+        key_rules: which query parameters tell no entries apart.
         start: False leaves all downloads at rest, as for a look at the entries.
         restore: False leaves what earlier processes queued until :meth:`restore_queue`.
 
@@ -301,6 +335,8 @@ class Cache:
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         secrets: Iterable[Fields] = (),
+        resolver: Resolver | None = None,
+        key_rules: Iterable[KeyRule] = (),
         start: bool = True,
         restore: bool = True,
         clock: Callable[[], float] = time.time,
@@ -345,6 +381,7 @@ class Cache:
             raise
         self.origin: Final = OriginClient(origin, clock)
         self._credentials = Credentials(secrets)
+        self._keys = KeyRules(key_rules)
         self._events = EventHub()
         self._flusher = Flusher(after=self._make_room)
         self._surroundings = Surroundings(
@@ -352,11 +389,13 @@ class Cache:
             directory=content,
             policy=self._policy,
             clock=clock,
+            origins=OriginBook(clock=clock),
             on_change=lambda _entry: self._conductor.poke(),
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
             secrets_of=self._credentials.of,
+            renew=Renewals(resolver, self._in_thread).renew if resolver else None,
         )
         self.registry: Final = Registry(
             self._store,
@@ -368,9 +407,16 @@ class Cache:
             self.registry.live, lambda: self._policy.limits, self._start_download
         )
         self._scrubber = Scrubber(self.registry, self._store, content, parse_size(scrub_rate))
-        self._recover()
-        if start and restore:
-            self.restore_queue()
+        self._doubts = Doubts(self._store, self.registry, self._policy.durability, clock)
+        try:
+            self._recover()
+            self._doubts.settle()
+            if start and restore:
+                self.restore_queue()
+        except BaseException:
+            self._store.close()
+            self._dirlock.release()
+            raise
         if start:
             self._conductor.start()
             self._flusher.start()
@@ -416,8 +462,58 @@ class Cache:
             UsageError: it is no http(s) URL.
         """
         parsed = parse_url(url)
-        entry_id = self.registry.find_or_create(parsed, key or str(parsed))
-        return Entry(self, entry_id, redact(url))
+        return Entry(self, self._entry_id(parsed, key or self._keys.key(parsed)), redact(url))
+
+    def prefetch(
+        self,
+        urls: Iterable[str],
+        *,
+        head: str | int | None = None,
+        ranges: Iterable[tuple[int, int | None]] | None = None,
+        deadline: str | float | None = None,
+    ) -> list[Entry]:
+        """Queue several, in their order; see :meth:`Entry.prefetch`."""
+        entries = [self.entry(url) for url in urls]
+        parts = None if ranges is None else list(ranges)
+        for entry in entries:
+            entry.prefetch(head=head, ranges=parts, deadline=deadline)
+        return entries
+
+    def prefetch_playlist(
+        self,
+        url: str,
+        items: int = 3,
+        *,
+        after: str | None = None,
+        allow: Iterable[str] = (),
+        deadline: str | float | None = None,
+    ) -> list[Entry]:
+        """Read a playlist, M3U or HLS, and queue what comes next in it; return that.
+
+        *after* is the item that is being played. Without, the first ones come next; in
+        a live playlist the last ones; of a master playlist, those of its first variant.
+        Items of other origins than the playlist's are left out, with a warning, but for
+        those in *allow*, which is as :class:`cachefsm.access.AllowList` has it.
+
+        Raises:
+            UsageError: it is no playlist, or *after* is not in it.
+            CacheError: why the playlist cannot be read.
+        """
+
+        def read(playlist: OriginUrl) -> str:
+            with self.entry(str(playlist)).open() as stream:
+                return read_text(stream)
+
+        current = None if after is None else parse_url(after)
+        allowed = AllowList(allow)
+        found = upcoming(parse_url(url), items, read, after=current, allowed=allowed)
+        for origin in found.refused:
+            _log.warning("%s: items at %s are left out; allow it", redact(url), origin)
+        return [
+            entry
+            for item, parts in found.parts.items()
+            for entry in self.prefetch([item], ranges=parts, deadline=deadline)
+        ]
 
     def find_variant(self, url: str, terms: Terms) -> int:
         """Return the id of the entry that answers a request for *url* on *terms*.
@@ -429,14 +525,14 @@ class Cache:
             UsageError: it is no http(s) URL.
         """
         parsed = parse_url(url)
-        key = self._credentials.key(str(parsed), terms.secrets)
+        key = self._credentials.key(self._keys.key(parsed), terms.secrets)
         while terms.fresh_s is None and (record := self._store.find(key)) is not None:
             selected_by = vary_from_json(record.vary)
             chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
             if chosen == selected_by:
                 break
             key = variant_key(key, chosen)
-        return self.registry.find_or_create(parsed, key)
+        return self._entry_id(parsed, key)
 
     def own_terms(self, entry_id: int, terms: Terms | None = None) -> Terms:
         """Return *terms*, or a plain request's, as they are for that very entry.
@@ -449,9 +545,18 @@ class Cache:
         with self.registry.lease(entry_id) as entry:
             return entry.own_terms(terms or Terms(since_s=time.monotonic()))
 
+    def _entry_id(self, url: OriginUrl, key: str) -> int:
+        """Return the id of the entry with *key*; it is fetched by *url* from now on."""
+        entry_id = self.registry.find_or_create(url, key)
+        if self._keys.key(url) != str(url):  # others have the same key
+            with self.registry.lease(entry_id) as entry:
+                entry.name(url)
+        return entry_id
+
     def outdate(self, url: str, reason: str) -> None:
         """Drop what is stored under *url*, for whatever credentials and fields."""
-        for record in self._store.entries_of(str(parse_url(url))):
+        parsed = parse_url(url)
+        for record in self._store.entries_of(str(parsed), self._keys.key(parsed)):
             with suppress(EntryNotFound), self.registry.lease(record.id) as entry:
                 entry.outdate(reason)
 
@@ -486,7 +591,8 @@ class Cache:
         if isinstance(which, int):
             record: EntryRecord | None = self._store.entry(which)
         else:
-            record = next(iter(self._store.entries_of(str(parse_url(which)))), None)
+            url = parse_url(which)
+            record = next(iter(self._store.entries_of(str(url), self._keys.key(url))), None)
         if record is None:
             raise EntryNotFound(f"there is no entry for {redact(str(which))}")
         return Entry(self, record.id, redact(record.url))
@@ -545,21 +651,26 @@ class Cache:
         terms: Terms | None = None,
         news: News | None = None,
         watch: Callable[[Reader], AbstractContextManager[object]] = lambda _reader: nullcontext(),
+        patience_s: float | None = None,
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
         *terms* are those of the request that is answered, by default a plain one that
         comes now; *news* is told how it is answered. *watch* gives what it holds while
-        it waits; see :class:`Reader`.
+        it waits; see :class:`Reader`. *patience_s* is how long it waits for its first
+        byte and every further one, if not as long as others.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
         """
+        options = self._reader_options
+        if patience_s is not None:
+            options = replace(options, first_byte_timeout_s=patience_s, stall_timeout_s=patience_s)
         entry = self.registry.acquire(entry_id)
         try:
             return Reader(
                 entry,
-                self._reader_options,
+                options,
                 self.origin,
                 terms=terms or entry.own_terms(Terms(since_s=time.monotonic())),
                 news=news,
@@ -577,11 +688,9 @@ class Cache:
 
     def queued_urls(self) -> list[OriginUrl]:
         """Return the URLs that people and prefetches wait for, the most urgent first."""
-        return [
-            parse_url(self._store.entry(queued.entry_id).url)
-            for queued in self._store.queue()
-            if queued.asked_by != READER
-        ]
+        queued = [queued for queued in self._store.queue() if queued.asked_by != READER]
+        ids = dict.fromkeys(each.entry_id for each in queued)
+        return [parse_url(self._store.entry(entry_id).url) for entry_id in ids]
 
     def restore_queue(self) -> None:
         """Take up what earlier processes left in the queue."""
@@ -649,6 +758,10 @@ class Cache:
             self._events.close()
             for entry in entries:
                 entry.release_file()
+            try:
+                self._doubts.rest()
+            except StorageError as error:
+                _log.warning("%s", error)  # then more is checked than need be
             self._store.close()
             self._dirlock.release()
 
@@ -696,16 +809,20 @@ class Cache:
                 self.registry.evict(self.max_size)
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
-        download = Downloader(entry, claim, self.origin)
+        download = Downloader(entry, claim, ProvenOrigin(entry, self.origin))
+        self._in_thread(f"download-{claim.id}", download.run)
+
+    def _in_thread(self, name: str, work: Callable[[], None]) -> None:
+        """Do *work* in a thread that :meth:`close` waits for; RuntimeError if there is none."""
 
         def run() -> None:
             try:
-                download.run()
+                work()
             finally:
                 with self._downloads_lock:
                     self._downloads.discard(threading.current_thread())
 
-        thread = threading.Thread(target=run, name=f"cachefsm-download-{claim.id}", daemon=True)
+        thread = threading.Thread(target=run, name=f"cachefsm-{name}", daemon=True)
         with self._downloads_lock:
             thread.start()
             self._downloads.add(thread)

@@ -15,6 +15,8 @@ from .content import Content
 from .errors import CacheError
 from .fields import Fields
 from .origin import Fetch
+from .origins import OriginFacts
+from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
 from .representation import Representation
 from .scheduler import Open, Priority, StreamView
@@ -57,14 +59,15 @@ class Claim:
     """A promise to fetch ``[position, stop)`` of a content.
 
     ``reach`` is the stop that the origin was asked for, ``plain`` if that was
-    without Range, and ``held`` what the answer is to be joined with. ``forwarded`` and
-    ``secrets`` go with the request (see :class:`cachefsm.terms.Terms`), ``conditions``
-    too where it asks whether what is stored is current; ``hands_on`` says that a
-    redirect is an answer like any other. Whoever waits for the answer has an
-    ``inquiry``, and a claim that only ``asks`` is not among those that fill.
-    ``asked_at_s`` is Unix time. A claim that is *cancelled* may write and report
-    nothing more; ``cancel_io`` wakes its thread out of a blocking read, and is set by
-    that thread. Its connection stands until it *ended*, which only its thread can say.
+    without Range, and ``held`` what the answer is to be joined with; an *extra* one is
+    there for speed. ``forwarded`` and ``secrets`` go with the request (see
+    :class:`cachefsm.terms.Terms`), ``conditions`` too where it asks whether what is
+    stored is current; ``hands_on`` says that a redirect is an answer like any other.
+    Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
+    not among those that fill. ``asked_at_s`` is Unix time. A claim that is *cancelled*
+    may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
+    read, and is set by that thread. Its connection stands until it *ended*, which only
+    its thread can say.
     """
 
     content: Content
@@ -75,6 +78,7 @@ class Claim:
     meter: RateMeter
     held: Representation | None
     plain: bool = False
+    extra: bool = False
     forwarded: Fields = ()
     secrets: Fields = ()
     conditions: tuple[tuple[str, str], ...] = ()
@@ -99,8 +103,20 @@ class Claim:
     def view(self, now_s: float) -> StreamView:
         """Return what the scheduler sees of it."""
         return StreamView(
-            self.id, self.position, self.stop, self.reach, self.meter.rate_bytes_s(now_s)
+            self.id,
+            self.position,
+            self.stop,
+            self.reach,
+            self.meter.rate_bytes_s(now_s),
+            self.extra,
         )
+
+    def mean_rate_bytes_s(self) -> float | None:
+        """Return what it brought per second since its answer, None if that says little."""
+        if self.answered_s is None or self.received_bytes < WINDOW_BYTES:
+            return None
+        elapsed_s = self.heard_s - self.answered_s
+        return self.received_bytes / elapsed_s if elapsed_s >= WINDOW_S else None
 
 
 @dataclass(eq=False)
@@ -175,10 +191,17 @@ class SpeedLimits:
 
 
 class Claims:
-    """The claims on one entry."""
+    """The claims on one entry of an origin, at most *most* of them at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, origin: OriginFacts, most: int) -> None:
+        self.origin = origin
+        self._most = most
         self._claims: dict[int, Claim] = {}
+        self._received_bytes = 0
+        self._heard_s = 0.0
+        self._begun: dict[int, OriginFacts] = {}  # of which origin each connection is
+        known = origin.record.connections
+        self._trial = Trial(width=known, proven=known)
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -197,6 +220,53 @@ class Claims:
     def views(self, now_s: float) -> tuple[StreamView, ...]:
         """Return what the scheduler sees."""
         return tuple(claim.view(now_s) for claim in self._claims.values())
+
+    @property
+    def at_work(self) -> int:
+        """How many have been answered and have something left to bring."""
+        return sum(c.answered_s is not None and c.position < c.stop for c in self)
+
+    def width(self, now_s: float) -> int:
+        """Return how many connections there are to be, by what they have brought so far."""
+        before = self._trial
+        seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s)
+        self._trial = step(before, seen, self._allowed)
+        if self._trial.rate_each not in (0, before.rate_each):
+            self.origin.brought(self._trial.rate_each)
+        if self._trial.proven != before.proven:
+            self.origin.proved(self._trial.proven)
+        return self._trial.width
+
+    def next_look_s(self, now_s: float) -> float | None:
+        """Return when there is something to decide about their number, or None.
+
+        That is at the end of a measurement, and when a stream is so near its end
+        that its successor can be opened.
+        """
+        moments = [next_look_s(self._trial, now_s, self._allowed)]
+        latency_s = self.origin.view().latency_s
+        for claim in self:
+            rate = claim.meter.rate_bytes_s(now_s)
+            if rate and claim.stop < claim.content.length:
+                left_s = (claim.stop - claim.position) / rate - latency_s
+                moments.append(now_s + left_s if left_s > 0 else None)
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    @property
+    def _allowed(self) -> int:
+        return min(self._most, self.origin.view().most)
+
+    def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
+        """Note that the origin has answered."""
+        self.origin.answered(now_s - claim.heard_s, accepts_ranges=accepts_ranges)
+        claim.answered_s = claim.heard_s = now_s
+        claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
+
+    def received(self, claim: Claim, size_bytes: int, now_s: float) -> None:
+        """Count bytes that came for *claim*."""
+        claim.received(size_bytes, now_s)
+        self._received_bytes += size_bytes
+        self._heard_s = now_s
 
     def grant(self, content: Content, wish: Open, now_s: float) -> Claim | None:
         """Return a claim for *wish*, cut to what is neither stored nor claimed.
@@ -221,10 +291,12 @@ class Claims:
             meter=RateMeter(now_s),
             heard_s=now_s,
             plain=content.ask_plainly,
+            extra=wish.extra,
             held=content.representation if content.joinable else None,
         )
         content.file.retain()
         self._claims[claim.id] = claim
+        self._begin(claim)
         return claim
 
     def ask(self, content: Content, inquiry: Inquiry, now_s: float) -> Claim:
@@ -255,6 +327,11 @@ class Claims:
         claim.content.file.release()
         claim.content, claim.asks = content, False
         self._claims[claim.id] = claim
+        self._begin(claim)
+
+    def _begin(self, claim: Claim) -> None:
+        self._begun[claim.id] = self.origin
+        self.origin.begin(claim.id)
 
     def forget(self, claim: Claim) -> None:
         """End a promise whose connection somebody else goes on to read."""
@@ -277,6 +354,11 @@ class Claims:
     def end(self, claim: Claim) -> None:
         """Take *claim* back from its downloader, which has stopped writing."""
         self._claims.pop(claim.id, None)
+        origin = self._begun.pop(claim.id, self.origin)
+        origin.end(claim.id)
+        rate = claim.mean_rate_bytes_s()
+        if rate is not None:
+            origin.brought(rate)
         claim.cancelled = claim.ended = True
         claim.content.file.release()
 

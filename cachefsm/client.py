@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 from .dirlock import Holder
 from .errors import CacheError, EntryNotFound, IllegalMove
+from .parts import Parts
 
 __all__ = ["ServedCache", "ServerGone"]
 
@@ -72,6 +73,12 @@ class ServedCache:
     def add(self, url: str, priority: str) -> Facts:
         """Queue *url*; return its entry's description."""
         facts: Facts = self._ask("POST", "/-/entries", {"url": url, "priority": priority})
+        return facts
+
+    def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
+        """Queue *url*, or parts of it, as a prefetch; return its entry's description."""
+        wanted = {"url": url, "priority": "prefetch", "ranges": parts, "within": within_s}
+        facts: Facts = self._ask("POST", "/-/entries", wanted)
         return facts
 
     def order(self, name: str, which: int | str) -> Facts:

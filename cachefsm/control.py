@@ -13,7 +13,9 @@ from .cache import Cache, Entry, parse_priority
 from .errors import CacheError, IllegalMove, UsageError
 from .eventstream import event_response
 from .metrics import CONTENT_TYPE, render
+from .parts import Parts, wanted_parts
 from .ranges import END
+from .units import parse_duration
 from .urls import parse_url
 from .web import (
     Request,
@@ -149,6 +151,9 @@ class Control:
         body = request.json()
         url = _text(body, "url")
         priority = _priority(body)  # before anything is added
+        parts, within_s = _parts(body), _seconds(body, "within")
+        if priority != "prefetch" and (parts or within_s is not None):
+            raise UsageError("only a prefetch has 'ranges' and 'within'")
         parsed = parse_url(url)
         if not self._allowed.names(parsed):
             if not self._has_token(request):
@@ -159,7 +164,10 @@ class Control:
             # The person who runs the cache asked for it: that names the origin.
             self._allowed.add(parsed, by_url=False)
         entry = self._cache.entry(url)
-        entry.start(priority)
+        if priority == "prefetch":
+            entry.prefetch(ranges=parts, deadline=within_s)
+        else:
+            entry.start(priority)
         return json_response(entry.describe(), HTTPStatus.CREATED)
 
     def _start(self, request: Request, entry: Entry) -> Response:
@@ -206,6 +214,34 @@ def _size(body: dict[str, Any], name: str) -> int | None:
     if value is None or (type(value) is int and 0 <= value <= END):
         return value
     raise UsageError(f"the request body's {name!r} is not a number of bytes")
+
+
+def _parts(body: dict[str, Any]) -> Parts | None:
+    """Return the ``ranges`` of a request body, which :meth:`Entry.prefetch` checks further."""
+    value = body.get("ranges")
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(map(_is_part, value)):
+        raise UsageError("the request body's 'ranges' are not pairs of offsets")
+    wanted_parts(ranges=value)
+    return [(start, stop) for start, stop in value]
+
+
+def _is_part(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and [type(offset) for offset in value] in ([int, int], [int, type(None)])
+        and all(offset is None or 0 <= offset <= END for offset in value)
+    )
+
+
+def _seconds(body: dict[str, Any], name: str) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float):
+        raise UsageError(f"the request body's {name!r} is not a number of seconds")
+    return parse_duration(value)
 
 
 def _offsets(body: dict[str, Any]) -> tuple[int, int | None]:

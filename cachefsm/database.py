@@ -8,10 +8,11 @@ with dead threads. The lock is a leaf: nothing else is locked while it is held.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, Final, TypeVar
 import peewee
 from peewee import SchemaManager, SqliteDatabase
 
-from .errors import DatabaseDamaged, SchemaTooNew, StorageError
+from .errors import DatabaseDamaged, RowRefused, SchemaTooNew, StorageError
 from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
 
 __all__ = ["Database"]
@@ -88,6 +89,9 @@ class Database:
             SchemaTooNew: a newer cachefsm wrote it.
             StorageError: it cannot be opened, or is no database.
         """
+        with suppress(OSError):  # SQLite will say what is wrong
+            # It holds URLs in full. What SQLite puts beside it has the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         database = SqliteDatabase(
             str(path),
             pragmas={
@@ -199,7 +203,7 @@ class Database:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (*_REFUSALS, UnicodeError, OverflowError) as error:
+    except (*_REFUSALS, *_NO_SUCH_ROW) as error:
         first: BaseException = error
         # After a full disk SQLite has rolled back by itself and refuses peewee's
         # ROLLBACK in turn: the first refusal is the one to tell.
@@ -208,7 +212,10 @@ def _translated() -> Iterator[None]:
         text = str(first).splitlines()[0] if str(first) else type(first).__name__
         if any(sign in text for sign in _SIGNS_OF_DAMAGE):
             raise DatabaseDamaged(f"the database cannot be read: {text}") from error
+        if isinstance(error, _NO_SUCH_ROW):
+            raise RowRefused(f"the database refused: {text}") from error
         raise StorageError(f"the database refused: {text}") from error
 
 
 _REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)
+_NO_SUCH_ROW: Final = (peewee.IntegrityError, peewee.DataError, UnicodeError, OverflowError)

@@ -12,12 +12,18 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .content import Content
+from .models import QueueRecord
 from .ranges import END
 from .scheduler import Priority, Want
 
-__all__ = ["READER", "Demand", "Demands", "Fill"]
+__all__ = ["DEADLINE", "IDLE", "READER", "Demand", "Demands", "Fill"]
 
 READER = "reader"
+
+IDLE = "idle"
+DEADLINE = "deadline"
+"""Why an entry that nobody wants any more comes to rest: its readers have left and what
+was ordered is there, or an order was not met in time."""
 
 
 class Fill(str, Enum):
@@ -35,6 +41,8 @@ class Fill(str, Enum):
 class Demand:
     """Somebody's wish for bytes, alive until dropped or, where set, ``expires_at_s``.
 
+    That is when a reader that has left is forgotten, and an order's deadline.
+
     ``blocked_since_s`` is set while a reader waits for the byte at ``start``.
     """
 
@@ -45,6 +53,32 @@ class Demand:
     expires_at_s: float | None = None
     blocked_since_s: float | None = None
 
+    @classmethod
+    def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
+        """Return the demand that a row tells of; Unix time is *offset_s* after monotonic."""
+        return cls(
+            queued.asked_by,
+            Priority(queued.priority),
+            queued.start,
+            END if queued.stop is None else queued.stop,
+            None if queued.deadline is None else queued.deadline - offset_s,
+        )
+
+    def record(self, entry_id: int, now_s: float, offset_s: float) -> QueueRecord:
+        """Return the row that :meth:`of` reads; a deadline goes on while no process runs."""
+        return QueueRecord(
+            entry_id=entry_id,
+            asked_by=self.asked_by,
+            priority=self.priority,
+            start=self.start,
+            stop=None if self.stop == END else self.stop,
+            attempts=0,
+            not_before=None,
+            last_error=None,
+            created_at=now_s,
+            deadline=None if self.expires_at_s is None else self.expires_at_s + offset_s,
+        )
+
     def move(self, start: int, stop: int, *, blocked: bool, now_s: float) -> None:
         """Note where a reader is now, and whether it waits there."""
         if not blocked:
@@ -54,6 +88,11 @@ class Demand:
         self.start, self.stop = start, stop
         self.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
 
+    def is_met(self, content: Content) -> bool:
+        """Say whether all that is asked for is durably there."""
+        stop = min(self.stop, content.length)
+        return stop != END and content.durable.contains(self.start, max(self.start, stop))
+
 
 class Demands:
     """The demands on one entry and the wants that follow from them."""
@@ -62,15 +101,17 @@ class Demands:
         self._fill = fill
         self._grace_s = grace_s
         self._readers: list[Demand] = []
-        self._others: dict[str, Demand] = {}
+        self._others: list[Demand] = []
         self._rest: Demand | None = None
+        self.ended = IDLE
+        """Why nobody wants anything, when nobody does: IDLE or DEADLINE."""
 
     def __bool__(self) -> bool:
         return bool(self._readers or self._others or self._rest)
 
     def __iter__(self) -> Iterator[Demand]:
         yield from self._readers
-        yield from self._others.values()
+        yield from self._others
         if self._rest is not None:
             yield self._rest
 
@@ -96,6 +137,7 @@ class Demands:
         """Register a reader."""
         demand = Demand(READER, priority, start, stop)
         self._readers.append(demand)
+        self.ended = IDLE
         if self._fill is not Fill.REQUESTED:
             self.fill_the_rest()
         return demand
@@ -116,10 +158,14 @@ class Demands:
         if self._rest is not None and self._fill is Fill.REST and not live:
             self._rest.expires_at_s = now_s + self._grace_s
 
-    def add(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> Demand:
-        """Register a person's or a prefetch's demand, in place of its earlier one."""
-        demand = self._others[asked_by] = Demand(asked_by, priority, start, stop)
-        return demand
+    def add(self, demand: Demand) -> None:
+        """Register a person's or a prefetch's demand, beside those that it has."""
+        self._others.append(demand)
+        self.ended = IDLE
+
+    def drop(self, asked_by: str) -> None:
+        """Forget what a person or a prefetch wanted."""
+        self._others = [d for d in self._others if d.asked_by != asked_by]
 
     def drop_others(self) -> None:
         """Forget everybody but the readers that are here now."""
@@ -127,12 +173,20 @@ class Demands:
         self._others.clear()
         self._rest = None
 
-    def expire(self, now_s: float, content: Content) -> None:
-        """Forget those whose time is over, and those who have what they asked for."""
+    def expire(self, now_s: float, content: Content) -> bool:
+        """Forget those whose time is over, and those who have what they asked for.
+
+        Returns whether a deadline has passed.
+        """
         self._readers = [d for d in self._readers if not _over(d, now_s)]
-        self._others = {who: d for who, d in self._others.items() if not (_has_it_all(d, content))}
+        waiting = [d for d in self._others if not d.is_met(content)]
+        self._others = [d for d in waiting if not _over(d, now_s)]
         if self._rest is not None and _over(self._rest, now_s):
             self._rest = None
+        lapsed = len(self._others) < len(waiting)
+        if lapsed:
+            self.ended = DEADLINE
+        return lapsed
 
     def next_due_s(self, now_s: float, patience_s: float) -> float | None:
         """Return when the next demand expires or becomes impatient, or None."""
@@ -147,8 +201,3 @@ class Demands:
 
 def _over(demand: Demand, now_s: float) -> bool:
     return demand.expires_at_s is not None and now_s >= demand.expires_at_s
-
-
-def _has_it_all(demand: Demand, content: Content) -> bool:
-    stop = min(demand.stop, content.length)
-    return stop != END and content.durable.contains(demand.start, max(demand.start, stop))

@@ -102,6 +102,7 @@ def format_state(facts: dict[str, Any]) -> str:
 _REASONS: Final = {
     "person": "by a person",
     "idle": "nobody is reading",
+    "deadline": "an order was not met in time",
     "shutdown": "the cache was closed",
     "recovered": "the cache was not closed properly",
 }

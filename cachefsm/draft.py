@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .picture import EntryView, Priority, StreamView
+from .ranges import END
 
 __all__ = ["Draft", "Planned"]
 
@@ -14,15 +15,21 @@ __all__ = ["Draft", "Planned"]
 class Planned:
     """A stream as the plan would have it: one that runs, or one that is to be opened.
 
-    It is given up if it ends where it begins. A new one that *waits* is opened in a
-    later round, when the place that it is to have is free. One that *asks* is for no
-    bytes in particular, but takes a connection like any other.
+    It is given up if it ends where it begins; ``limit`` is how far it could go, and up
+    to ``keeps`` somebody waits for what it brings. An *extra* one is there for speed,
+    unless it is *needed*, as it brings the first missing byte of some want. A new one
+    that *waits* is opened in a later round, when the place that it is to have is free.
+    One that *asks* is for no bytes in particular, but takes a connection like any other.
     """
 
     position: int
     stop: int
+    limit: int
     stream: StreamView | None = None
     priority: Priority = Priority.FILL
+    extra: bool = False
+    needed: bool = False
+    keeps: int = 0
     waits: bool = False
     asks: bool = False
 
@@ -30,6 +37,11 @@ class Planned:
     def is_kept(self) -> bool:
         """Whether there is anything for it to bring."""
         return self.stop > self.position
+
+    @property
+    def is_spare(self) -> bool:
+        """Whether it is there for speed alone."""
+        return self.extra and not self.needed
 
     @property
     def is_new(self) -> bool:
@@ -49,17 +61,21 @@ class Draft:
         """The claims that are to go on, and those that are to begin."""
         return (claim for claim in self.claims if claim.is_kept)
 
-    def open(self, start: int, stop: int, priority: Priority) -> Planned:
-        """Add a stream from *start*, as far as *stop* or the next claim."""
-        ahead = [claim.position for claim in self.kept if claim.position > start]
-        claim = Planned(start, min([stop, *ahead]), None, priority)
+    def open(
+        self, start: int, limit: int, priority: Priority = Priority.FILL, *, extra: bool = False
+    ) -> Planned:
+        """Add a stream from *start*, as far as *limit* or the next claim."""
+        stop = min(limit, self._next_after(start))
+        claim = Planned(start, stop, limit, None, priority, extra)
         self.claims.append(claim)
         return claim
 
     def give_up(self, claim: Planned) -> None:
-        """Drop a claim; the running one that would end where it begins goes on, if it can."""
-        start, stop = claim.position, claim.stop
-        claim.stop = start
-        for other in self.claims:
-            if other.stream is not None and other.position < start == other.stop:
-                other.stop = min(stop, other.stream.reach)
+        """Drop a claim; the one before it takes over its bytes, as far as it can."""
+        start, claim.stop = claim.position, claim.position
+        for other in self.kept:
+            if other.position < start == other.stop:
+                other.stop = min(other.limit, self._next_after(other.position))
+
+    def _next_after(self, offset: int) -> int:
+        return min((c.position for c in self.kept if c.position > offset), default=END)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final, TypeGuard
@@ -31,11 +31,12 @@ from .errors import (
     UnsatisfiedByOrigin,
 )
 from .fields import value_of, without
-from .lifecycle import PERSON
+from .lifecycle import PERSON, is_resting
+from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
-from .ranges import END, ByteRange
+from .ranges import END, ByteRange, RangeSet
 from .records import CANCELLED, vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
@@ -43,8 +44,9 @@ from .scheduler import Ask, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
-from .stored import StoredEntry, Surroundings
+from .stored import Surroundings
 from .terms import ANY_TERMS, Terms, Use
+from .urls import OriginUrl
 
 __all__ = ["LiveEntry"]
 
@@ -59,14 +61,14 @@ PASSING_S: Final = 60.0
 """How long after an answer that could not be stored nobody waits for somebody else's."""
 
 
-class LiveEntry(StoredEntry):
+class LiveEntry(LinkedEntry):
     """One entry while anybody reads it, fetches it or gives it orders."""
 
     def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
         super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
-        self._claims = Claims()
+        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits.most)
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
         self.on_close: set[Callable[[], None]] = set()
@@ -91,6 +93,7 @@ class LiveEntry(StoredEntry):
                 or self._waiters
                 or self._demands
                 or self._inquiry
+                or self._renewing
                 or self._accesses
                 or self._content.dirty_bytes
                 or self._lifecycle.state in ACTIVE
@@ -351,17 +354,32 @@ class LiveEntry(StoredEntry):
 
     # -- orders ----------------------------------------------------------------
 
-    def start(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> None:
-        """Put the entry in the queue on somebody's behalf; a pause or failure ends."""
+    def start(
+        self,
+        asked_by: str,
+        priority: Priority,
+        ranges: Iterable[tuple[int, int]] = ((0, END),),
+        *,
+        within_s: float | None = None,
+    ) -> None:
+        """Put the entry in the queue on somebody's behalf; a pause or failure ends.
+
+        That takes the place of what the same asker ordered before. Not met *within_s*,
+        the order is given up.
+        """
         self.check_file()
+        expires_at_s = None if within_s is None else self._around.ticks() + within_s
+        order = [Demand(asked_by, priority, *run, expires_at_s) for run in RangeSet(ranges)]
         with self._lock:
             state = self._lifecycle.state
-            if state is DownloadState.COMPLETE:
+            if all(demand.is_met(self._content) for demand in order):
                 return
             if state in (DownloadState.PAUSED, DownloadState.FAILED):
                 self._send("resume" if state is DownloadState.PAUSED else "retry", asked_by=PERSON)
-            self._demands.add(asked_by, priority, start, stop)
-            self._enqueue(asked_by, priority, start, stop)
+            self._demands.drop(asked_by)
+            for demand in order:
+                self._demands.add(demand)
+            self._enqueue(*order)
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -413,8 +431,8 @@ class LiveEntry(StoredEntry):
         """Take up a demand that an earlier process wrote down."""
         with self._lock:
             if queued.asked_by != READER:
-                stop = END if queued.stop is None else queued.stop
-                self._demands.add(queued.asked_by, Priority(queued.priority), queued.start, stop)
+                offset_s = self._around.clock() - self._around.ticks()
+                self._demands.add(Demand.of(queued, offset_s))
             elif self._policy.fill is not Fill.REQUESTED:
                 self._demands.fill_the_rest()
             else:
@@ -431,10 +449,10 @@ class LiveEntry(StoredEntry):
         """
         with self._lock:
             now_s = self._around.ticks()
-            self._expire_demands(now_s)
+            lapsed = self._expire_demands(now_s)
             self._replace_stalled(now_s)
             state, content, ask = self._lifecycle.state, self._content, self._ask()
-            if self._closed is not None or self._is_held():
+            if self._closed is not None or self._renewing or self._is_held():
                 return None
             if state in (DownloadState.COMPLETE, DownloadState.FAILED):
                 return self._view((), ask) if ask is not Ask.NO else None
@@ -446,8 +464,10 @@ class LiveEntry(StoredEntry):
                     self._around.on_dirty(self, True)  # the flush will finish it
                 return self._view((), ask) if ask is not Ask.NO else None
             if not wants and not self._claims and ask is Ask.NO:
-                if state in ACTIVE:
-                    self._send("pause", reason="idle")
+                if lapsed and state not in ACTIVE:  # it never came to its turn
+                    self._send("resume" if state is DownloadState.PAUSED else "initialize")
+                if self._lifecycle.state in ACTIVE:
+                    self._send("pause", reason=self._demands.ended)
                 return None
             if wants and content.asked_past_end and content.representation is None:
                 wants = (Want(0, 1, Priority.BLOCKED), *wants)
@@ -456,18 +476,23 @@ class LiveEntry(StoredEntry):
             return self._view(wants, ask)
 
     def _view(self, wants: tuple[Want, ...], ask: Ask) -> EntryView:
-        content = self._content
+        content, now_s = self._content, self._around.ticks()
         return EntryView(
             id=self.id,
             host=self.url.origin,
             present=content.present.copy(),
             wants=wants,
-            streams=self._claims.views(self._around.ticks()),
+            streams=self._claims.views(now_s),
             length=content.length,
             seekable=content.joinable,
             settled=content.representation is not None,
             ask=ask,
+            width=self._claims.width(now_s),
+            origin=self._claims.origin.view(),
         )
+
+    def _is_asking(self) -> bool:
+        return bool(self._claims) or self._ask() is Ask.UNDER_WAY
 
     def _ask(self) -> Ask:
         if self._inquiry is None:
@@ -488,6 +513,8 @@ class LiveEntry(StoredEntry):
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
                 return None
+            if self._renewing or (self._unproven and self._is_asking()):
+                return None  # one connection proves a fresh link, and then there may be more
             inquiry = self._inquiry if wish.asks else None
             if wish.asks:
                 if inquiry is None or inquiry.claim is not None:
@@ -515,7 +542,7 @@ class LiveEntry(StoredEntry):
                 claim.inquiry = inquiry
                 self._send_along(claim)
             if state not in ACTIVE and READER in self._demands.askers:
-                self._enqueue(READER, Priority.FILL)
+                self._enqueue(Demand(READER, Priority.FILL))
         if old is not None:
             old.discard()
         return claim
@@ -555,7 +582,10 @@ class LiveEntry(StoredEntry):
             moments: list[float | None] = [
                 self._policy.speed.due_s(claim) for claim in self._claims
             ]
-            moments += [self._demands.next_due_s(now_s, self._policy.limits.patience_s)]
+            moments += [
+                self._demands.next_due_s(now_s, self._policy.limits.patience_s),
+                self._claims.next_look_s(now_s),
+            ]
             not_before_s = self._attempts.not_before_s
             if (self._demands or self._inquiry) and not_before_s > now_s:
                 moments.append(not_before_s)
@@ -634,8 +664,9 @@ class LiveEntry(StoredEntry):
         if answer.start != claim.position or not new.accepts_ranges:
             self._claims.take_all(claim, answer.start, answer.stop)
         claim.reach = answer.stop
-        claim.answered_s = claim.heard_s = self._around.ticks()
+        self._claims.answered(claim, self._around.ticks(), accepts_ranges=new.accepts_ranges)
         claim.stop = min(claim.stop, answer.stop)
+        self._renewals = 0
         self._hear(claim, new)
         if inquiry is not None and not inquiry.done:
             self._linger(inquiry)
@@ -663,7 +694,7 @@ class LiveEntry(StoredEntry):
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
         demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
-        self._enqueue(READER, Priority.FILL)
+        self._enqueue(Demand(READER, Priority.FILL))
 
     def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
         """Do what the answer to a question calls for that brought no bytes."""
@@ -707,7 +738,7 @@ class LiveEntry(StoredEntry):
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
-            claim.received(size, now_s)
+            self._claims.received(claim, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True
             self._meter.add(size, now_s)
@@ -722,12 +753,18 @@ class LiveEntry(StoredEntry):
         old: ContentFile | None = None
         with self._lock:
             counts = not claim.cancelled and self._closed is None
+            refused = error is not None and counts and self._claims.origin.refused(error)
+            one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
-            if counts and claim.asks:
+            if counts and self._expires(error):
+                pass  # a fresh link is asked for; until then there are no connections
+            elif counts and claim.asks:
                 old = self._question_over(claim, error)
             elif counts:
                 try:
-                    if error is not None:
+                    if one_too_many and (self._claims.at_work or self._attempts.excuse()):
+                        _log.info("%s: goes on with fewer connections", self.shown_url)
+                    elif error is not None:
                         old = self._after_error(claim, error)
                     elif at_end and claim.content.complete_length is None:
                         self._length_is(claim.content, claim.position)
@@ -854,8 +891,7 @@ class LiveEntry(StoredEntry):
             given = negative.again(terms, self._around.clock())
             if given is not None:
                 raise given
-        retry_at = self._lifecycle.record.retry_at
-        if retry_at is not None and self._around.clock() < retry_at:
+        if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")
 
@@ -864,34 +900,27 @@ class LiveEntry(StoredEntry):
         with self._lock:
             self._send(event, asked_by=PERSON)
             self._attempts.reset()
-            self._demands.add(PERSON, Priority.PERSON)
-            self._enqueue(PERSON, Priority.PERSON)
+            order = Demand(PERSON, Priority.PERSON)
+            self._demands.drop(PERSON)
+            self._demands.add(order)
+            self._enqueue(order)
         self._around.on_change(self)
 
     def _is_held(self) -> bool:
         record = self._lifecycle.record
         return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
-    def _expire_demands(self, now_s: float) -> None:
+    def _expire_demands(self, now_s: float) -> bool:
         before = self._demands.askers
-        self._demands.expire(now_s, self._content)
+        lapsed = self._demands.expire(now_s, self._content)
         for asker in before - self._demands.askers:
             self._around.store.dequeue(self.id, asker)
+        return lapsed
 
-    def _enqueue(self, asked_by: str, priority: Priority, start: int = 0, stop: int = END) -> None:
-        self._around.store.enqueue(
-            QueueRecord(
-                entry_id=self.id,
-                asked_by=asked_by,
-                priority=priority,
-                start=start,
-                stop=None if stop == END else stop,
-                attempts=0,
-                not_before=None,
-                last_error=None,
-                created_at=self._around.clock(),
-            )
-        )
+    def _enqueue(self, *order: Demand) -> None:
+        now_s = self._around.clock()
+        offset_s = now_s - self._around.ticks()
+        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
 
     # What the ground asks of this layer.
 
@@ -919,6 +948,17 @@ class LiveEntry(StoredEntry):
 
     def _stop_filling(self) -> None:
         self._claims.cancel_all()
+
+    def _move(self, url: OriginUrl) -> None:
+        super()._move(url)
+        self._negative = None
+        self._claims.origin = self._around.origins.of(url.origin)
+
+    def _give_up(self, error: CacheError) -> None:
+        if self._inquiry is not None:
+            self._resolve(self._inquiry, error)
+        if self._lifecycle.state in (*ACTIVE, DownloadState.PAUSED):
+            self._fail(error, rest_s=self._policy.retries.rest_s(error))
 
 
 _EMPTY: Final = Representation(

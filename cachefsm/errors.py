@@ -32,6 +32,7 @@ __all__ = [
     "OriginUnreachable",
     "RangeNotSatisfiable",
     "RepresentationChanged",
+    "RowRefused",
     "SchemaTooNew",
     "StorageError",
     "UnsatisfiedByOrigin",
@@ -134,6 +135,10 @@ class StorageError(CacheError):
 
 class DatabaseDamaged(StorageError):
     """The database file is no database, or not a whole one."""
+
+
+class RowRefused(StorageError):
+    """The database takes no such row: a constraint or a type is against it."""
 
 
 class SchemaTooNew(StorageError):

@@ -34,7 +34,7 @@ _KEPT_BACK: Final = frozenset(
         "cache-control",
         "content-length",
         "content-type",
-        "cookie",  # a browser's for 127.0.0.1 are some other program's
+        "cookie",
         "expect",
         "host",
         "icy-metadata",  # would put titles in between the bytes
@@ -88,13 +88,15 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
     Source: RFC 9110 §7.6.1.
     """
     held = {"host", "expect", "content-length", *_own_names(rules)}
+    if _from_browser(request_fields):
+        held.add("cookie")
     return (
         *(
             (name, value)
             for name, value in end_to_end(request_fields)
             if name.lower() not in held
             and not _is_about_us(name, value, host)
-            and is_sendable(name, value)
+            and _is_sendable(name, value)
         ),
         *rules.fields,
     )
@@ -113,7 +115,7 @@ def one_hop_less(fields: Fields) -> tuple[Fields, bool]:
 
 def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
     held = _KEPT_BACK | connection_fields(fields) | _own_names(rules)
-    if rules.passes:
+    if rules.passes and not _from_browser(fields):
         held -= {"cookie"}
     return tuple(
         (name, value)
@@ -121,7 +123,7 @@ def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
         if name.lower() not in held
         and not name.lower().startswith(_KEPT_BACK_PREFIXES)
         and not _is_about_us(name, value, host)
-        and is_sendable(name, value)
+        and _is_sendable(name, value)
     )
 
 
@@ -134,11 +136,21 @@ def _own_names(rules: Rules) -> frozenset[str]:
     return frozenset(name.lower() for name, _ in rules.fields)
 
 
+def _from_browser(fields: Fields) -> bool:
+    """Say whether a browser asks: its cookies for this host are other servers' as well."""
+    return any(name.lower().startswith("sec-fetch-") for name, _ in fields)
+
+
 def _is_about_us(name: str, value: str, host: str) -> bool:
     """Say whether a field tells of a page of this proxy's own, which no origin knows."""
     if name.lower() not in ("referer", "origin"):
         return False
     return value == "null" or re.match(rf"https?://{re.escape(host)}(?:/|\Z)", value) is not None
+
+
+def _is_sendable(name: str, value: str) -> bool:
+    """Say whether the field can go out; requests refuses values that begin with any white space."""
+    return is_sendable(name, value) and not value[:1].isspace()
 
 
 def visited(request_fields: Fields, name: str) -> bool:

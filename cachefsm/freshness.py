@@ -41,8 +41,10 @@ HEURISTIC_LIMIT_S: Final = 86_400.0
 #: What an origin says nothing about, not even when it last changed. Films, music and
 #: data sets are replaced rarely, and asked for again with every seek.
 UNDATED_LIFETIME_S: Final = 3_600.0
-#: Pages and answers of an API may be others the next second, and so may what a playlist
-#: lists: one without an end grows while it is played.
+#: Pages and answers of an API may be others the next second.
+#: A playlist without an end is asked for again and again, every few seconds, and one
+#: that players look at twice as they begin need not be fetched twice.
+PLAYLIST_LIFETIME_S: Final = 1.0
 _FLEETING_TYPES = re.compile(
     r"text/(?:html|plain|xml|event-stream)|application/(?:[a-z0-9.+-]*\+)?(?:json|xml)(?:[ ;]|\Z)"
 )
@@ -137,7 +139,7 @@ def _guess_s(fields: Fields, date_s: float) -> float:
     """Return a lifetime where the origin gives none. Source: RFC 9111 §4.2.2."""
     media_type = (value_of(fields, "Content-Type") or "application/octet-stream").lower()
     if _PLAYLIST_TYPES.match(media_type):
-        return 0.0
+        return PLAYLIST_LIFETIME_S
     modified_s = parse_http_date(value_of(fields, "Last-Modified"))
     if modified_s is not None:
         return min(HEURISTIC_LIMIT_S, max(0.0, (date_s - modified_s) * HEURISTIC_FRACTION))

@@ -25,7 +25,6 @@ from typing import Any, Final
 
 from fsspec import AbstractFileSystem
 
-from .arguments import default_cache_dir
 from .cache import Cache, Entry
 from .errors import CacheError, UsageError
 from .fields import parse_http_date, value_of
@@ -33,6 +32,7 @@ from .ranges import END
 from .reader import CacheFile, Reader
 from .representation import Representation
 from .urls import redact
+from .values import default_cache_dir
 
 __all__ = ["CacheFileSystem", "CachedFile"]
 

@@ -9,19 +9,23 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .access import AllowList
 from .backend import Backend, Facts, open_backend
 from .client import ServerGone
 from .display import format_stored
 from .errors import CacheError, StorageError, UsageError
 from .logs import logging_to
+from .m3u import read_text, upcoming
 from .output import STDOUT, check_output, outputs_for, replaced
+from .parts import Parts
 from .progress import LogAboveBar, Progress
 from .units import format_size
-from .urls import redact
+from .urls import OriginUrl, parse_url, redact
 
 __all__ = ["Interrupted", "get", "looks", "prefetch"]
 
@@ -50,23 +54,38 @@ def get(options: argparse.Namespace) -> int:
     for path in paths:
         if path is not None and path != STDOUT:
             check_output(path)
-    return _Downloads(options, paths, "person").run()
+    wishes = [_Wish(url, path) for url, path in zip(options.urls, paths, strict=True)]
+    return _Downloads(options, wishes, "person").run()
 
 
 def prefetch(options: argparse.Namespace) -> int:
     """Have each URL downloaded by the server, or here if there is none."""
-    return _Downloads(options, [None] * len(options.urls), "prefetch").run()
+    if options.playlist and (options.head is not None or options.ranges):
+        options.fail("--head and --range are of files, not of playlists")
+    parts: Parts | None = None
+    if options.head is not None or options.ranges:
+        parts = [*((0, head) for head in [options.head] if head), *(options.ranges or ())]
+    wishes = [_Wish(url, None, parts) for url in options.urls]
+    return _Downloads(options, wishes, "prefetch").run()
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """One URL to download, where to, and which parts of it; None for nowhere, and all."""
+
+    url: str
+    path: Path | None
+    parts: Parts | None = None
 
 
 class _Downloads:
     """The downloads of one command."""
 
-    def __init__(
-        self, options: argparse.Namespace, paths: list[Path | None], priority: str
-    ) -> None:
+    def __init__(self, options: argparse.Namespace, wishes: list[_Wish], priority: str) -> None:
         self._options = options
         self._priority = priority
-        self._wanted = list(zip(options.urls, paths, strict=True))
+        self._wanted = wishes
+        self._playlists = priority == "prefetch" and options.playlist
         self._done: list[Facts] = []
         self._failures = 0
         self._now: Facts | None = None  # what is waited for
@@ -103,7 +122,11 @@ class _Downloads:
         for handover in range(HANDOVERS):
             try:
                 with open_backend(
-                    self._options.cache_dir, downloads=True, max_size=self._options.max_size
+                    self._options.cache_dir,
+                    downloads=True,
+                    max_size=self._options.max_size,
+                    key_rules=self._options.key_rule,
+                    resolver=self._options.resolver,
                 ) as backend:
                     self._backend = backend
                     try:
@@ -121,45 +144,85 @@ class _Downloads:
                     raise
 
     def _run_with(self, backend: Backend, *, again: bool) -> None:
+        if self._playlists:
+            self._wanted = self._items_of_playlists(backend)
         added = []
-        for url, path in self._wanted:
-            try:
-                facts = backend.find(url) if again else None
+        for wish in self._wanted:
+            with self._failing(wish):
+                facts = backend.find(wish.url) if again else None
                 if facts is None or not _is_held(facts):
-                    facts = backend.add(url, self._priority)
-                added.append((url, path, facts))
-            except ServerGone:
-                raise
-            except CacheError as error:
-                self._failed(url, error)
-        for url, path, facts in added:
-            try:
+                    facts = self._order(backend, wish)
+                added.append((wish, facts))
+        for wish, facts in added:
+            with self._failing(wish):
                 if self._priority == "prefetch" and backend.stays:
-                    complete = facts["state"] == "complete"
-                    self._finish(url, path, facts, stored=complete, queued=not complete)
+                    queued = "prefetch" in facts["asked_by"]
+                    self._finish(wish, facts, stored=not queued, queued=queued)
                 else:
-                    self._download(backend, url, path, facts)
-            except ServerGone:
-                raise
-            except CacheError as error:
-                self._failed(url, error)
+                    self._download(backend, wish, facts)
 
-    def _download(self, backend: Backend, url: str, path: Path | None, facts: Facts) -> None:
+    def _order(self, backend: Backend, wish: _Wish) -> Facts:
+        if self._priority == "prefetch":
+            return backend.prefetch(wish.url, wish.parts, self._options.deadline)
+        return backend.add(wish.url, self._priority)
+
+    def _items_of_playlists(self, backend: Backend) -> list[_Wish]:
+        """Return what comes next in each playlist that was named."""
+        options = self._options
+        after = parse_url(options.after) if options.after else None
+
+        def read(url: OriginUrl) -> str:
+            facts = backend.prefetch(str(url), None, None)
+            with backend.open(facts["id"]) as stream:
+                return read_text(stream)
+
+        wishes = []
+        for playlist in self._wanted:
+            with self._failing(playlist):
+                allowed = AllowList(options.allow)
+                url = parse_url(playlist.url)
+                found = upcoming(url, options.items, read, after=after, allowed=allowed)
+                wishes += [_Wish(item, None, parts) for item, parts in found.parts.items()]
+                for origin in found.refused:
+                    self._failures += 1
+                    self._progress.say(
+                        f"cachefsm: {redact(playlist.url)}: items at {origin} are left out; "
+                        "--allow lets them in"
+                    )
+        self._playlists = False
+        return wishes
+
+    @contextmanager
+    def _failing(self, wish: _Wish) -> Iterator[None]:
+        """Let one URL's failure, which is said at once, keep no other from its turn."""
+        try:
+            yield
+        except ServerGone:
+            raise
+        except CacheError as error:
+            self._failed(wish, error)
+
+    def _download(self, backend: Backend, wish: _Wish, facts: Facts) -> None:
         # A small file may be complete by the time that its entry is described.
-        stored = facts["state"] == "complete" and facts["since"] < self._began_s
+        if facts["state"] == "complete":
+            stored = facts["since"] < self._began_s
+        else:
+            stored = _is_over(facts, self._priority)
         self._now = facts
-        if path == STDOUT:
+        if wish.path == STDOUT:
             self._stream(backend, facts)
-        for now in looks(backend, facts, self._progress):
+        for now in looks(backend, facts, self._progress, self._priority):
             facts = self._now = now
+        kept = facts["downloaded_bytes"]
+        rest = f"; {format_size(kept)} are kept" if kept else ""
         if facts["state"] == "failed":
-            kept = facts["downloaded_bytes"]
-            rest = f"; {format_size(kept)} are kept" if kept else ""
             raise CacheError(f"{facts['reason']}{rest}")
-        if path is not None and path != STDOUT:
-            with backend.open(facts["id"]) as stream, replaced(path) as write:
+        if facts["reason"] == "deadline":
+            raise CacheError(f"not all of it came within the deadline{rest}")
+        if wish.path is not None and wish.path != STDOUT:
+            with backend.open(facts["id"]) as stream, replaced(wish.path) as write:
                 _copy(stream, write, lambda: None)
-        self._finish(url, path, facts, stored=stored)
+        self._finish(wish, facts, stored=stored)
 
     def _stream(self, backend: Backend, facts: Facts) -> None:
         """Write the bytes to stdout as they arrive."""
@@ -187,16 +250,11 @@ class _Downloads:
             ) from None
 
     def _finish(
-        self,
-        url: str,
-        path: Path | None,
-        facts: Facts,
-        *,
-        stored: bool = False,
-        queued: bool = False,
+        self, wish: _Wish, facts: Facts, *, stored: bool = False, queued: bool = False
     ) -> None:
         self._now = None
-        self._wanted.remove((url, path))
+        self._wanted.remove(wish)
+        path = wish.path
         file = None if path in (None, STDOUT) else str(path)
         self._done.append({**facts, "file": file} if self._priority == "person" else facts)
         if self._options.json or self._options.quiet or path == STDOUT:
@@ -208,16 +266,15 @@ class _Downloads:
         elif file:
             line = f"{what}: {format_stored(facts)}{', from the cache' if stored else ''}"
         else:
-            line = (
-                f"{what}: {format_stored(facts)}, {'already ' if stored else ''}complete as {entry}"
-            )
+            how = "complete" if facts["state"] == "complete" else "stored"
+            line = f"{what}: {format_stored(facts)}, {'already ' if stored else ''}{how} as {entry}"
         print(line, flush=True)
 
-    def _failed(self, url: str, error: CacheError) -> None:
+    def _failed(self, wish: _Wish, error: CacheError) -> None:
         self._failures += 1
         self._now = None
-        self._wanted = [(other, path) for other, path in self._wanted if other != url]
-        name = "" if isinstance(error, StorageError) else f"{redact(url)}: "
+        self._wanted = [other for other in self._wanted if other != wish]
+        name = "" if isinstance(error, StorageError) else f"{redact(wish.url)}: "
         self._progress.say(f"cachefsm: {name}{error}")
 
     def _what_is_left(self) -> str:
@@ -233,12 +290,17 @@ class _Downloads:
         )
 
 
-def looks(backend: Backend, facts: Facts, progress: Progress) -> Iterator[Facts]:
-    """Show a download's *progress*; yield its facts until it is complete or has failed."""
+def looks(
+    backend: Backend, facts: Facts, progress: Progress, asked_by: str = "person"
+) -> Iterator[Facts]:
+    """Show a download's *progress*; yield its facts until it is complete or has failed.
+
+    A prefetch may be of parts, or until a deadline, and over before that.
+    """
     look_s, told = FIRST_LOOK_S, False
     while True:
         yield facts
-        if facts["state"] in ("complete", "failed"):
+        if facts["state"] in ("complete", "failed") or _is_over(facts, asked_by):
             progress.clear()
             return
         progress.update(facts)
@@ -250,6 +312,11 @@ def looks(backend: Backend, facts: Facts, progress: Progress) -> Iterator[Facts]
         backend.wait(look_s)
         look_s = min(look_s * 1.5, LAST_LOOK_S)
         facts = backend.find(facts["id"])
+
+
+def _is_over(facts: Facts, asked_by: str) -> bool:
+    """Say whether a prefetch has what it was for, or was given up: it is wanted no more."""
+    return asked_by == "prefetch" and asked_by not in facts["asked_by"] and not facts["streams"]
 
 
 def _is_held(facts: Facts) -> bool:

@@ -35,7 +35,7 @@ from .models import EntryRecord, StaleRow, Store
 from .ranges import ByteRange
 from .states import ACTIVE, DownloadState
 
-__all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move"]
+__all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move", "is_resting"]
 
 PERSON = "person"
 """Who asked, when a human did; also the reason of a pause that only a human ends."""
@@ -108,8 +108,7 @@ class DownloadLifecycle(StateMachine):
 
     def back_off_has_passed(self, move: Move) -> bool:
         """A person may retry at once; a new reader, after the wait that the failure set."""
-        retry_at = self._record.retry_at
-        return move.asked_by == PERSON or retry_at is None or move.now_s >= retry_at
+        return move.asked_by == PERSON or not is_resting(self._record, move.now_s)
 
     def on_transition(self, event: str, target: State, move: Move) -> None:
         """Write the move to the row; whatever this raises, the move did not happen."""
@@ -132,6 +131,16 @@ class DownloadLifecycle(StateMachine):
     def _record(self) -> EntryRecord:
         subject: _Subject = self.model
         return subject.record
+
+
+def is_resting(record: EntryRecord, now_s: float) -> bool:
+    """Say whether the wait that a failure set lasts at *now_s*.
+
+    Not before the failure itself: then the clock was put back, and the wait would last
+    for as long as that took.
+    """
+    retry_at = record.retry_at
+    return retry_at is not None and record.state_since <= now_s < retry_at
 
 
 class _Subject:

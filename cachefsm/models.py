@@ -26,6 +26,7 @@ from .tables import (
     CacheChunk,
     CacheDownloadQueue,
     CacheEntry,
+    CacheUnsynced,
     EntryRecord,
     QueueRecord,
     unsaved_entry,
@@ -36,6 +37,7 @@ __all__ = [
     "CacheChunk",
     "CacheDownloadQueue",
     "CacheEntry",
+    "CacheUnsynced",
     "EntryRecord",
     "QueueRecord",
     "StaleRow",
@@ -68,9 +70,10 @@ class Store(Database):
         rows = self._entries(CacheEntry.key == key)
         return rows[0] if rows else None
 
-    def entries_of(self, url: str) -> list[EntryRecord]:
-        """Return the rows with that URL, the one for no credentials first."""
-        return sorted(self._entries(CacheEntry.url == url), key=lambda row: row.key != url)
+    def entries_of(self, url: str, key: str) -> list[EntryRecord]:
+        """Return the rows with that URL or that *key*, which is for no credentials, it first."""
+        found = self._entries((CacheEntry.url == url) | (CacheEntry.key == key))
+        return sorted(found, key=lambda row: row.key != key)
 
     def entries(self) -> list[EntryRecord]:
         """Return every row, oldest first."""
@@ -264,24 +267,46 @@ class Store(Database):
                 written_at=now_s,
             ).execute(self._database)
 
+    # -- what was never synced -------------------------------------------------
+
+    def unsynced(self) -> tuple[str, float] | None:
+        """Return in which boot, and since when, rows were written without a sync; None if none."""
+        query = CacheUnsynced.select(CacheUnsynced.boot_id, CacheUnsynced.since).tuples()
+        with self.reading():
+            rows = list(query.execute(self._database))
+        return rows[0] if rows else None
+
+    def note_unsynced(self, boot_id: str | None, since_s: float) -> None:
+        """Write what :meth:`unsynced` returns; None for *boot_id* if everything is synced."""
+        with self.transaction():
+            CacheUnsynced.delete().execute(self._database)
+            if boot_id is not None:
+                CacheUnsynced.insert(boot_id=boot_id, since=since_s).execute(self._database)
+
+    def written_since(self, since_s: float) -> list[int]:
+        """Return the ids of the entries of which something was recorded at *since_s* or later."""
+        query = CacheChunk.select(CacheChunk.entry).where(CacheChunk.written_at >= since_s)
+        with self.reading():
+            return [row[0] for row in query.distinct().tuples().execute(self._database)]
+
     # -- the queue -------------------------------------------------------------
 
-    def enqueue(self, demand: QueueRecord) -> None:
-        """Write a demand; the same asker's earlier one for that entry is replaced."""
-        row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
-        row["entry"] = row.pop("entry_id")
+    def enqueue(self, *demands: QueueRecord) -> None:
+        """Write one asker's demands on one entry, in place of all its earlier ones there.
+
+        They are as old as the oldest of those, so that asking again costs nobody its turn.
+        """
+        queue, first = CacheDownloadQueue, demands[0]
+        its_own = (queue.entry == first.entry_id) & (queue.asked_by == first.asked_by)
+        oldest = queue.select(peewee.fn.MIN(queue.created_at)).where(its_own).tuples()
         with self.transaction():
-            CacheDownloadQueue.insert(row).on_conflict(
-                conflict_target=[CacheDownloadQueue.entry, CacheDownloadQueue.asked_by],
-                preserve=[
-                    CacheDownloadQueue.priority,
-                    CacheDownloadQueue.start,
-                    CacheDownloadQueue.stop,
-                    CacheDownloadQueue.attempts,
-                    CacheDownloadQueue.not_before,
-                    CacheDownloadQueue.last_error,
-                ],
-            ).execute(self._database)
+            ((since,),) = oldest.execute(self._database)
+            queue.delete().where(its_own).execute(self._database)
+            for demand in demands:
+                row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
+                row["entry"] = row.pop("entry_id")
+                row["created_at"] = min(since or demand.created_at, demand.created_at)
+                queue.insert(row).execute(self._database)
 
     def dequeue(self, entry_id: int, asked_by: str | None = None) -> None:
         """Delete the demands on that entry, or those of one asker."""

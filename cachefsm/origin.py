@@ -268,6 +268,9 @@ class OriginClient:
                 keep = True
             except OriginStatus as refusal:
                 refusal.body = _short_body(response)
+                keep = refusal.body is not None
+                if keep:
+                    self._finish(url.origin, session, response, reuse=True)
                 raise
             finally:
                 if not keep:
@@ -394,10 +397,12 @@ def _secrets(url: OriginUrl, sent: Sent) -> dict[str, str]:
 
 
 def _short_body(response: requests.Response) -> bytes | None:
-    """Return the body of an answer that is no file, None if it is long or breaks off."""
+    """Return the body of an answer that is no file, None if it is long, or broken."""
     try:
+        told = list(response.raw.headers.items())
+        read_length("GET", response.status_code, told, response.raw.version)
         body: bytes = response.raw.read(SHORT_BODY_BYTES + 1, decode_content=False)
-    except (requests.RequestException, HTTPError, OSError, ValueError):
+    except (requests.RequestException, HTTPError, OSError, ValueError, BadAnswer):
         return None  # the status says the main thing, and that came
     return body if len(body) <= SHORT_BODY_BYTES else None
 

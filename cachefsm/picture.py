@@ -19,6 +19,7 @@ __all__ = [
     "Leaving",
     "Limits",
     "Open",
+    "OriginView",
     "Priority",
     "SetStop",
     "StreamView",
@@ -53,7 +54,8 @@ class Want:
 class StreamView:
     """A connection at work: it has ``position`` next and its claim ends at ``stop``.
 
-    ``reach`` is the stop it asked the origin for, past which it cannot go.
+    ``reach`` is the stop it asked the origin for, past which it cannot go. An *extra*
+    one was opened for speed, where fewer would have done.
     """
 
     id: int
@@ -61,6 +63,20 @@ class StreamView:
     stop: int
     reach: int
     rate_bytes_s: float = 0.0
+    extra: bool = False
+
+
+@dataclass(frozen=True)
+class OriginView:
+    """What is known of an origin, 0 where nothing is.
+
+    What one connection brings, how long an answer takes, and how many connections
+    at once it has been seen to bear at ``most``.
+    """
+
+    rate_bytes_s: float = 0.0
+    latency_s: float = 0.0
+    most: int = END
 
 
 class Ask(Enum):
@@ -79,6 +95,7 @@ class EntryView:
     ``length`` is END while unknown. ``seekable`` says that bytes of several
     answers may be joined; without it there is one stream, from the front.
     ``settled`` is False until the origin's first answer has told which it is.
+    ``width`` is the number of connections that it is to have where fewer would do.
     """
 
     id: int
@@ -90,6 +107,8 @@ class EntryView:
     seekable: bool = True
     settled: bool = True
     ask: Ask = Ask.NO
+    width: int = 1
+    origin: OriginView = OriginView()
 
 
 @dataclass(frozen=True)
@@ -107,24 +126,38 @@ class Limits:
     A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
+
+    A connection more than the wants need takes a part of at least ``part_bytes``, or
+    of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
     """
 
-    per_entry: int = 4
-    per_host: int = 6
+    per_entry: int = 6
+    per_host: int = 8
     total: int = 16
     near_bytes: int = 1 << 20
     near_s: float = 0.25
     patience_s: float = 0.5
+    part_bytes: int = 4 << 20
+    part_s: float = 3.0
+
+    @property
+    def most(self) -> int:
+        """The most connections that a single entry can have."""
+        return min(self.per_entry, self.per_host, self.total)
 
 
 @dataclass(frozen=True)
 class Open:
-    """Start a stream for ``[start, stop)``; or, if it ``asks``, for whatever is asked."""
+    """Start a stream for ``[start, stop)``, an *extra* one if fewer would do.
+
+    One that ``asks`` is for whatever is asked.
+    """
 
     entry_id: int
     start: int
     stop: int
     priority: Priority
+    extra: bool = False
     asks: bool = False
 
 

@@ -40,6 +40,7 @@ from .errors import (
 from .fields import Fields, without
 from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
+from .pages import Pages
 from .playlists import is_playlist
 from .reader import News
 from .relay import outdated_by, relay
@@ -73,6 +74,7 @@ def create_app(
     mounts: Iterable[Mount | str] = (),
     allow: AllowList | Iterable[str] = (),
     hosts: Iterable[str] = (),
+    pages: Iterable[str] = (),
     token: str | None = None,
     require_token: bool = False,
     rules: Rules | None = None,
@@ -83,6 +85,7 @@ def create_app(
         mounts: ``/name=https://origin/base/`` each.
         allow: what ``/http/…`` and ``/https/…`` may reach; see :class:`AllowList`.
         hosts: names the proxy is known by, besides this machine's loopback names.
+        pages: origins of other sites' web pages that may show and read content.
         token: what control routes accept as ``Authorization: Bearer …``.
         require_token: refuse control routes without it, as off loopback.
         rules: what holds for ``/http/…`` and ``/https/…``; mounts have their own.
@@ -95,7 +98,14 @@ def create_app(
     for mount in parsed:
         allowed.add(mount.base, by_url=False)
     return Proxy(
-        cache, parsed, allowed, hosts, token, require_token=require_token, rules=rules or Rules()
+        cache,
+        parsed,
+        allowed,
+        hosts,
+        token,
+        require_token=require_token,
+        pages=Pages(pages),
+        rules=rules or Rules(),
     )
 
 
@@ -111,6 +121,7 @@ class Proxy:
         token: str | None,
         *,
         require_token: bool,
+        pages: Pages,
         rules: Rules,
         boundary: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
@@ -119,6 +130,7 @@ class Proxy:
         self._allowed = allowed
         self._rules = rules
         self._hosts = frozenset(host.lower() for host in (*_LOOPBACK_NAMES, *hosts))
+        self._pages = pages
         self._control = Control(
             cache, self._serve_by_id, allowed, token, require_token=require_token
         )
@@ -132,7 +144,7 @@ class Proxy:
         try:
             response = self._answer(request)
         except CacheError as error:
-            response = error_response(error, News(), via=self._cache.via)
+            response = error_response(error, via=self._cache.via)
         except Exception:  # noqa: BLE001 - one request's bug must not end the others
             _log.exception("%s %s failed", request.method, request.shown_target)
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
@@ -175,6 +187,20 @@ class Proxy:
         mounts = sorted(self._mounts.values(), key=lambda mount: mount.name != rather)
         return next(filter(None, (mount.path_of(url) for mount in mounts)), None)
 
+    def answer_for(self, request: Request, url: OriginUrl) -> Response:
+        """Answer a GET or HEAD for *url*, for who calls this in the same process.
+
+        Nobody has to be kept out then, so neither Host nor allow list is looked at, and
+        redirects that are handed on lead where the origin says.
+
+        Raises:
+            CacheError: there is no answer, or none that is the origin's.
+        """
+        terms = self._terms(request, None)
+        return self._serve_entry(
+            request, lambda: self._cache.find_variant(str(url), terms), terms, None
+        )
+
     # -- routing ---------------------------------------------------------------
 
     def _answer(self, request: Request) -> Response:
@@ -184,8 +210,23 @@ class Proxy:
                 HTTPStatus.MISDIRECTED_REQUEST,
                 "this proxy is not known by that Host; name it with --host-name",
             )
-        if request.path == "/-" or request.path.startswith("/-/"):
+        asked = dict(request.fields)
+        is_control = request.path == "/-" or request.path.startswith("/-/")
+        if self._pages.refuses(asked, plays=not is_control):
+            line = "another site's page may not have this; name that site with --page"
+            return plain(HTTPStatus.FORBIDDEN, line)
+        if is_control and not request.path.endswith("/content"):
             return self._control.answer(request)
+        if request.method == "OPTIONS" and (told := self._pages.preflight(asked)):
+            return Response(HTTPStatus.NO_CONTENT, told)
+        try:
+            response = self._control.answer(request) if is_control else self._content(request)
+        except CacheError as error:
+            response = error_response(error, via=self._cache.via)
+        response.fields = self._pages.guard(asked, response.status, response.fields)
+        return response
+
+    def _content(self, request: Request) -> Response:
         try:
             mount, url = self._url(request)
         except NotFound:
@@ -309,7 +350,7 @@ class Proxy:
             except OriginStatus as error:
                 if url is not None:
                     error.fields = self._leading_here(request, url, error.fields)
-                return error_response(error, news, via=self._cache.via)
+                return error_response(error, via=self._cache.via, news=news)
 
     def _leading_here(
         self, request: Request, url: OriginUrl, fields: Fields
@@ -338,7 +379,11 @@ class Proxy:
         if url is None:
             terms = self._cache.own_terms(entry_id, terms)
         reader = self._cache.open_reader(
-            entry_id, terms=terms, news=news, watch=lambda reader: watch(reader.cancel)
+            entry_id,
+            terms=terms,
+            news=news,
+            watch=lambda reader: watch(reader.cancel),
+            patience_s=request.environ.get("cachefsm.patience_s"),
         )
         try:
             return respond(
@@ -426,6 +471,7 @@ class Server:
         mounts: Iterable[Mount | str] = (),
         allow: AllowList | Iterable[str] = (),
         hosts: Iterable[str] = (),
+        pages: Iterable[str] = (),
         token: str | None = None,
         require_token: bool = False,
         rules: Rules | None = None,
@@ -438,6 +484,7 @@ class Server:
             mounts=mounts,
             allow=allow,
             hosts=(host, *hosts),
+            pages=pages,
             token=token,
             require_token=require_token,
             rules=rules,

@@ -35,7 +35,7 @@ class _Room:
         """Say whether one more for that entry is within all limits."""
         return (
             self._total < self._limits.total
-            and self._hosts[view.host] < self._limits.per_host
+            and self._hosts[view.host] < min(self._limits.per_host, view.origin.most)
             and self._entries[view.id] < self._limits.per_entry
         )
 
@@ -43,7 +43,8 @@ class _Room:
 def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leaving]) -> None:
     """Give up what is over a limit, and let what has a place wait until it is free."""
     claims = sorted(
-        ((draft, claim) for draft in drafts for claim in draft.kept), key=lambda each: _rank(*each)
+        ((draft, claim) for draft in drafts for claim in draft.kept),
+        key=lambda each: _rank(each[1]),
     )
     _give_places(claims, limits)
     connections = _Room(limits)
@@ -59,15 +60,18 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
                 connections.take(draft.view.id, draft.view.host)
 
 
-def _rank(_draft: Draft, claim: Planned) -> tuple[int, int, int]:
-    """Return a key by which claims are given places: the most urgent first, running ones first.
+def _rank(claim: Planned) -> tuple[int, int, bool, bool, int]:
+    """Return a key by which claims are given places, the first one first.
 
-    A running stream gives way only to a blocked reader, and only if nobody is
-    blocked on it: anything else would tear down connections to build others.
+    A running stream gives way only to a blocked reader, and only if nobody is blocked
+    on it: anything else would tear down connections to build others. One that is there
+    for speed alone also gives way to whoever is as urgent and has none.
     """
     if claim.priority is Priority.BLOCKED:
-        return (0, claim.is_new, claim.position)
-    return (2 if claim.is_new else 1, claim.priority, claim.position)
+        return (0, 0, False, claim.is_new, claim.position)
+    if not claim.is_new and not claim.is_spare:
+        return (1, claim.priority, False, False, claim.position)
+    return (2, claim.priority, claim.is_spare, claim.is_new, claim.position)
 
 
 def _give_places(claims: Sequence[tuple[Draft, Planned]], limits: Limits) -> None:

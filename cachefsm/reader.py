@@ -151,6 +151,7 @@ class Reader:
         self._settled = False
         self._straight: Straight | None = None
         self._sound: int | None = None
+        self._read_on = self._run_start = 0  # where the last read ended, and its run began
         self._resources = ExitStack()
         self._resources.callback(on_close)
         entry.on_close.add(self._cancel_io)
@@ -394,14 +395,26 @@ class Reader:
         straight = self._straight
         if straight is None:
             try:
-                stop = self.available(position, position + size)
+                stop = self.available(position, position + self._reach(position, size))
             except StorageError:
                 straight = self._go_straight(position, END, self._content.representation)
             else:
                 if stop == position:
                     return b""
-                return self._content.file.read_at(position, min(stop - position, PIECE_BYTES))
+                data = self._content.file.read_at(position, min(stop - position, size, PIECE_BYTES))
+                self._read_on = position + len(data)
+                return data
         return straight.read(position, size)
+
+    def _reach(self, position: int, size: int) -> int:
+        """Return how far a read of *size* asks: the further the more was read up to there.
+
+        Who reads on, as a decoder does, soon has the whole read-ahead; who looks here and
+        there, as for an index, gets what he asks for.
+        """
+        if position != self._read_on:
+            self._run_start = position
+        return size + min(position - self._run_start, self._options.read_ahead_bytes)
 
     def _advance(self, position: int, stop: int) -> None:
         self._started = True

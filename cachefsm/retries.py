@@ -127,6 +127,13 @@ class Attempts:
         """Begin anew: somebody asked for another try, or it is over."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
 
+    def excuse(self) -> bool:
+        """Let a failure pass that may not be the entry's own; once in a row."""
+        if self.count:
+            return False
+        self.count = 1
+        return True
+
     def hold_off(self, error: Exception, now_s: float) -> None:
         """Let the next attempt wait longer each time; it will come, so waiting is worth it."""
         self.count += 1

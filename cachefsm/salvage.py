@@ -9,6 +9,7 @@ That reads all content once, which only damage makes necessary.
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import CacheError, DatabaseDamaged, StorageError
+from .errors import DatabaseDamaged, IllegalMove, RowRefused, StorageError
 from .integrity import Digests, block_at, digest
 from .lifecycle import Lifecycle, Move
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
 from .sanity import reset_nonsense
-from .storage import ContentFile, is_content_name
+from .storage import ContentFile, is_content_name, remove_content
 
 __all__ = ["open_store"]
 
@@ -43,6 +44,9 @@ _KEPT: Final = (
     "access_count",
 )
 
+_SUFFIXES: Final = ("", "-wal", "-shm")
+"""Of the files that make up a database of SQLite."""
+
 _LONGEST_GAP: Final = 1_000_000
 """How many ids are tried, one by one, behind the first page that cannot be read."""
 
@@ -58,17 +62,35 @@ def open_store(path: Path, content: Path, *, now_s: float) -> Store:
     try:
         return _open_sound(path, now_s)
     except DatabaseDamaged as error:
+        rebuilt, taken = _rebuild(path, content, now_s)
         aside = _put_aside(path)
-        store = Store.open(path)
-        taken = _take_over(aside, store, content, now_s)
-        reset_nonsense(store, now_s)
+        try:
+            rebuilt.replace(path)
+        except OSError as refusal:
+            raise StorageError(f"cannot put {path.name} in place: {refusal.strerror}") from refusal
         _log.warning(
             "the database was damaged (%s): kept as %s; %d entries taken over",
             error,
             aside.name,
             taken,
         )
-        return store
+        return Store.open(path)
+
+
+def _rebuild(path: Path, content: Path, now_s: float) -> tuple[Path, int]:
+    """Make a database of what the one at *path* proves; return where, and of how many entries.
+
+    Beside it, so that nothing is lost if this is broken off, which takes as long as
+    reading all content.
+    """
+    rebuilt = path.with_name(f"{path.name}.rebuilt")
+    for suffix in _SUFFIXES:
+        remove_content(rebuilt.with_name(rebuilt.name + suffix))
+    with closing(Store.open(rebuilt)) as store:
+        taken = _take_over(path, store, content, now_s)
+        reset_nonsense(store, now_s)
+        store.sync()
+    return rebuilt, taken
 
 
 def _open_sound(path: Path, now_s: float) -> Store:
@@ -89,24 +111,27 @@ def _open_sound(path: Path, now_s: float) -> Store:
 
 
 def _put_aside(path: Path) -> Path:
+    """Give the damaged database another name, and leave it under its own to be replaced."""
     number = 1
     while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
     try:
-        for suffix in ("", "-wal", "-shm"):
+        # The log first: SQLite would take it for that of whatever has the name.
+        for suffix in _SUFFIXES[1:]:
             part = path.with_name(path.name + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
+        shutil.copyfile(path, aside)
     except OSError as error:
         raise StorageError(f"cannot put the damaged {path.name} aside: {error.strerror}") from error
     return aside
 
 
-def _take_over(aside: Path, store: Store, content: Path, now_s: float) -> int:
-    """Take over what *aside* proves; return how many entries that made."""
+def _take_over(damaged: Path, store: Store, content: Path, now_s: float) -> int:
+    """Take over what *damaged* proves; return how many entries that made."""
     taken = 0
     try:
-        with closing(sqlite3.connect(f"{aside.as_uri()}?mode=ro", uri=True)) as old:
+        with closing(sqlite3.connect(f"{damaged.as_uri()}?mode=ro", uri=True)) as old:
             old.row_factory = sqlite3.Row
             chunks = _chunks(old)
             for row in _entries(old):
@@ -156,7 +181,11 @@ def _readable(old: sqlite3.Connection, query: str, *values: Any) -> Iterator[sql
 def _take_entry(
     row: sqlite3.Row, chunks: list[sqlite3.Row], store: Store, content: Path, now_s: float
 ) -> int:
-    """Take one entry over with the blocks that match; return how many that made, 0 or 1."""
+    """Take one entry over with the blocks that match; return how many that made, 0 or 1.
+
+    Raises:
+        StorageError: the new database refuses; it is no fault of the entry's.
+    """
     try:
         length = END if row["complete_length"] is None else row["complete_length"]
         if not is_content_name(row["content_file"]):
@@ -166,7 +195,7 @@ def _take_entry(
             return 0
         with store.transaction():
             _write(row, proven, digests, store, now_s)
-    except (CacheError, IndexError, TypeError, ValueError) as error:
+    except (IllegalMove, RowRefused, IndexError, TypeError, ValueError) as error:
         _log.info("an entry of the damaged database is left out: %s", error)
         return 0
     return 1

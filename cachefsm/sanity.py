@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .errors import CacheError
-from .models import CacheChunk, CacheDownloadQueue, CacheEntry, Store
+from .models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheUnsynced, Store
 from .states import DownloadState
 from .storage import content_name, is_content_name
 from .urls import parse_url
@@ -83,6 +84,7 @@ _QUEUE: Final[Mapping[str, str]] = {
     "not_before": _or_null(_NUMBER),
     "last_error": _or_null(_TEXT),
     "created_at": _NUMBER,
+    "deadline": _or_null(_NUMBER),
 }
 
 
@@ -115,6 +117,7 @@ _TEXTS: Final = {
     "url": "CAST(url AS BLOB)",
     "content_file": "CAST(content_file AS BLOB)",
     "fields": "CAST(response_fields AS BLOB)",
+    "vary": "CAST(vary AS BLOB)",
     "others": "CAST(key || coalesce(state_reason, '') || coalesce(etag, '')"
     " || coalesce(last_modified, '') AS BLOB)",
 }
@@ -135,7 +138,19 @@ def reset_nonsense(store: Store, now_s: float) -> int:
         damaged = set(_bad_entries(store))
         for entry_id in damaged:
             _reset(store, entry_id, now_s)
+        if not _doubts_make_sense(store):
+            store.note_unsynced("unknown", 0.0)  # all of it is in doubt, then
     return len(damaged)
+
+
+def _doubts_make_sense(store: Store) -> bool:
+    columns = {"boot_id": "CAST(boot_id AS BLOB)", "since": "since"}
+    return all(
+        _text(row["boot_id"]) is not None
+        and isinstance(row["since"], (int, float))
+        and math.isfinite(row["since"])
+        for row in store.raw_rows(CacheUnsynced, columns=columns)
+    )
 
 
 def _bad_queue_rows(store: Store) -> Iterator[int]:
@@ -163,6 +178,7 @@ def _reads_well(row: Mapping[str, Any]) -> bool:
         _is_url(_text(row["url"]))
         and is_content_name(_text(row["content_file"]))
         and _is_field_list(_text(row["fields"]))
+        and _is_field_list(_text(row["vary"]), or_null=True)
         and _text(row["others"]) is not None
     )
 
@@ -183,13 +199,18 @@ def _is_url(value: str | None) -> bool:
         return False
 
 
-def _is_field_list(value: str | None) -> bool:
+def _is_field_list(value: str | None, *, or_null: bool = False) -> bool:
+    values = (str, type(None)) if or_null else (str,)
     try:
         fields = json.loads(value) if value is not None else None
     except (ValueError, RecursionError):
         return False
     return isinstance(fields, list) and all(
-        isinstance(field, list) and [type(part) for part in field] == [str, str] for field in fields
+        isinstance(field, list)
+        and len(field) == 2
+        and isinstance(field[0], str)
+        and isinstance(field[1], values)
+        for field in fields
     )
 
 

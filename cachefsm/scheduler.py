@@ -18,9 +18,11 @@ The rules, in the order they are applied:
    one at its first missing byte, which takes the rest of the claim it falls in.
 4. Every other want's first missing byte is fetched too: by the claim that it falls
    in, else by a new stream. So there is at most one stream for each want.
-5. Limits per entry, per host and in all are kept by giving connections to the
+5. An entry that is to have more connections than that gets them where they do most
+   good; see :mod:`cachefsm.spread`.
+6. Limits per entry, per host and in all are kept by giving connections to the
    most urgent first; a blocked reader takes the place of a stream that nobody
-   is waiting for.
+   is waiting for. See :mod:`cachefsm.quota`.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from .picture import (
     Leaving,
     Limits,
     Open,
+    OriginView,
     Priority,
     SetStop,
     StreamView,
@@ -43,6 +46,7 @@ from .picture import (
 )
 from .quota import keep_limits
 from .ranges import END, RangeSet
+from .spread import spread
 
 __all__ = [
     "Action",
@@ -51,6 +55,7 @@ __all__ = [
     "Leaving",
     "Limits",
     "Open",
+    "OriginView",
     "Priority",
     "SetStop",
     "StreamView",
@@ -78,7 +83,14 @@ def plan(
                     endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
             elif claim.is_kept and not claim.waits:
                 openings.append(
-                    Open(draft.view.id, claim.position, claim.stop, claim.priority, claim.asks)
+                    Open(
+                        draft.view.id,
+                        claim.position,
+                        claim.stop,
+                        claim.priority,
+                        extra=claim.is_spare,
+                        asks=claim.asks,
+                    )
                 )
     openings.sort(key=lambda action: action.priority)
     return [*endings, *openings]
@@ -90,7 +102,7 @@ def _plan_entry(view: EntryView, limits: Limits) -> Draft:
     if view.ask is Ask.NO or view.settled:  # else its answer is waited for
         _plan_streams(draft, missing, limits)
     if view.ask is Ask.WANTED:
-        draft.claims.append(Planned(0, 1, None, Priority.BLOCKED, asks=True))
+        draft.claims.append(Planned(0, 1, 1, None, Priority.BLOCKED, asks=True))
     return draft
 
 
@@ -101,12 +113,15 @@ def _plan_streams(draft: Draft, missing: RangeSet, limits: Limits) -> None:
         return
     for stream in view.streams:
         stop = min(stream.reach, missing.run_stop(stream.position))
-        draft.claims.append(Planned(stream.position, stop, stream))
+        draft.claims.append(Planned(stream.position, stop, stop, stream, extra=stream.extra))
     _untangle(draft.claims)
     for want in sorted(view.wants, key=lambda want: want.priority):
         _serve(draft, want, missing, limits)
+    spread(draft, missing, limits)
     for claim in draft.claims:
-        claim.priority = _urgency(claim, view, missing, limits)
+        claim.priority = (
+            _spare_urgency(view) if claim.is_spare else _urgency(claim, view, missing, limits)
+        )
 
 
 def _missing(view: EntryView) -> RangeSet:
@@ -123,18 +138,20 @@ def _plan_single(draft: Draft, missing: RangeSet) -> None:
     """One stream does it all: where answers can't be joined, or none has come yet."""
     view = draft.view
     if not missing:
-        draft.claims = [Planned(s.position, s.position, s) for s in view.streams]
+        draft.claims = [Planned(s.position, s.position, s.stop, s) for s in view.streams]
         return
     if view.streams:
-        draft.claims = [Planned(s.position, s.stop, s, Priority.BLOCKED) for s in view.streams]
+        draft.claims = [
+            Planned(s.position, s.stop, s.stop, s, Priority.BLOCKED) for s in view.streams
+        ]
         return
     first = min(view.wants, key=lambda want: (want.priority, want.start))
     if view.settled:  # and not seekable: it can only come from the front, and whole
-        draft.claims.append(Planned(0, view.length, None, first.priority))
+        draft.open(0, view.length, first.priority)
         return
     gap = missing.intersection(first.start, END)
     start, stop = next(iter(gap), None) or next(iter(missing))
-    draft.claims.append(Planned(start, stop, None, first.priority))
+    draft.open(start, stop, first.priority)
 
 
 def _untangle(claims: list[Planned]) -> None:
@@ -147,15 +164,18 @@ def _untangle(claims: list[Planned]) -> None:
 
 def _serve(draft: Draft, want: Want, missing: RangeSet, limits: Limits) -> None:
     """Make sure that somebody fetches the first missing byte of *want*."""
-    claims, offset = draft.claims, _first_missing(want, draft.view, missing)
+    offset = _first_missing(want, draft.view, missing)
     if offset is None:
         return
-    holder = next((claim for claim in claims if claim.position <= offset < claim.stop), None)
+    holder = next((claim for claim in draft.claims if claim.position <= offset < claim.stop), None)
+    blocked = want.priority is Priority.BLOCKED
+    if holder is not None and blocked and not _is_near(holder, offset, want, limits):
+        holder.stop, holder = offset, None
     if holder is None:
-        draft.open(offset, missing.run_stop(offset), want.priority)
-    elif want.priority is Priority.BLOCKED and not _is_near(holder, offset, want, limits):
-        stop, holder.stop = holder.stop, offset
-        draft.open(offset, stop, want.priority)
+        holder = draft.open(offset, missing.run_stop(offset), want.priority)
+    holder.needed = True
+    if blocked:
+        holder.keeps = max(holder.keeps, offset)
 
 
 def _first_missing(want: Want, view: EntryView, missing: RangeSet) -> int | None:
@@ -187,3 +207,12 @@ def _urgency(claim: Planned, view: EntryView, missing: RangeSet, limits: Limits)
             # What lies ahead in a blocked reader's window is not what it waits for.
             served.append(max(want.priority, Priority.READ_AHEAD))
     return min(served)
+
+
+def _spare_urgency(view: EntryView) -> Priority:
+    """Return the priority of what is there for speed alone: the same all over the entry.
+
+    Otherwise a part near the reader would take the place of one that is at work.
+    """
+    most_urgent = min((want.priority for want in view.wants), default=Priority.FILL)
+    return max(most_urgent, Priority.READ_AHEAD)

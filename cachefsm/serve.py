@@ -97,6 +97,7 @@ def serve(options: argparse.Namespace) -> int:
                 mounts=mounts,
                 allow=allowed,
                 hosts=[*options.host_name, *addresses],
+                pages=options.page,
                 token=token,
                 require_token=public,
                 rules=rules,
@@ -165,6 +166,8 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mo
                 ),
                 # So that downloads with a mount's fields go on without a client.
                 secrets=[mount.rules.fields for mount in mounts],
+                key_rules=options.key_rule,
+                resolver=options.resolver,
                 restore=False,
             )
         except CacheBusy:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .clientsocket import FileSlice
-from .errors import CacheError, NotModified, OriginStatus, RangeNotSatisfiable
+from .errors import CacheError, NotModified, OriginStatus, RangeNotSatisfiable, StorageError
 from .fields import Fields, format_http_date, is_sendable, without
 from .freshness import with_age
 from .multipart import Multipart, Part
@@ -25,6 +25,11 @@ from .terms import Stored
 from .web import Request, Response, error_fields, error_status, plain
 
 __all__ = ["error_response", "respond"]
+
+_NO_NEWS: Final = News()
+
+AWAITED_BYTES: Final = 16 << 20
+"""The longest range of a file of unknown length that is waited for as a whole."""
 
 _WITHOUT_CONTENT: Final = frozenset(
     {
@@ -83,7 +88,10 @@ def respond(
         date=validator.date,
     ):
         specs = None
-    ranges = _choose(specs, length)
+    if specs is not None and length is None and not reader.is_straight:
+        length, ranges = _await(reader, specs)
+    else:
+        ranges = _choose(specs, length)
     whole = ByteRange(0, END if length is None else length)
     cache_status = _cache_status(reader, ranges or (whole,), clock())
     fields.append(cache_status)
@@ -116,11 +124,19 @@ def respond(
     )
 
 
-def error_response(error: CacheError, news: News, *, via: str) -> Response:
-    """Return what a client is told of *error*: the origin's own answer, where there is one."""
+def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Response:
+    """Return what a client is told of *error*: the origin's own answer, where there is one.
+
+    *news* is how it came about, if that is known.
+    """
     body = error.body if isinstance(error, OriginStatus) else None
-    # To a question without a condition, a 304 is no answer.
-    if not isinstance(error, OriginStatus) or isinstance(error, NotModified) or body is None:
+    # To a question without a condition a 304 is no answer, and a 101 never is.
+    if (
+        not isinstance(error, OriginStatus)
+        or isinstance(error, NotModified)
+        or error.status < HTTPStatus.OK
+        or body is None
+    ):
         return plain(error_status(error), str(error), error_fields(error))
     if error.age_s is None:
         fields, words = error.fields, [f"fwd={news.forwarded or 'miss'}"]
@@ -169,9 +185,8 @@ def _choose(
 ) -> tuple[ByteRange, ...] | None:
     """Return the ranges to answer with, or None for all of it.
 
-    Overlapping and adjacent ones are answered as one. Ranges of a representation
-    whose length is unknown are ignored, as RFC 9110 §14.2 lets a server do:
-    whether they can be satisfied isn't known either.
+    Overlapping and adjacent ones are answered as one. Without a length there is no
+    telling whether they can be satisfied, and a server may ignore them: RFC 9110 §14.2.
     """
     if specs is None or length is None:
         return None
@@ -179,6 +194,29 @@ def _choose(
     if not satisfiable:
         raise RangeNotSatisfiable(length)
     return coalesce_ranges(satisfiable)
+
+
+def _await(
+    reader: Reader, specs: tuple[RangeSpec, ...]
+) -> tuple[int | None, tuple[ByteRange, ...] | None]:
+    """Return the length, if it is known meanwhile, and the ranges to answer with.
+
+    While the length is unknown, one range that says where it ends can be satisfied once
+    its last byte has arrived, and is worth waiting for: answering with all of the file
+    instead makes a client wait for as much. Source: RFC 9110 §14.4 for the ``*``.
+    """
+    first, last = specs[0].first, specs[0].last
+    if len(specs) > 1 or first is None or last is None or last - first >= AWAITED_BYTES:
+        return None, None
+    position, stop = first, last + 1
+    try:
+        while (here := reader.available(position, stop)) > position:
+            position = here
+    except StorageError:
+        return None, None  # it comes straight from the origin then, from the front
+    if reader.length != END:
+        return reader.length, _choose(specs, reader.length)
+    return None, (ByteRange(first, stop),)
 
 
 def _content_type(fields: Sequence[tuple[str, str]]) -> str:

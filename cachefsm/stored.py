@@ -24,12 +24,13 @@ from typing import Any
 from .claims import SpeedLimits
 from .content import Content
 from .demands import Fill
-from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
+from .errors import CacheError, EntryNotFound, OriginStatus, RepresentationChanged, StorageError
 from .fields import Fields
 from .freshness import VaryKey
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
+from .origins import OriginBook
 from .ranges import END, ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
@@ -105,12 +106,14 @@ class Surroundings:
     clock: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
     trouble: Trouble = field(default_factory=Trouble)
+    origins: OriginBook = field(default_factory=OriginBook)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None
     on_progress: Callable[[Any], None] = lambda _entry: None
     secrets_of: Callable[[str], Fields | None] = lambda _key: ()
+    renew: Callable[[Any, OriginStatus], None] | None = None
 
 
 class StoredEntry:
@@ -120,12 +123,12 @@ class StoredEntry:
         # Write once.
         self.id = record.id
         self.key = record.key
-        self.url = parse_url(record.url)
-        self.shown_url = redact(record.url)
         self._around = surroundings
         self._lock = threading.RLock()
         self._flush_lock = threading.Lock()
         # Read write, under the lock.
+        self.url = parse_url(record.url)
+        self.shown_url = redact(record.url)
         self._lifecycle = Lifecycle(surroundings.store, record)
         self._content = self._load_content(record)
         self._waiters = Waiters(self._lock)

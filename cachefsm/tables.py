@@ -39,6 +39,7 @@ __all__ = [
     "CacheDownloadQueue",
     "CacheEntry",
     "CacheSchema",
+    "CacheUnsynced",
     "EntryRecord",
     "QueueRecord",
     "unsaved_entry",
@@ -144,16 +145,27 @@ class CacheDownloadQueue(Model):
     not_before = DoubleField(null=True)
     last_error = TextField(null=True)
     created_at = DoubleField()
+    deadline = DoubleField(null=True)
 
     class Meta:
         table_name = "cache_download_queue"
         indexes = (
-            (("entry", "asked_by"), True),
+            (("entry", "asked_by", "start"), True),
             (("priority", "created_at"), False),
         )
 
 
-_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue)
+class CacheUnsynced(Model):
+    """At most one row: since when, and in which boot, rows claim what was never synced."""
+
+    boot_id = TextField()
+    since = DoubleField()
+
+    class Meta:
+        table_name = "cache_unsynced"
+
+
+_TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced)
 
 
 @dataclass(frozen=True)
@@ -199,6 +211,7 @@ class QueueRecord:
     not_before: float | None
     last_error: str | None
     created_at: float
+    deadline: float | None = None
 
 
 ENTRY_COLUMNS: Final = tuple(getattr(CacheEntry, name) for name in EntryRecord.__dataclass_fields__)

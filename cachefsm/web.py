@@ -107,7 +107,7 @@ class Response:
     ) -> None:
         self.status = int(status)
         self.note = note
-        self._fields = list(fields)
+        self.fields = list(fields)
         self._body = body
         self._length = length
         self._on_close: Callable[[], None] | None = on_close
@@ -115,12 +115,12 @@ class Response:
     def start(self, request: Request, start_response: StartResponse) -> Iterable[Any]:
         """Give the head to the server and return the body."""
         if self._length is not None and self.status not in (204, 304):
-            self._fields.append(("Content-Length", str(self._length)))
+            self.fields.append(("Content-Length", str(self._length)))
         try:
             phrase = HTTPStatus(self.status).phrase
         except ValueError:
             phrase = "Unknown"
-        start_response(f"{self.status} {phrase}", self._fields)
+        start_response(f"{self.status} {phrase}", self.fields)
         if request.method == "HEAD" or self.status in (204, 304):
             self.close()
             return ()
@@ -158,6 +158,7 @@ def text_response(
         [
             ("Content-Type", content_type),
             ("X-Content-Type-Options", "nosniff"),
+            ("Cross-Origin-Resource-Policy", "same-origin"),
             ("Cache-Control", "no-store"),
             *fields,
         ],

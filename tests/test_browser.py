@@ -70,9 +70,7 @@ def neighbour() -> Iterator[Origin]:
 def with_video(page: Page, script: str) -> Any:
     """Return what *script*, the body of an async function, returns with ``video`` in hand."""
     return page.evaluate(
-        "(async () => { let video;"
-        "while (!(video = document.querySelector('video')))"
-        "  await new Promise(done => setTimeout(done, 5));"
+        "(async () => { const video = document.querySelector('video');"
         "const heard = name => new Promise((done, failed) => {"
         "  video.addEventListener(name, done, {once: true});"
         "  video.addEventListener('error', () => failed(video.error.message), {once: true}); });"

@@ -389,6 +389,19 @@ def test_a_failed_entry_fails_new_waiters_at_once_until_its_rest_is_over(
     assert fetch(cache, film, 0, 10) == content(0, 10)
 
 
+def test_a_clock_that_is_put_back_lets_no_failure_rest_longer(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    clock = Clock()
+    cache = open_cache(clock=clock)
+    film = cache.entry(origin.url("/film"))
+    with pytest.raises(CacheError, match="404"):
+        fetch(cache, film)
+    origin.put("/film", Resource(SIZE))
+    clock.now_s -= 1_000_000
+    assert fetch(cache, film) == content(0, SIZE)
+
+
 def test_playable_is_a_head_and_a_tail(open_cache: OpenCache, origin: Origin) -> None:
     origin.put("/film", Resource(10 * MIB))
     film = open_cache(fill="requested", playable_head=100_000, playable_tail=10_000, grace=0).entry(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,14 @@ from tests.support.caches import eventually, recorded
 from tests.support.clients import ask, opened
 from tests.support.commands import CommandLine, Outcome
 from tests.support.damage import flip, truncate
-from tests.support.faults import cut_after, hold_after, hold_before_headers, redirect, status
+from tests.support.faults import (
+    cut_after,
+    hold_after,
+    hold_before_headers,
+    redirect,
+    stall_after,
+    status,
+)
 from tests.support.origin import Origin, Resource, content
 
 SIZE = 300_000  # 293 KiB
@@ -287,6 +295,110 @@ def test_prefetch_returns_at_once_where_a_server_goes_on_with_it(
     assert here("prefetch", film).text == f"{film}: 293 KiB, already complete as entry 1\n"
 
 
+def test_prefetch_fetches_the_parts_that_are_named(
+    here: Run, held: str, origin: Origin, film: str
+) -> None:
+    said = here("prefetch", film, "--head", "100K", "--range", "200K-210K", "--deadline", "1h")
+    assert said.status == 0
+    if held == "idle":
+        assert said.text == f"{film}: 110 KiB of 293 KiB, stored as entry 1\n"
+    else:
+        assert said.text == f"{film}: queued as entry 1\n"
+    wanted = [[0, 102_400], [204_800, 215_040]]
+    eventually(lambda: here("show", film, "--json").json()["ranges"] == wanted)
+    eventually(lambda: here("show", film, "--json").json()["asked_by"] == [])
+    said = here("prefetch", film, "--head", "100K")
+    assert said.text == f"{film}: 110 KiB of 293 KiB, already stored as entry 1\n"
+    assert origin.body_bytes_sent == 112_640
+
+
+def test_prefetch_gives_up_at_its_deadline(here: Run, origin: Origin, film: str) -> None:
+    origin.script(stall_after(100_000))
+    said = here("prefetch", film, "--deadline", "500ms").failed_in_one_line()
+    assert said.startswith(f"cachefsm: {film}: not all of it came within the deadline")
+    (facts,) = here("list", "--json").json()
+    assert (facts["state"], facts["reason"]) == ("paused", "deadline")
+    assert "an order was not met in time" in here("show", 1).text
+
+
+def test_prefetch_reads_a_playlist_and_fetches_what_comes_next(
+    here: Run, held: str, origin: Origin
+) -> None:
+    items = "".join(f"#EXTINF:4,\nseg-{number}.ts\n" for number in range(5))
+    text = f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n{items}#EXT-X-ENDLIST\n"
+    origin.put("/vod/index.m3u8", Resource.of(text.encode()))
+    urls = [origin.url(f"/vod/seg-{number}.ts") for number in range(5)]
+    for number in range(5):
+        origin.put(f"/vod/seg-{number}.ts", Resource(1000 + number))
+    playlist = origin.url("/vod/index.m3u8")
+    here("prefetch", "--playlist", playlist, "--items", 2, "--after", urls[1])
+    eventually(lambda: [here("show", url, "--json").status for url in urls[2:4]] == [0, 0])
+    eventually(
+        lambda: all(here("show", url, "--json").json()["state"] == "complete" for url in urls[2:4])
+    )
+    assert {request.path for request in origin.requests} == {
+        "/vod/index.m3u8",
+        "/vod/seg-2.ts",
+        "/vod/seg-3.ts",
+    }
+
+
+def test_items_of_other_origins_are_left_out_unless_allowed(here: Run, origin: Origin) -> None:
+    with Origin() as other:
+        other.put("/seg.ts", Resource(1000))
+        text = f"#EXTM3U\n#EXTINF:4,\n{other.url('/seg.ts?sig=secret')}\n"
+        origin.put("/index.m3u8", Resource.of(text.encode()))
+        playlist = origin.url("/index.m3u8")
+        said = here("prefetch", "--playlist", playlist).failed_in_one_line()
+        there = other.url().rstrip("/")
+        assert said == (
+            f"cachefsm: {playlist}: items at {there} are left out; --allow lets them in\n"
+        )
+        allowed = here("prefetch", "--playlist", playlist, "--allow", "127.0.0.1:*")
+        assert allowed.text == f"{other.url('/seg.ts')}?…: 1000 B, complete as entry 2\n"
+
+
+def test_prefetch_of_a_page_says_that_it_is_no_playlist(here: Run, film: str) -> None:
+    said = here("prefetch", "--playlist", film).failed_in_one_line()
+    assert said == f"cachefsm: {film}: that is no M3U playlist\n"
+    assert here("prefetch", "--playlist", "--head", "8M", film).status == 2
+    assert here("prefetch", "--range", "8M", film).status == 2
+
+
+def test_a_command_renews_an_expired_link(
+    cli: CommandLine, here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(status(403), when=lambda request: "sig=2" not in request.target, times=None)
+    script = cli.home / "fresh.py"
+    script.write_text("import sys; print(sys.argv[1].replace('sig=1', 'sig=2'))")
+    resolver = f"'{sys.executable}' '{script}'"
+    said = here("get", f"{film}?sig=1", "--resolver", resolver)
+    assert said.text == f"{film}?…: 293 KiB, complete as entry 1\n"
+    # The key stays: what is stored is found by the old link.
+    assert here("show", f"{film}?sig=1", "--json").json()["state"] == "complete"
+
+
+def test_a_server_renews_links_and_leaves_tokens_out_of_keys(
+    cli: CommandLine, here: Run, origin: Origin
+) -> None:
+    fresh = (("Cache-Control", "max-age=60"),)
+    origin.put("/film", Resource(SIZE, headers=fresh))
+    script = cli.home / "fresh.py"
+    script.write_text(f"print('{origin.url('/film?sig=new')}')")
+    origin.script(status(410), when=lambda request: "sig=old" in request.target, times=None)
+    with cli.serving(
+        *("--mount", f"/m={origin.url()}", "--key-rule", "127.0.0.1=sig"),
+        CACHEFSM_RESOLVER=f"'{sys.executable}' '{script}'",
+    ) as server:
+        for sig in ("old", "other"):
+            assert ask(f"{server.address}m/film?sig={sig}").body == content(0, SIZE)
+        assert len(here("list", "--json").json()) == 1
+        said = server.end(signal.SIGTERM).stderr
+    assert "the link is renewed" in said
+    assert "sig=" not in said
+    assert here("get", "--key-rule", "nonsense", "http://example.test/").status == 2
+
+
 def test_a_file_is_not_touched_by_a_download_that_fails(
     cli: CommandLine, here: Run, origin: Origin, film: str
 ) -> None:
@@ -509,7 +621,8 @@ def test_verify_repairs_a_file_that_was_cut_off_or_deleted(
 def test_verify_repairs_no_more_of_a_file_than_was_there(
     cli: CommandLine, here: Run, origin: Origin, song: str
 ) -> None:
-    with Cache(cli.cache_dir, fill="requested") as cache, cache.entry(song).open() as stream:
+    options = {"fill": "requested", "read_ahead": MIB // 4}
+    with Cache(cli.cache_dir, **options) as cache, cache.entry(song).open() as stream:
         stream.read(2 * MIB)
     stored = here("show", 1, "--json").json()["ranges"]
     assert stored[0][1] < LONG

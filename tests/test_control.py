@@ -345,7 +345,7 @@ def add(proxy: Server, body: bytes, fields: dict[str, str] | None = None) -> Rep
     return ask(f"{proxy.url}-/entries", fields or {}, method="POST", body=body)
 
 
-def url_body(url: str, **more: str) -> bytes:
+def url_body(url: str, **more: object) -> bytes:
     return json.dumps({"url": url, **more}).encode()
 
 
@@ -360,6 +360,30 @@ def test_an_entry_of_an_allowed_origin_is_added_and_fetched(cache, origin) -> No
         again = add(proxy, url_body(origin.url("/film"))).json()
     assert again["id"] == added["id"]
     assert len(origin.requests) == 1
+
+
+def test_parts_are_added_as_a_prefetch(cache, origin) -> None:
+    origin.put("/film", Resource(SIZE))
+    with cache.serve(allow=[f"{origin.host}:{origin.port}"]) as proxy:
+        wanted = {"priority": "prefetch", "ranges": [[0, 10], [SIZE - 10, None]], "within": 60}
+        assert add(proxy, url_body(origin.url("/film"), **wanted)).status == 201
+        film = cache.find(origin.url("/film"))
+        eventually(lambda: film.describe()["asked_by"] == [])
+        assert [tuple(run) for run in film.ranges] == [(0, 10), (SIZE - 10, SIZE)]
+        for wrong in (
+            {"ranges": [[0, 10]]},
+            {"priority": "person", "within": 1},
+            {"priority": "prefetch", "ranges": []},
+            {"priority": "prefetch", "ranges": [[5, 5]]},
+            {"priority": "prefetch", "ranges": [[-1, 5]]},
+            {"priority": "prefetch", "ranges": [[0, 5, 6]]},
+            {"priority": "prefetch", "ranges": [["0", 5]]},
+            {"priority": "prefetch", "ranges": {"0": 5}},
+            {"priority": "prefetch", "ranges": [[0, 2**70]]},
+            {"priority": "prefetch", "within": "1h"},
+            {"priority": "prefetch", "within": -1},
+        ):
+            assert add(proxy, url_body(origin.url("/film"), **wrong)).status == 400, wrong
 
 
 def test_what_clients_may_not_name_is_not_added(cache, origin, proxy) -> None:

@@ -14,7 +14,7 @@ from cachefsm import Cache, CacheError, DownloadState, Entry
 from cachefsm.arguments import COMMANDS
 from cachefsm.cli import main
 from cachefsm.lifecycle import DownloadLifecycle
-from cachefsm.models import CacheChunk, CacheDownloadQueue, CacheEntry
+from cachefsm.models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheUnsynced
 from cachefsm.proxy import Server
 from tests.support.caches import OpenCache
 from tests.support.clients import ask
@@ -90,7 +90,7 @@ def test_every_field_of_the_json_is_there(open_cache: OpenCache) -> None:
     assert told >= {*entry.verify().describe(), *cache.collect()}
 
 
-@pytest.mark.parametrize("table", [CacheEntry, CacheChunk, CacheDownloadQueue])
+@pytest.mark.parametrize("table", [CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced])
 def test_every_column_is_there(table: type[CacheEntry]) -> None:
     columns = [field.column_name for field in table._meta.sorted_fields]
     assert names(rows(f"`{table._meta.table_name}`")) == columns
@@ -145,6 +145,21 @@ def test_the_example_runs(
     example += "    assert len(head) == 65536 and entry.state == 'complete'\n"
     exec(compile(example, "interface.md", "exec"), {})
     assert "callback failed" not in caplog.text
+
+
+def test_every_line_of_the_threat_model_has_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    lines = {int(number) for number in re.findall(r"^\| ([0-9]+) \|", text, re.MULTILINE)}
+    proofs = dict(re.findall(r"^([0-9]+)\. ((?:.+\n)+?)(?=[0-9]+\. |\n)", text, re.MULTILINE))
+    assert lines == set(map(int, proofs)) == set(range(1, len(lines) + 1))
+    for number, proof in proofs.items():
+        named = re.findall(r"(test_\w+\.py)|`(test_\w+)`", proof)
+        assert any(test for _, test in named), number
+        for module, test in named:
+            if module:
+                source = (ROOT / "tests" / module).read_text(encoding="utf-8")
+            else:
+                assert f"def {test}(" in source, f"{number}: {test}"
 
 
 def test_links_lead_somewhere() -> None:

@@ -144,9 +144,9 @@ def test_what_varies_on_everything_is_not_stored() -> None:
         ([("Content-Type", "application/problem+json; charset=utf-8")], 0),
         ([("Content-Type", "application/xml")], 0),
         ([("Content-Type", "text/csv")], UNDATED_LIFETIME_S),
-        ([("Content-Type", "application/vnd.apple.mpegurl"), date("Last-Modified", 1000)], 0),
-        ([("Content-Type", "audio/mpegurl")], 0),
-        ([("Content-Type", "application/dash+xml; charset=utf-8")], 0),
+        ([("Content-Type", "application/vnd.apple.mpegurl"), date("Last-Modified", 1000)], 1),
+        ([("Content-Type", "audio/mpegurl")], 1),
+        ([("Content-Type", "application/dash+xml; charset=utf-8")], 1),
         ([("Content-Type", "Video/MP2T"), date("Last-Modified", 1000)], 100),
     ],
 )

@@ -192,6 +192,17 @@ def test_a_body_that_ends_early_is_the_clients_fault(proxy, framing: bytes, capl
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.parametrize("value", [b"\xa0x", b"\x85", b"\xff\xfe"])
+def test_a_value_that_no_request_can_begin_with_spoils_no_download(
+    origin, proxy, value: bytes
+) -> None:
+    """What is passed on to the origin comes from one client, and its answer goes to all."""
+    request = GET + b"Accept-Language: " + value + b"\r\nConnection: close\r\n\r\n"
+    received = exchange(proxy.url, request)
+    assert answers(received) == [200]
+    assert received.endswith(content(0, SIZE))
+
+
 # -- what is too much ---------------------------------------------------------------
 
 TOO_MUCH = {

@@ -130,7 +130,9 @@ def test_a_part_that_failed_is_told_in_its_place(fs: CacheFileSystem, film: str)
 def test_the_origin_is_asked_once_for_what_is_looked_at_and_read(
     fs: CacheFileSystem, origin: Origin
 ) -> None:
-    origin.put("/table.csv", Resource.of(b"name,size\nfilm,3\n", content_type="text/csv"))
+    fresh = (("Cache-Control", "max-age=60"),)
+    table = Resource.of(b"name,size\nfilm,3\n", content_type="text/csv", headers=fresh)
+    origin.put("/table.csv", table)
     url = origin.url("/table.csv")
     info = fs.info(url)
     assert (info["name"], info["size"], info["type"]) == (url, 17, "file")
@@ -276,3 +278,21 @@ def test_a_file_of_unknown_length_is_read_from_the_front(
     with fs.open(origin.url("/live")) as file:
         assert file.read(10) == content(0, 10)
         assert file.read() == content(10, 1000)
+
+
+def test_who_reads_on_asks_ever_further_and_who_looks_around_does_not(
+    fs: CacheFileSystem, origin: Origin
+) -> None:
+    size = 16 << 20
+    origin.put("/long", Resource(size))
+    with fs.open(origin.url("/long"), block_size=64 << 10) as file:
+        while file.read(64 << 10):
+            pass
+    assert len(origin.requests) < 25  # for 256 reads
+    origin.put("/index", Resource(size))
+    with fs.open(origin.url("/index"), block_size=64 << 10) as file:
+        for start in range(0, size, 2 << 20):
+            file.seek(start)
+            assert file.read(100) == content(start, start + 100)
+    looked = sum(r.body_bytes_sent for r in origin.requests if r.path == "/index")
+    assert looked == 8 * (64 << 10)

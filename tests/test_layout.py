@@ -22,23 +22,30 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     tables picture
-    database draft
-    fields urls units integrity models quota storage dirlock waiting transport wire metrics
-    semantics freshness lifecycle sanity access settings client clientsocket display scheduler
+    database draft parallel
+    fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
+    parts
+    semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
+    resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists arguments
+    acceptance terms credentials playlists m3u keys
+    getting
+    arguments
     content records server output progress forwarding negative
-    origin demands retries signposts
+    origin origins demands retries signposts
     claims
     stored downloader straight
+    linked
+    renewal
     facts events
     entry eventstream
     registry reader conductor unstored
     verify
+    doubts
     cache
     control serving relay fsspec_filesystem
     proxy
-    backend
+    backend requests_adapter
     serve get orders
     check
     cli
@@ -54,8 +61,8 @@ FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
-    "requests": {"origin", "transport"},
-    "urllib3": {"origin", "transport"},
+    "requests": {"origin", "transport", "requests_adapter"},
+    "urllib3": {"origin", "transport", "requests_adapter"},
     "werkzeug": {"server"},
 }
 

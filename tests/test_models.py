@@ -601,7 +601,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "entry": lambda store, film: store.entry(film.id),
     "find": lambda store, film: store.find(film.key),
     "entries": lambda store, film: store.entries(),
-    "entries_of": lambda store, film: store.entries_of(film.url),
+    "entries_of": lambda store, film: store.entries_of(film.url, film.key),
     "active_entries": lambda store, film: store.active_entries(),
     "create": lambda store, film: add_entry(store, "another"),
     "delete": lambda store, film: store.delete(film.id),
@@ -617,6 +617,9 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
         film.id, attempts=1, not_before=None, error=None
     ),
     "queue": lambda store, film: store.queue(),
+    "unsynced": lambda store, film: store.unsynced(),
+    "note_unsynced": lambda store, film: store.note_unsynced("a boot", 1.0),
+    "written_since": lambda store, film: store.written_since(1.0),
     "furthest_bytes": lambda store, film: store.furthest_bytes(),
     "page": lambda store, film: store.page(0, 10),
     "raw_rows": lambda store, film: store.raw_rows(CacheEntry),
@@ -648,6 +651,9 @@ READS_ALL = {
     "queue": ["SCAN t1 USING INDEX cachedownloadqueue_priority_created_at"],
     "furthest_bytes": ["SCAN t2 USING INDEX cachechunk_entry_id_start"],
     "raw_rows": ["SCAN t1"],
+    "unsynced": ["SCAN t1"],
+    "note_unsynced": ["SCAN cache_unsynced"],
+    "written_since": ["SCAN t1 USING INDEX cachechunk_entry_id_start"],
 }
 
 

@@ -205,7 +205,8 @@ def test_ffmpeg_decodes_every_frame_of_a_playlist(slow_origin, channel, media, p
     for _ in range(2):  # from the origin, then from the files
         assert frames(f"{channel.url}{route}/{playlist}") == expected
     fetched = [request.path for request in slow_origin.requests]
-    assert len(fetched) == len(set(fetched)) > 6
+    segments = [path for path in fetched if not path.endswith(playlist)]  # which may grow
+    assert len(segments) == len(set(segments)) > 5
 
 
 @needs("ffmpeg")
@@ -222,5 +223,6 @@ def test_mpv_plays_a_playlist_from_the_middle(slow_origin, channel, playlist: st
     url = f"{channel.url}m/{playlist}"
     assert b"(End of file)" in run(*MPV, "--start=50%", url)
     fetched = [request.path for request in slow_origin.requests]
-    assert len(fetched) == len(set(fetched))
+    segments = [path for path in fetched if not path.endswith(playlist)]  # which may grow
+    assert len(segments) == len(set(segments))
     assert {"/seg/5.ts", "/dash/chunk-stream0-00005.m4s"} & set(fetched)

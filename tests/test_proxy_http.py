@@ -468,13 +468,30 @@ def test_a_file_of_unknown_length_is_chunked_and_whole(
 ) -> None:
     origin.put(path, Resource(SIZE, framing=framing, accepts_ranges=accepts_ranges))
     hold = origin.script(hold_after(SIZE // 2), path=path)
-    with opened(url, {"Range": "bytes=0-9"}) as response:
+    with opened(url, {"Range": "bytes=9-"}) as response:  # to where, nobody knows
         assert hold.reached.wait(WAIT_S)
         assert response.status == 200
         assert response.getheader("Transfer-Encoding") == "chunked"
         assert response.getheader("Content-Length") is None
         hold.release()
         assert response.read() == content(0, SIZE)
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_a_range_that_says_where_it_ends_needs_no_length(origin, path, url, framing) -> None:
+    origin.put(path, Resource(SIZE, framing=framing, accepts_ranges=False))
+    hold = origin.script(hold_after(SIZE // 2), path=path)
+    reply = ask(url, {"Range": "bytes=10-19"})
+    assert (reply.status, reply["Content-Range"]) == (206, "bytes 10-19/*")
+    assert reply.body == content(10, 20)
+    beyond = in_thread(ask, url, {"Range": f"bytes={SIZE - 10}-{SIZE + 5}"})
+    past_it = in_thread(ask, url, {"Range": f"bytes={SIZE}-{SIZE}"})
+    hold.release()
+    reply = beyond.result(WAIT_S)
+    assert (reply.status, reply.body) == (206, content(SIZE - 10, SIZE))
+    assert reply["Content-Range"] == f"bytes {SIZE - 10}-{SIZE - 1}/{SIZE}"
+    assert past_it.result(WAIT_S).status == 416
+    assert len(asked_of(origin, path)) == 1
 
 
 def test_a_file_of_unknown_length_ends_http_1_0_by_closing(origin, path, url) -> None:

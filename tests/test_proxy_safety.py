@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cachefsm import Cache
 from cachefsm.access import AllowList
+from cachefsm.addresses import AddressGuard
 from cachefsm.errors import UsageError
 from cachefsm.origin import OriginOptions
 from cachefsm.proxy import Server
 from tests.support.caches import OpenCache
 from tests.support.clients import ask, exchange, request_bytes, serve_mounted, split
 from tests.support.faults import cut_after, extra_headers, redirect, status
-from tests.support.origin import Origin, Resource, content, pattern
+from tests.support.origin import Exchange, Origin, Resource, content, pattern
 
 SIZE = 1000
 SECRET = "sesame"
@@ -252,6 +256,30 @@ def test_a_mount_that_cannot_be_meant_is_refused_at_the_start(cache, mount: str)
         cache.serve(mounts=[mount])
 
 
+@pytest.fixture
+def rebound(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name in somebody's zone who has pointed it at this machine."""
+    resolve = socket.getaddrinfo
+
+    def resolve_all(host: Any, *args: Any, **options: Any) -> Any:
+        return resolve("127.0.0.1" if host == "films.example" else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_all)
+    return "films.example"
+
+
+@pytest.mark.parametrize(("private", "code"), [((), 403), (("films.example",), 200)])
+def test_an_allowed_name_does_not_lead_to_this_machine_unless_it_may(
+    origin, open_cache: OpenCache, rebound: str, private: tuple[str, ...], code: int
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    options = OriginOptions(may_connect=AddressGuard(private))
+    with open_cache(origin=options).serve(allow=[f"{rebound}:{origin.port}"]) as proxy:
+        reply = ask(f"{proxy.url}http/{rebound}:{origin.port}/film")
+    assert reply.status == code
+    assert len(origin.requests) == (code == 200)
+
+
 # -- redirects --------------------------------------------------------------------
 
 
@@ -359,6 +387,46 @@ def test_credentials_are_told_to_their_origin_and_to_nobody_else(
     assert f"/film?token={SECRET}" in {request.target for request in origin.requests}
     # "user:sesame", as Basic has it.
     assert {r.header("Authorization") for r in origin.requests} == {"Basic dXNlcjpzZXNhbWU="}
+
+
+@pytest.mark.parametrize("field", ["Authorization", "X-Api-Key"])
+def test_what_came_with_ones_credentials_is_served_to_nobody_else(
+    cache, origin, field: str
+) -> None:
+    def answer_by_credentials(exchange: Exchange) -> None:
+        version = {"Bearer a": 1, "Bearer b": 2}[exchange.request.header(field) or ""]
+        exchange.answer.become(Resource(SIZE, version=version).answer(exchange.request))
+
+    origin.put("/film", Resource(SIZE))
+    origin.script(
+        answer_by_credentials, when=lambda request: request.header(field) is not None, times=None
+    )
+    with serve_mounted(cache, origin) as proxy:
+        for version, fields in ((1, {field: "Bearer a"}), (0, {}), (2, {field: "Bearer b"})) * 2:
+            assert ask(f"{proxy.url}m/film", fields).body == pattern(version)(0, SIZE)
+    assert len(origin.requests) == 3
+
+
+@pytest.mark.parametrize("made", ["by us", "before, for all to see"])
+def test_a_cache_is_for_its_owners_eyes(
+    origin: Origin, open_cache: OpenCache, tmp_path: Path, made: str
+) -> None:
+    directory = tmp_path / "cache"
+    if made != "by us":
+        directory.mkdir(mode=0o755)
+    origin.put("/film", Resource(SIZE))
+    before = os.umask(0o022)
+    try:
+        cache = open_cache()
+        with serve_mounted(cache, origin) as proxy:
+            assert ask(f"{proxy.url}m/film").status == 200
+            files = [path for path in directory.rglob("*") if path.is_file()]
+            assert len(files) >= 3  # database, lock, content
+            assert {oct(path.stat().st_mode & 0o077) for path in files} == {"0o0"}
+    finally:
+        os.umask(before)
+    if made == "by us":
+        assert directory.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])

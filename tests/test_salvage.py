@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cachefsm import Cache, DownloadState
-from cachefsm.errors import CacheBusy, SchemaTooNew
+from cachefsm.errors import CacheBusy, SchemaTooNew, StorageError
 from cachefsm.integrity import BLOCK_BYTES
 from cachefsm.models import Store
 from cachefsm.sanity import reset_nonsense
@@ -30,6 +30,7 @@ from tests.support.damage import (
     truncate,
 )
 from tests.support.databases import execute
+from tests.support.disks import file_size_limit
 from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource, content
 
@@ -280,6 +281,28 @@ def test_a_whole_proven_file_is_complete_and_costs_the_origin_nothing(
     for fact in ("pinned", "content_type", "created_at", "total_size", "url"):
         assert found[fact] == before[fact]
     assert film.verify().unchecked_bytes == 0
+
+
+@pytest.mark.fault(
+    "database",
+    "taking over from a damaged one is broken off",
+    client="nothing of it",
+    kept="the damaged one, where it was, and all content",
+    next_reader="what was proven: the next start begins the taking over anew",
+)
+def test_a_salvage_that_is_broken_off_loses_nothing(
+    open_cache: OpenCache, origin: Origin, database: Path
+) -> None:
+    urls = _small_files(origin, MANY)
+    _stored(open_cache, urls)
+    overwrite_page(database, root_page(database, "index", "cache_entries"))
+    for limit_bytes in (256 << 10, 128 << 10):
+        with file_size_limit(limit_bytes), pytest.raises(StorageError):
+            open_cache()
+    with origin.outage():
+        cache = open_cache()
+        assert [entry.state for entry in cache.entries()] == [DownloadState.COMPLETE] * MANY
+    assert list(database.parent.glob("*.rebuilt*")) == []
 
 
 @pytest.mark.parametrize("harm", [replace, Path.unlink], ids=["replaced", "gone"])

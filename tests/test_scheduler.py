@@ -1,8 +1,6 @@
 """The planner: drawn cases for each of its rules, then a simulation that runs until quiet.
 
-A drawing has one character per byte. ``D`` is present; ``w`` is wanted; a stream is
-``>`` at its next byte and ``=`` on the rest of its claim, with ``-`` for what it could
-also bring because it asked for it; ``N`` begins a claim that the plan opens.
+How to read the drawings is said in :mod:`tests.support.drawings`.
 """
 
 from __future__ import annotations
@@ -24,75 +22,14 @@ from cachefsm.scheduler import (
     Leaving,
     Limits,
     Open,
+    OriginView,
     Priority,
     SetStop,
     StreamView,
     Want,
     plan,
 )
-
-NEAR = 3
-OPENED = 100
-LIMITS = Limits(per_entry=4, per_host=6, total=16, near_bytes=NEAR, near_s=0.25)
-
-
-def drawn_range(drawing: str, marks: str) -> tuple[int, int]:
-    """Return from the first of *marks* in *drawing* to behind the last."""
-    places = [place for place, mark in enumerate(drawing) if mark in marks]
-    return places[0], places[-1] + 1
-
-
-def drawn_stream(number: int, drawing: str, rate_bytes_s: float = 0.0) -> StreamView:
-    position, stop = drawn_range(drawing, ">=")
-    return StreamView(number, position, stop, drawn_range(drawing, ">=-")[1], rate_bytes_s)
-
-
-def drawn(present: str, *streams: str, **wants: str) -> EntryView:
-    """Return the view of an entry; *wants* are drawings by the name of their priority."""
-    return EntryView(
-        id=1,
-        host="http://origin.test",
-        present=RangeSet((i, i + 1) for i, mark in enumerate(present) if mark == "D"),
-        wants=tuple(
-            Want(*drawn_range(drawing, "w"), Priority[name.upper()])
-            for name, drawing in wants.items()
-        ),
-        streams=tuple(drawn_stream(number, drawing) for number, drawing in enumerate(streams)),
-        length=len(present),
-    )
-
-
-def carried_out(view: EntryView, actions: list[Action]) -> EntryView:
-    """Return *view* as it is after *actions*; what they open has an id from OPENED on."""
-    streams = {stream.id: stream for stream in view.streams}
-    for action in actions:
-        if isinstance(action, Open):
-            number = OPENED + len(streams)
-            streams[number] = StreamView(number, action.start, action.stop, action.stop)
-        else:
-            stream = streams.pop(action.stream_id)
-            if action.stop > stream.position:
-                streams[stream.id] = replace(stream, stop=action.stop)
-    return replace(view, streams=tuple(streams.values()))
-
-
-def planned(view: EntryView, limits: Limits = LIMITS) -> list[str]:
-    """Return the drawings of the claims as they are once the plan is carried out.
-
-    In two rounds, as what is given up has to be gone before another one begins.
-    """
-    for _ in range(2):
-        view = carried_out(view, plan([view], limits))
-    assert plan([view], limits) == []
-    return [
-        (
-            "." * stream.position
-            + (">" if stream.id < OPENED else "N")
-            + "=" * (stream.stop - stream.position - 1)
-        ).ljust(view.length, ".")
-        for stream in sorted(view.streams, key=lambda stream: stream.position)
-    ]
-
+from tests.support.drawings import LIMITS, NEAR, drawn, drawn_stream, planned
 
 # -- rule 1: only what is wanted and missing ----------------------------------
 
@@ -413,8 +350,11 @@ def test_where_answers_cannot_be_joined_there_is_one_stream(
 # -- a simulation -------------------------------------------------------------
 
 SIZE = 24
-FEW = Limits(per_entry=2, per_host=3, total=4, near_bytes=NEAR, near_s=0.25)
+FEW = Limits(
+    per_entry=3, per_host=4, total=5, near_bytes=NEAR, near_s=0.25, part_bytes=2, part_s=0.1
+)
 HOSTS = ("a", "a", "b")
+ROUNDS = 4
 
 
 @dataclass
@@ -423,6 +363,7 @@ class Stream:
     stop: int
     reach: int
     rate_bytes_s: float
+    extra: bool
 
 
 @dataclass
@@ -439,21 +380,23 @@ class Entry:
     leaving: int = 0
     settled: bool = False
     length: int = END
+    width: int = 1
 
-    @property
-    def view(self) -> EntryView:
+    def view(self, bears: int) -> EntryView:
         return EntryView(
             id=self.id,
             host=self.host,
             present=self.present.copy(),
             wants=tuple(self.wants),
             streams=tuple(
-                StreamView(number, s.position, s.stop, s.reach, s.rate_bytes_s)
+                StreamView(number, s.position, s.stop, s.reach, s.rate_bytes_s, s.extra)
                 for number, s in self.streams.items()
             ),
             length=self.length,
             seekable=self.seekable or not self.settled,
             settled=self.settled,
+            width=self.width,
+            origin=OriginView(rate_bytes_s=40.0, latency_s=0.05, most=bears),
         )
 
     @property
@@ -534,6 +477,7 @@ class Conducting(RuleBasedStateMachine):
         super().__init__()
         self.entries: list[Entry] = []
         self.numbers = count(1)
+        self.bears = dict.fromkeys(HOSTS, END)
 
     @precondition(lambda self: len(self.entries) < len(HOSTS))
     @rule(seekable=st.booleans(), tells_length=st.booleans(), want=wants)
@@ -589,6 +533,21 @@ class Conducting(RuleBasedStateMachine):
         entry.bring(number, size)
         self.carry_out()
 
+    @precondition(lambda self: self.entries)
+    @rule(which=st.integers(0, 2), width=st.integers(1, 4))
+    def widen(self, which: int, width: int) -> None:
+        """Connections have been found worth while, or not."""
+        self.entries[which % len(self.entries)].width = width
+        self.carry_out()
+
+    @precondition(lambda self: self.entries)
+    @rule(host=st.sampled_from(HOSTS), most=st.sampled_from([1, 2, 3, END]))
+    def bear(self, host: str, most: int) -> None:
+        """An origin has refused one more connection than there were, or bears it again."""
+        entries = [entry for entry in self.entries if entry.host == host]
+        self.bears[host] = max(most, sum(len(entry.streams) for entry in entries))
+        self.carry_out()
+
     @precondition(lambda self: any(entry.leaving for entry in self.entries))
     @rule(which=st.integers(0, 2))
     def let_go(self, which: int) -> None:
@@ -601,25 +560,36 @@ class Conducting(RuleBasedStateMachine):
         leaving = [
             Leaving(entry.id, entry.host) for entry in self.entries for _ in range(entry.leaving)
         ]
-        return plan([entry.view for entry in self.entries], FEW, leaving)
+        views = [entry.view(self.bears[entry.host]) for entry in self.entries]
+        return plan(views, FEW, leaving)
 
     def carry_out(self) -> None:
-        for action in self.plan():
-            entry = self.entries[action.entry_id]
-            if isinstance(action, Open):
-                self.open(entry, action)
-            else:
-                stream = entry.streams[action.stream_id]
-                assert action.stop <= stream.reach
-                stream.stop = action.stop
-                if stream.stop <= stream.position:
-                    del entry.streams[action.stream_id]
-                    entry.leaving += 1
-        self.check_limits()
+        """Do what is planned until nothing is, which takes no more than a few rounds."""
+        for _ in range(ROUNDS):
+            actions = self.plan()
+            if not actions:
+                break
+            for action in actions:
+                self.do(action)
+            self.check_limits()
+            for entry in self.entries:
+                self.check_claims(entry)
+        else:
+            raise AssertionError("the plan is never content with its own work")
         for entry in self.entries:
-            self.check_claims(entry)
             self.check_blocked_readers(entry)
-        assert self.plan() == [], "the plan is not content with its own work"
+
+    def do(self, action: Action) -> None:
+        entry = self.entries[action.entry_id]
+        if isinstance(action, Open):
+            self.open(entry, action)
+            return
+        stream = entry.streams[action.stream_id]
+        assert action.stop <= stream.reach
+        stream.stop = action.stop
+        if stream.stop <= stream.position:
+            del entry.streams[action.stream_id]
+            entry.leaving += 1
 
     def open(self, entry: Entry, action: Open) -> None:
         if entry.settled and not entry.seekable:
@@ -628,7 +598,7 @@ class Conducting(RuleBasedStateMachine):
             assert (action.start, action.stop) == (0, entry.length)
             entry.present.clear()
         number = next(self.numbers)
-        entry.streams[number] = Stream(action.start, action.stop, action.stop, 0.0)
+        entry.streams[number] = Stream(action.start, action.stop, action.stop, 0.0, action.extra)
 
     def check_limits(self) -> None:
         hosts: Counter[str] = Counter()
@@ -637,6 +607,8 @@ class Conducting(RuleBasedStateMachine):
             hosts[entry.host] += len(entry.streams) + entry.leaving
         assert hosts.total() <= FEW.total
         assert all(number <= FEW.per_host for number in hosts.values())
+        running = Counter(entry.host for entry in self.entries for _ in entry.streams)
+        assert all(number <= self.bears[host] for host, number in running.items())
 
     def check_claims(self, entry: Entry) -> None:
         """No byte is claimed twice, none that is stored, none that nobody wants."""
@@ -670,7 +642,7 @@ class Conducting(RuleBasedStateMachine):
             host = sum(needed[e.id] for e in self.entries if e.host == entry.host)
             assert (
                 needed[entry.id] == FEW.per_entry
-                or host == FEW.per_host
+                or host == min(FEW.per_host, self.bears[entry.host])
                 or needed.total() == FEW.total
                 or self.has_to_wait(entry)
             ), f"nobody serves {want}"
@@ -679,12 +651,15 @@ class Conducting(RuleBasedStateMachine):
         """Whether a connection that is about to be gone stands in the way of another one."""
         scopes = [
             ([entry], FEW.per_entry),
-            ([other for other in self.entries if other.host == entry.host], FEW.per_host),
+            (
+                [other for other in self.entries if other.host == entry.host],
+                min(FEW.per_host, self.bears[entry.host]),
+            ),
             (self.entries, FEW.total),
         ]
         return any(
             sum(other.leaving for other in scope) > 0
-            and sum(len(other.streams) + other.leaving for other in scope) == limit
+            and sum(len(other.streams) + other.leaving for other in scope) >= limit
             for scope, limit in scopes
         )
 
@@ -692,7 +667,7 @@ class Conducting(RuleBasedStateMachine):
         """Let the streams bring their bytes: it ends, with all that is wanted fetched."""
         for turn in range(1000):
             for entry in self.entries:
-                entry.leaving = max(0, entry.leaving - 1)
+                entry.leaving = 0
             self.carry_out()
             running = [(entry, number) for entry in self.entries for number in entry.streams]
             if not running:

@@ -16,7 +16,7 @@ from tests.soak.judge import Asked, Judgement, Span, Wrong
 from tests.soak.lives import Examiner
 from tests.soak.report import Report
 from tests.soak.run import Options, soak
-from tests.soak.world import Kind, Subject, World
+from tests.soak.world import REFUSAL, Kind, Subject, World
 from tests.support.caches import WAIT_S
 from tests.support.origin import Origin
 
@@ -192,7 +192,7 @@ _ETAG = ("ETag", '"film-0"')
         ({"span": Span(SIZE, None)}, 416, [("Content-Range", "bytes */777")]),
         ({"if_none_match": '"film-1"'}, 304, [_ETAG]),
         ({}, 412, [_ETAG]),
-        ({}, 500, []),
+        ({}, 501, []),
     ],
 )
 def test_a_head_that_contradicts_the_truth_or_the_question_is_wrong(
@@ -206,6 +206,13 @@ def test_a_head_that_contradicts_the_truth_or_the_question_is_wrong(
 def test_an_error_that_is_not_one_line_is_wrong(text: bytes) -> None:
     with pytest.raises(Wrong, match="not one plain line"):
         _judge(_asked(_subject()), 502, [("Content-Length", str(len(text)))], text)
+
+
+def test_a_500_is_the_origins_or_wrong() -> None:
+    _judge(_asked(_subject()), 500, [("Content-Length", str(len(REFUSAL)))], REFUSAL)
+    own = b"an internal error; see the log\n"
+    with pytest.raises(Wrong, match="the proxy's own"):
+        _judge(_asked(_subject()), 500, [("Content-Length", str(len(own)))], own)
 
 
 def test_a_body_to_head_is_wrong() -> None:

@@ -120,7 +120,8 @@ def _target(dice: random.Random) -> str:
     number = dice.choice((*range(1, 12), 0, 99, -1, 10**20))
     return dice.choice(
         (
-            *(f"/m{film.path}",) * 6,
+            *(f"/m{film.path}",) * 5,
+            *(f"/p{film.path}",) * 3,
             *(film.path, f"/m{film.path}?a=%2e%2e&b={dice.random()}"),
             *("/", "/m", "/m/", "//m/x", "*", "", "/http/", "/https/evil.test/", "/http/x:y/"),
             f"/m/{_text(dice)}",

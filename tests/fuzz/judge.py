@@ -118,13 +118,13 @@ def _take_body(
     """Return the body, what follows it, and whether it is whole. Source: RFC 9112 §6.3."""
     if status < 200 or status in (204, 304) or method == "HEAD":
         return b"", rest, True
+    if method is None and (not rest or rest.startswith(b"HTTP/1.1 ")):
+        return b"", rest, True  # it must have been a HEAD; or was cut before its first byte
     if "transfer-encoding" in fields:
         return _take_chunks(rest)
     if "content-length" not in fields:
         return rest, b"", True
     length = int(fields["content-length"])
-    if method is None and (not rest or rest.startswith(b"HTTP/1.1 ")):
-        return b"", rest, True  # it must have been a HEAD; or was cut before its first byte
     return rest[:length], rest[length:], len(rest) >= length
 
 

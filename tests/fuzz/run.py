@@ -214,6 +214,7 @@ class _Server:
                 (
                     *(sys.executable, "-m", "cachefsm", "serve", "--port", "0"),
                     *("--cache-dir", str(directory / "cache"), "--mount", f"/m={origin.url()}"),
+                    *("--mount", f"/p={origin.url()}", "--pass-methods", "/p"),
                     *("--first-byte-timeout", "5s", "--stall-timeout", "5s"),
                 ),
                 stdin=subprocess.DEVNULL,

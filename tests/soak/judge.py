@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.soak.world import Subject, Version
+from tests.soak.world import REFUSAL, Subject, Version
 
 __all__ = ["Asked", "Judgement", "Span", "Wrong"]
 
-ERRORS: Final = frozenset({404, 410, 429, 502, 503, 504})
-"""What the weather can make the proxy say; a 500 would be its own fault."""
+ERRORS: Final = frozenset({404, 410, 429, 500, 502, 503, 504})
+"""What the weather can make the proxy say; a 500 only in the origin's own words."""
 
-_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
+_CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/([0-9]+)")
 _SHOWN_BYTES: Final = 24
 
@@ -171,9 +171,14 @@ class Judgement:
         match = _CONTENT_RANGE.fullmatch(text)
         if span is None or self.asked.method != "GET" or match is None:
             raise Wrong(f"a 206 that was not asked for, or says nothing: {self._head()}")
-        first, last, size = map(int, match.groups())
+        first, last = int(match[1]), int(match[2])
         self._labelled()
-        self._sized(size)
+        if match[3] == "*":
+            # Nobody knew the length: then only what was asked for to the letter is right.
+            size = last + 1 if (span.first, span.last) == (first, last) else 0
+        else:
+            size = int(match[3])
+            self._sized(size)
         condition = self.asked.if_range
         self.candidates = [
             version
@@ -242,6 +247,8 @@ class Judgement:
         text = self._text
         if not text.strip() or text.count(b"\n") != 1 or not text.endswith(b"\n"):
             raise Wrong(f"an error that is not one plain line, {text[:200]!r}: {self._head()}")
+        if self.status == 500 and text != REFUSAL:
+            raise Wrong(f"an error of the proxy's own, {text[:200]!r}: {self._head()}")
         if self._length not in (None, len(text)):
             raise Wrong(f"{len(text)} bytes of error instead of as many as said: {self._head()}")
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Final
 
-from tests.soak.world import Subject, World
+from tests.soak.world import REFUSAL, Subject, World
 from tests.support import faults
 from tests.support.origin import Exchange
 from tests.support.origin import Script as Fault
@@ -48,7 +48,7 @@ def _late(exchange: Exchange, dice: random.Random) -> Fault:
 
 
 def _refusal(code: int, *fields: tuple[str, str]) -> Callable[[Exchange, random.Random], Fault]:
-    return lambda exchange, dice: faults.status(code, *fields, body=b"<p>no, and not in one line\n")
+    return lambda exchange, dice: faults.status(code, *fields, body=REFUSAL)
 
 
 def _content_range(exchange: Exchange, dice: random.Random) -> Fault:

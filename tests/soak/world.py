@@ -15,10 +15,13 @@ from typing import Final, Literal
 
 from tests.support.origin import Origin, Resource
 
-__all__ = ["KINDS", "Kind", "Subject", "Version", "World"]
+__all__ = ["KINDS", "REFUSAL", "Kind", "Subject", "Version", "World"]
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
+
+REFUSAL: Final = b"<p>the origin's own words</p>\n"
+"""What stands in an answer of the origin's that is no file."""
 
 _CYCLE: Final = 65_521
 """A prime, so that a byte misplaced by any power of two is another byte."""

@@ -40,7 +40,8 @@ _SWITCHES = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-quic",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+    "--host-resolver-rules=MAP rebound.test 127.0.0.1, MAP * ~NOTFOUND, "
+    "EXCLUDE 127.0.0.1, EXCLUDE localhost",
     "--remote-debugging-pipe",
 )
 
@@ -89,7 +90,7 @@ class Chromium:
 
     @contextmanager
     def page(self, url: str) -> Iterator[Page]:
-        """Have a tab in which *url* has begun to arrive, until the block ends."""
+        """Have a tab that shows *url*, until the block ends."""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session)
@@ -141,9 +142,12 @@ class Page:
         self._browser, self._session = browser, session
 
     def go(self, url: str) -> None:
-        """Navigate; returns once the document has begun to arrive."""
+        """Navigate; returns once the document has a body."""
         told = self._browser.call("Page.navigate", self._session, url=url)
         assert "errorText" not in told, told["errorText"]
+        deadline_s = time.monotonic() + WAIT_S
+        while not self.evaluate("document.body !== null"):
+            assert time.monotonic() < deadline_s, f"{url} has no body"
 
     def evaluate(self, script: str) -> Any:
         """Return what the expression *script* gives, or what its promise is resolved with.

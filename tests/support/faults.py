@@ -23,21 +23,28 @@ class Hold:
     Args:
         after_bytes: body bytes sent before; None holds before the head.
         gate: opened by `release`; pass one to let several holds go together.
+        offset: of the representation, in place of *after_bytes*.
     """
 
-    def __init__(self, after_bytes: int | None, gate: Gate | None = None) -> None:
+    def __init__(
+        self, after_bytes: int | None, gate: Gate | None = None, *, offset: int | None = None
+    ) -> None:
         self.reached = threading.Event()
         self.gate = gate or Gate()
         self._after_bytes = after_bytes
+        self._offset = offset
 
     def release(self) -> None:
         self.gate.set()
 
     def __call__(self, exchange: Exchange) -> None:
-        if self._after_bytes is None:
+        after_bytes = self._after_bytes
+        if self._offset is not None:
+            after_bytes = max(0, self._offset - exchange.answer.start)
+        if after_bytes is None:
             exchange.answer.before_head.append(self._park)
         else:
-            exchange.answer.at(self._after_bytes, self._park)
+            exchange.answer.at(after_bytes, self._park)
 
     def _park(self, exchange: Exchange) -> None:
         self.reached.set()
@@ -51,6 +58,14 @@ def hold_before_headers(gate: Gate | None = None) -> Hold:
 def hold_after(body_bytes: int, gate: Gate | None = None) -> Hold:
     """Send *body_bytes*, set ``reached``, go on after ``release()``."""
     return Hold(body_bytes, gate)
+
+
+def hold_from(offset: int) -> Hold:
+    """Send nothing of the representation from *offset* on until ``release()``.
+
+    For whichever answers it applies to, however many connections share the file.
+    """
+    return Hold(None, offset=offset)
 
 
 def stall_after(body_bytes: int) -> Hold:

@@ -1,0 +1,86 @@
+"""Which URLs are one entry: the key that an entry is found by. Pure, no I/O.
+
+The key is the URL, query and all, because nobody but the origin knows what in it
+matters. What a rule names is left out, and nothing else ever: a guess would serve one
+user's bytes, or one version's, to another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote_plus
+
+from .access import check_pattern, host_matches, split_host
+from .errors import UsageError
+from .urls import OriginUrl
+
+__all__ = ["KeyRule", "KeyRules", "parse_key_rule"]
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """Leaves query parameters out of the keys of URLs at *host*.
+
+    *host* is ``host``, ``host:port``, ``host:*`` or ``*.suffix``, or ``*``; without a
+    port any will do. *drop* are the parameters' names, exact but for a ``*`` at the end.
+    They say who may have the bytes and for how long, never which bytes: whoever can
+    reach the cache gets what is stored, whatever token he shows.
+
+    Raises:
+        UsageError: there is nothing that it could apply to.
+    """
+
+    host: str
+    drop: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_pattern(self.host)
+        object.__setattr__(self, "drop", tuple(self.drop))  # a list is as good
+        if not self.drop or not all(name.strip("*") for name in self.drop):
+            raise UsageError(f"the key rule for {self.host} names no parameter to leave out")
+
+    def applies(self, url: OriginUrl) -> bool:
+        """Say whether it is about *url*."""
+        host, port = split_host(self.host.lower())
+        return host_matches(host, url.host) and port in ("", "*", str(url.port))
+
+    def drops(self, parameter: str) -> bool:
+        """Say whether ``name=value``, as it stands in a query, is left out."""
+        name = unquote_plus(parameter.partition("=")[0])
+        return any(
+            name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+            for pattern in self.drop
+        )
+
+
+class KeyRules:
+    """The key rules of one cache."""
+
+    def __init__(self, rules: Iterable[KeyRule] = ()) -> None:
+        self._rules = tuple(rules)
+
+    def key(self, url: OriginUrl) -> str:
+        """Return what *url* and all its equals are found by; itself where no rule applies."""
+        rules = [rule for rule in self._rules if rule.applies(url)]
+        path, mark, query = url.target.partition("?")
+        if not rules or not mark:
+            return str(url)
+        kept = [
+            parameter
+            for parameter in query.split("&")
+            if not any(rule.drops(parameter) for rule in rules)
+        ]
+        return str(url._replace(target=f"{path}?{'&'.join(kept)}" if kept else path))
+
+
+def parse_key_rule(text: str) -> KeyRule:
+    """Return the rule that ``cdn.example.org=token,X-Amz-*`` describes.
+
+    Raises:
+        UsageError: it does not.
+    """
+    host, equals, names = text.partition("=")
+    if not equals:
+        raise UsageError(f"{text!r} is no key rule; write HOST=PARAMETER,PARAMETER")
+    return KeyRule(host, tuple(name for name in names.split(",") if name))

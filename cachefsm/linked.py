@@ -1,0 +1,135 @@
+"""An entry whose URL may change: because its link has expired, or a newer one was named.
+
+The key stays, and with it all that is stored. Bytes are joined across such a change only
+if it is proven that the new link leads to the same file; see :mod:`cachefsm.renewal`.
+Everything here knows of one link at a time, so that a renewal is never made twice.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from .content import Content
+from .errors import CacheError, OriginStatus
+from .models import EntryRecord
+from .ranges import ByteRange
+from .representation import Representation
+from .states import DownloadState
+from .stored import StoredEntry, Surroundings
+from .urls import OriginUrl, redact
+
+__all__ = ["LinkedEntry"]
+
+_log = logging.getLogger(__name__)
+
+EXPIRED: Final = frozenset({401, 403, 410})
+"""What origins answer to a signed link whose time is over."""
+
+RENEWALS: Final = 3
+"""How many fresh links in a row may turn out to be useless."""
+
+
+class LinkedEntry(StoredEntry):
+    """A stored entry and the link that its bytes come by."""
+
+    def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
+        super().__init__(record, surroundings)
+        # Read write, under the lock.
+        self._named = self.url
+        self._renewing = False
+        self._unproven = False
+        self._renewals = 0
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether the link is a fresh one, of which nobody knows yet where it leads."""
+        with self._lock:
+            return self._unproven
+
+    def stored(self) -> tuple[Content, list[ByteRange]]:
+        """Return the present content, and which of its bytes are here."""
+        with self._lock:
+            return self._content, list(self._content.present)
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether it is fetched with credentials, which are for one origin alone."""
+        return self._around.secrets_of(self.key) != ()
+
+    def name(self, url: OriginUrl) -> None:
+        """Fetch from *url* from now on, unless it is what was named before as well.
+
+        For URLs that a rule gives the same key: the latest has the latest token.
+        """
+        with self._lock:
+            if url == self._named:
+                return
+            self._named = url
+            if url == self.url:
+                return
+            self._move(url)
+            self._write(url=str(url))
+            if self._lifecycle.state is DownloadState.FAILED:
+                self._write(retry_at=self._around.clock())  # it was the old link that failed
+        self._around.on_change(self)
+
+    def renewed(self, url: OriginUrl) -> None:
+        """Go on with a fresh link, which is written down once it has proven itself."""
+        with self._lock:
+            self._renewing, self._unproven = False, True
+            self._move(url)
+            self._waiters.wake_all()
+        self._around.on_change(self)
+
+    def not_renewed(self, error: CacheError) -> None:
+        """Fail with *error*, as there is no fresh link.
+
+        Raises:
+            StorageError: the database refused.
+        """
+        with self._lock:
+            self._renewing, self._renewals = False, 0
+            if self._closed is None:
+                self._give_up(error)
+        self._around.on_change(self)
+
+    def proven(self, content: Content, told: Representation | None) -> None:
+        """Keep to the fresh link: it leads to *content*.
+
+        *told* is what the origin says there, where that differs from what was known.
+        """
+        with self._lock:
+            if not self._unproven:
+                return
+            self._unproven = False
+            self._write(url=str(self.url))
+            if told is not None and content is self._content:
+                self._learn(content, told, asked_at_s=self._around.clock())
+
+    # -- with the lock held ----------------------------------------------------
+
+    def _expires(self, error: Exception | None) -> bool:
+        """Say whether *error* is a link's that is being renewed; see to it that it is."""
+        if not isinstance(error, OriginStatus) or error.status not in EXPIRED:
+            return False
+        if self._around.renew is None:
+            return False
+        if self._renewals >= RENEWALS and not self._renewing:
+            self._renewals = 0  # for the next who tries, after a rest
+            return False
+        if not self._renewing:
+            try:
+                self._around.renew(self, error)
+            except RuntimeError:  # no thread to be had: it has expired for now
+                return False
+            self._renewing = True
+            self._renewals += 1
+            self._stop_filling()
+        return True
+
+    def _move(self, url: OriginUrl) -> None:
+        self.url, self.shown_url = url, redact(str(url))
+
+    def _give_up(self, error: CacheError) -> None:
+        raise NotImplementedError

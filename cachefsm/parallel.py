@@ -1,0 +1,124 @@
+"""How many connections an entry is to have. Pure: what was measured goes in, a number comes out.
+
+Nobody can know beforehand whether a second connection helps: some origins give each
+connection its share, others share one line among all. So it is tried. While all of
+an entry's connections are at work, its throughput is measured over a short window;
+then their number is doubled and measured again. What brings at least half of what
+as many lone connections would is kept, and the next number tried; what does not is
+taken back, and tried again after a rest that grows each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+__all__ = ["WINDOW_BYTES", "WINDOW_S", "Seen", "Trial", "next_look_s", "step"]
+
+WINDOW_S: Final = 0.2
+"""The shortest time that says something of a line's throughput: some round trips."""
+
+LONGEST_WINDOW_S: Final = 3.0
+
+WINDOW_BYTES: Final = 256 << 10
+"""How much each connection has to bring in a window, or else it lasts longer: a few
+packets are noise."""
+
+WORTHWHILE: Final = 0.5
+"""Which part of a lone connection's throughput a further one has to add."""
+
+FIRST_REST_S: Final = 15.0
+LONGEST_REST_S: Final = 600.0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the entry's connections do: how many have been answered, all that ever came,
+    and when the last of it did.
+    """
+
+    now_s: float
+    at_work: int
+    received_bytes: int
+    heard_s: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How many connections there are to be, and what is known of that number.
+
+    ``width`` is the number, ``proven`` the last one that was worth it and
+    ``proven_rate`` the throughput that it had, 0 until it is measured. The window
+    began with ``since``; ``rate_each`` is what one connection brought in the last.
+    """
+
+    width: int = 1
+    proven: int = 1
+    proven_rate: float = 0.0
+    since: Seen | None = None
+    rest_until_s: float = 0.0
+    rest_s: float = FIRST_REST_S
+    rate_each: float = 0.0
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether the number has yet to show that it is worth it."""
+        return self.width > self.proven
+
+
+def step(trial: Trial, seen: Seen, most: int) -> Trial:
+    """Return the trial as it stands now; *most* is the largest number allowed."""
+    if trial.width > most:
+        trial = replace(trial, width=most, since=None)
+    if trial.proven > most:
+        trial = replace(trial, proven=most, proven_rate=0.0)
+    since = trial.since
+    if since is None or since.at_work != seen.at_work:
+        return replace(trial, since=seen if seen.at_work else None)
+    if not _is_over(since, seen):
+        return trial
+    elapsed_s = seen.now_s - since.now_s
+    rate = (seen.received_bytes - since.received_bytes) / elapsed_s
+    trial = replace(trial, since=seen, rate_each=rate / seen.at_work)
+    # Fewer than the number are at work where there are no connections left, or no parts.
+    tried = min(seen.at_work, trial.width)
+    is_silent = seen.now_s - seen.heard_s >= WINDOW_S
+    if rate == 0 or is_silent or tried < trial.proven:
+        return trial
+    if tried == trial.proven:
+        return _try_more(replace(trial, proven_rate=rate), seen.now_s, most)
+    alone = trial.proven_rate * tried / trial.proven
+    if rate - trial.proven_rate >= WORTHWHILE * (alone - trial.proven_rate):
+        better = replace(trial, proven=tried, proven_rate=rate, rest_s=FIRST_REST_S)
+        return _try_more(better, seen.now_s, most)
+    return replace(
+        trial,
+        width=trial.proven,
+        rest_until_s=seen.now_s + trial.rest_s,
+        rest_s=min(LONGEST_REST_S, 2 * trial.rest_s),
+        since=None,
+    )
+
+
+def next_look_s(trial: Trial, now_s: float, most: int) -> float | None:
+    """Return when there may be something to decide, or None."""
+    if trial.since is None or (trial.width >= most and not trial.is_trying):
+        return None
+    look_s = trial.since.now_s + WINDOW_S
+    if look_s <= now_s:  # too little has come for a short window
+        look_s = trial.since.now_s + LONGEST_WINDOW_S
+    return look_s if trial.is_trying else max(look_s, trial.rest_until_s)
+
+
+def _is_over(since: Seen, seen: Seen) -> bool:
+    elapsed_s = seen.now_s - since.now_s
+    enough = seen.received_bytes - since.received_bytes >= WINDOW_BYTES * seen.at_work
+    # A line that has fallen silent is no measure of what it carries.
+    is_flowing = seen.now_s - seen.heard_s <= WINDOW_S / 2
+    return elapsed_s >= LONGEST_WINDOW_S or (elapsed_s >= WINDOW_S and enough and is_flowing)
+
+
+def _try_more(trial: Trial, now_s: float, most: int) -> Trial:
+    if trial.is_trying or now_s < trial.rest_until_s or trial.width >= most:
+        return trial
+    return replace(trial, width=min(2 * trial.width, most), since=None)

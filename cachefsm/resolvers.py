@@ -1,0 +1,61 @@
+"""Who knows the fresh link to a file: a function, or a command that is run.
+
+What is done with what they say is `cachefsm.renewal`'s business.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from collections.abc import Callable
+from typing import Final
+
+from .errors import OriginStatus, UsageError
+
+__all__ = ["Resolver", "command_resolver"]
+
+COMMAND_TIMEOUT_S: Final = 60.0
+
+Resolver = Callable[[str, OriginStatus], "str | None"]
+"""Gets the URL that has expired, in full, and how that showed; returns a fresh one, or
+None if there is none. May raise, and may take its time."""
+
+
+def command_resolver(command: str) -> Resolver:
+    """Return a resolver that runs *command* with the URL as its last argument.
+
+    The fresh URL is the first line that it prints; none, or a status other than 0, is
+    that there is no other. Its words on stderr are told.
+
+    Raises:
+        UsageError: there is no command in it.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise UsageError(f"the resolver cannot be read: {error}") from error
+    if not words:
+        raise UsageError("a resolver is a command")
+
+    def resolve(url: str, _error: OriginStatus) -> str | None:
+        try:
+            done = subprocess.run(  # noqa: S603 - the person's own command
+                [*words, url],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=COMMAND_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UsageError(f"the resolver took more than {error.timeout:g} s") from error
+        except OSError as error:
+            raise UsageError(f"the resolver cannot be run: {error.strerror}") from error
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines()[-1:] or [f"status {done.returncode}"]
+            raise UsageError(f"the resolver failed: {said[0]}")
+        lines = done.stdout.split("\n", 1)
+        return lines[0].strip() or None
+
+    return resolve

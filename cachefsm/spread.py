@@ -1,0 +1,118 @@
+"""Where more connections than the wants need would do most good. Pure.
+
+An entry may have several connections at work on bytes that one could bring, if its
+origin gives each of them less than the line could carry. Each further one takes a
+part of what nobody has begun: what no claim covers, or the end of a claim that is
+long enough to be shared.
+
+While somebody reads, the parts follow the reader: each connection is given what it
+brings in a few seconds, the nearest first, so that all of them work on what will be
+wanted next. Without a reader, or near the end, the longest claim is halved, which
+takes the fewest requests. In both cases the first bytes of a claim stay with the
+connection that is there already: whoever waits for them loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from .draft import Draft, Planned
+from .picture import EntryView, Limits, Priority
+from .ranges import END, RangeSet
+
+__all__ = ["spread"]
+
+
+def spread(draft: Draft, missing: RangeSet, limits: Limits) -> None:
+    """Bring the number of connections to the entry's width, as far as there is work for them.
+
+    Raising it opens connections, lowering it gives those up that only it had opened,
+    the youngest first: they are the ones that have been found to bring nothing. One
+    that is nearly done has its successor opened already, so that the line is not idle
+    while that waits for its answer.
+    """
+    view = draft.view
+    spare = sorted(claim.stream.id for claim in draft.kept if claim.is_spare and claim.stream)
+    ending = sum(_is_nearly_done(claim, view, _LATE) for claim in draft.kept)
+    surplus = spare[max(0, view.width - 1) + ending :]
+    for claim in list(draft.kept):
+        if claim.stream is not None and claim.stream.id in surplus:
+            draft.give_up(claim)
+    if view.length == END:
+        return
+    lasting = sum(not _is_nearly_done(claim, view) for claim in draft.kept)
+    for _ in range(view.width - lasting):
+        part = _next_part(draft, missing, limits)
+        if part is None:
+            return
+        holder, start = part
+        if holder is not None:
+            holder.stop = start
+        draft.open(start, missing.run_stop(start), extra=True)
+
+
+_LATE: Final = 4.0
+"""A successor is kept though its forerunner turns out to need this many times as long."""
+
+
+def _is_nearly_done(claim: Planned, view: EntryView, factor: float = 1.0) -> bool:
+    """Say whether *claim* ends sooner than a new connection would be answered."""
+    if claim.stream is None:
+        return False
+    left = claim.stop - claim.position
+    return left <= factor * claim.stream.rate_bytes_s * view.origin.latency_s
+
+
+_Part = tuple[Planned | None, int, int]
+"""What could be begun: whose claim it is, if anybody's, and from where to where it goes."""
+
+
+def _next_part(
+    draft: Draft, missing: RangeSet, limits: Limits
+) -> tuple[Planned | None, int] | None:
+    """Return where a further connection is to begin, and whose claim that shortens, if any."""
+    least = _least_bytes(draft.view, limits)
+    readers = [want.start for want in draft.view.wants if want.priority <= Priority.READ_AHEAD]
+    if readers:
+        size = max(least, int(limits.part_s * draft.view.origin.rate_bytes_s))
+        parts = [part for part in _parts(draft, missing, least) if _divides(part, size)]
+        if parts:
+            here = min(readers)
+            holder, start, _ = min(parts, key=lambda part: (part[1] < here, part[1]))
+            return holder, start + (size if holder else 0)
+    parts = list(_parts(draft, missing, least))
+    if not parts:
+        return None
+    holder, start, stop = max(parts, key=lambda part: (part[2] - part[1], -part[1]))
+    return holder, (start + stop + 1) // 2 if holder else start
+
+
+def _least_bytes(view: EntryView, limits: Limits) -> int:
+    """Return the size of the smallest part that is worth a request.
+
+    On a slow line that is what takes some seconds. In any case, below twice what a
+    connection brings in the time that an answer takes, the others would be done
+    before the new one has earned its keep.
+    """
+    rate, latency_s = view.origin.rate_bytes_s, view.origin.latency_s
+    lasting = int(limits.part_s * rate) or limits.part_bytes
+    return max(1, min(limits.part_bytes, lasting), int(2 * latency_s * rate))
+
+
+def _parts(draft: Draft, missing: RangeSet, least: int) -> Iterator[_Part]:
+    """Yield what could be begun: parts without a claim, and claims that can be shared."""
+    free = missing.copy()
+    for claim in draft.kept:
+        free.remove(claim.position, claim.stop)
+        start = max(claim.position, claim.keeps)
+        if claim.stop - start >= 2 * least:
+            yield claim, start, claim.stop
+    for start, stop in free:
+        if stop - start >= least:
+            yield None, start, stop
+
+
+def _divides(part: _Part, size: int) -> bool:
+    holder, start, stop = part
+    return holder is None or stop - start >= 2 * size

@@ -1,0 +1,226 @@
+"""What is learnt of an origin, and what it changes: pure where it can be, and over sockets."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from cachefsm import Cache, DownloadState
+from cachefsm.errors import OriginStatus, OriginTimeout, OriginUnreachable
+from cachefsm.origins import (
+    BLAME_S,
+    FIRST_REST_S,
+    LONGEST_REST_S,
+    OriginBook,
+    OriginFacts,
+    OriginRecord,
+)
+from cachefsm.ranges import END
+from cachefsm.scheduler import Limits
+from tests.support.caches import WAIT_S, Clock, OpenCache, fetch
+from tests.support.faults import reset_after
+from tests.support.origin import Exchange, Gate, Origin, Resource, Shaping, content
+
+MIB = 1 << 20
+TOO_MANY = OriginStatus(429)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def facts_with(standing: int, clock: Clock) -> OriginFacts:
+    facts = OriginBook(clock=clock).of("http://origin.test")
+    for number in range(standing):
+        facts.begin(number)
+    return facts
+
+
+# -- how many connections it bears -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error", [OriginStatus(429), OriginStatus(503), OriginUnreachable("connection refused")]
+)
+def test_a_refusal_while_others_stand_is_one_too_many(clock: Clock, error: Exception) -> None:
+    facts = facts_with(4, clock)
+    assert facts.view().most == END
+    assert facts.refused(error)
+    assert facts.view().most == 3
+
+
+@pytest.mark.parametrize(
+    "error", [OriginStatus(404), OriginStatus(500), OriginTimeout("silent"), ValueError()]
+)
+def test_other_errors_say_nothing_of_connections(clock: Clock, error: Exception) -> None:
+    facts = facts_with(4, clock)
+    assert not facts.refused(error)
+    assert facts.view().most == END
+
+
+def test_what_a_lone_connection_is_told_is_said_to_anybody(clock: Clock) -> None:
+    facts = facts_with(1, clock)
+    assert not facts.refused(TOO_MANY)
+    assert facts.view().most == END
+
+
+def test_an_outage_that_cuts_all_connections_is_one_refusal(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    told = []
+    for number in range(4):
+        told.append(facts.refused(OriginUnreachable("reset")))
+        facts.end(number)
+    # The others are failures like any other: they are to be tried again after a while.
+    assert told == [True, False, False, False]
+    assert facts.view().most == 3
+
+
+def test_each_of_several_refusals_counts(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    for number in (3, 2):
+        assert facts.refused(TOO_MANY)
+        facts.end(number)
+    assert facts.view().most == 2
+    clock.now_s += FIRST_REST_S
+    assert facts.view().most == 3
+
+
+def test_a_connection_that_breaks_long_after_the_last_one_began_just_broke(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    clock.now_s += BLAME_S + 1
+    assert not facts.refused(OriginUnreachable("reset"))
+    assert facts.refused(TOO_MANY)
+
+
+def test_one_more_is_tried_after_a_rest_which_grows_with_each_refusal(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    rest_s = FIRST_REST_S
+    for _ in range(4):
+        assert facts.refused(TOO_MANY)
+        clock.now_s += rest_s - 1
+        assert facts.view().most == 3
+        clock.now_s += 1
+        assert facts.view().most == 4
+        rest_s *= 2
+    for _ in range(20):
+        facts.refused(TOO_MANY)
+        clock.now_s += LONGEST_REST_S
+    assert facts.view().most == 4
+
+
+def test_the_origin_s_own_wish_is_the_shortest_rest(clock: Clock) -> None:
+    facts = facts_with(2, clock)
+    facts.refused(OriginStatus(503, retry_after_s=10 * FIRST_REST_S))
+    clock.now_s += 9 * FIRST_REST_S
+    assert facts.view().most == 1
+
+
+def test_what_is_borne_after_all_raises_the_limit_again(clock: Clock) -> None:
+    facts = facts_with(3, clock)
+    facts.refused(TOO_MANY)
+    facts.end(2)
+    facts.answered(0.1, accepts_ranges=True)
+    assert facts.view().most == 2
+    for most in (3, 4):
+        clock.now_s += FIRST_REST_S
+        assert facts.view().most == most
+        facts.begin(most)
+        facts.answered(0.1, accepts_ranges=True)
+        assert facts.view().most == most
+
+
+# -- what else ---------------------------------------------------------------------
+
+
+def test_speed_and_latency_are_averages_that_follow(clock: Clock) -> None:
+    facts = facts_with(0, clock)
+    facts.answered(0.2, accepts_ranges=True)
+    facts.brought(1000.0)
+    assert (facts.view().latency_s, facts.view().rate_bytes_s) == (0.2, 1000.0)
+    for _ in range(50):
+        facts.answered(0.1, accepts_ranges=True)
+        facts.brought(3000.0)
+    assert facts.view().latency_s == pytest.approx(0.1)
+    assert facts.view().rate_bytes_s == pytest.approx(3000.0)
+
+
+def test_what_has_changed_is_told_once(clock: Clock) -> None:
+    book = OriginBook([OriginRecord("http://known.test", connections=3)], clock)
+    assert book.of("http://known.test").record.connections == 3
+    assert book.changes() == []
+    book.of("http://new.test").proved(4)
+    assert [(record.origin, record.connections) for record in book.changes()] == [
+        ("http://new.test", 4)
+    ]
+    assert book.changes() == []
+
+
+# -- over sockets ------------------------------------------------------------------
+
+
+def test_connections_are_added_where_each_has_its_share(open_cache: OpenCache) -> None:
+    cache = open_cache()
+    with Origin(Shaping(rate_per_connection=8 * MIB)) as origin:
+        origin.put("/film", Resource(24 * MIB))
+        film = cache.entry(origin.url("/film"))
+        assert fetch(cache, film) == content(0, 24 * MIB)
+        assert 2 <= origin.peak_connections <= Limits().per_entry
+        assert film.wait_complete(WAIT_S)
+        # What a connection had asked for beyond its part is lost with it: little.
+        assert origin.body_bytes_sent <= 24 * MIB + len(origin.requests) * 256 * 1024
+
+
+def test_an_origin_that_refuses_connections_is_asked_over_fewer(open_cache: OpenCache) -> None:
+    cache = open_cache()
+    with Origin(Shaping(rate_per_connection=8 * MIB, max_connections=2)) as origin:
+        for path in ("/first", "/second"):
+            origin.put(path, Resource(24 * MIB))
+            film = cache.entry(origin.url(path))
+            assert fetch(cache, film) == content(0, 24 * MIB)
+            assert film.wait_complete(WAIT_S)
+        # That was found out once, on the way from two to four.
+        empty = [request.path for request in origin.requests if not request.body_bytes_sent]
+        assert empty in (["/first"], ["/first", "/first"])
+
+
+def test_who_is_refused_for_the_others_sake_tries_again_at_once(
+    open_cache: OpenCache,
+) -> None:
+    cache = open_cache(fill="requested")
+    with Origin(Shaping(max_connections=1, retry_after_s=3600)) as origin:
+        origin.put("/film", Resource(4 * MIB))
+        later = cache.entry(origin.url("/later"))
+        origin.put("/later", Resource(4 * MIB))
+        assert fetch(cache, later, 0, 1) == content(0, 1)
+        hold = origin.script(_Stay(), path="/later")
+        later.start(priority="prefetch")
+        origin.wait_until(lambda: hold.seen == 1)
+        film = cache.entry(origin.url("/film"))
+        assert fetch(cache, film) == content(0, 4 * MIB)
+        assert later.wait_complete(WAIT_S)
+
+
+class _Stay:
+    """Sends half, and the rest never: the connection stands until the client leaves."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.seen += 1
+        exchange.answer.at(1000, self._stay)
+
+    def _stay(self, exchange: Exchange) -> None:
+        exchange.wait(Gate())
+
+
+def test_a_lone_connection_that_is_reset_is_no_sign(cache: Cache, origin: Origin) -> None:
+    origin.put("/film", Resource(4 * MIB))
+    origin.script(reset_after(MIB))
+    film = cache.entry(origin.url("/film"))
+    assert fetch(cache, film) == content(0, 4 * MIB)
+    assert film.wait_complete(WAIT_S)
+    assert film.state is DownloadState.COMPLETE
+    assert Counter(request.path for request in origin.requests) == {"/film": 2}

@@ -1,0 +1,420 @@
+"""Links that expire: what a resolver is asked, and what a fresh link has to prove."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachefsm import ByteRange, Cache, DownloadState, Entry
+from cachefsm.errors import CacheError, OriginStatus, UsageError
+from cachefsm.linked import RENEWALS
+from cachefsm.renewal import SAMPLE_BYTES, SAMPLES
+from cachefsm.resolvers import command_resolver
+from cachefsm.scheduler import Limits
+from cachefsm.terms import Terms
+from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
+from tests.support.faults import status
+from tests.support.origin import Origin, Request, Resource, content, pattern
+
+MIB = 1 << 20
+SIZE = 8 * MIB
+HALF = SIZE // 2
+
+Resolve = Callable[[str, OriginStatus], "str | None"]
+
+
+class Links:
+    """Signed links to one file: only the latest is good; issues another on demand."""
+
+    def __init__(self, origin: Origin, path: str = "/film") -> None:
+        self._origin = origin
+        self._path = path
+        self.asked: list[tuple[str, int]] = []
+        self.good = 1
+        origin.script(status(403), path=path, when=self._is_bad, times=None)
+
+    @property
+    def url(self) -> str:
+        return self._origin.url(f"{self._path}?sig={self.good}")
+
+    def expire(self) -> None:
+        self.good += 1
+
+    def resolve(self, url: str, error: OriginStatus) -> str | None:
+        self.asked.append((url, error.status))
+        return self.url
+
+    def _is_bad(self, request: Request) -> bool:
+        return not request.target.endswith(f"?sig={self.good}")
+
+
+@pytest.fixture
+def links(origin: Origin) -> Links:
+    origin.put("/film", Resource(SIZE))
+    return Links(origin)
+
+
+def opened(open_cache: OpenCache, resolver: Resolve, **options: Any) -> Cache:
+    return open_cache(resolver=resolver, **{"fill": "requested", "grace": 0, **options})
+
+
+def half_stored(cache: Cache, url: str) -> Entry:
+    """Return the entry of *url*, of which the first half is here, and nothing is on its way."""
+    entry = cache.entry(url)
+    assert fetch(cache, entry, 0, HALF) == content(0, HALF)
+    eventually(lambda: entry.state is DownloadState.PAUSED)
+    return entry
+
+
+def asked(origin: Origin) -> list[tuple[str, str | None]]:
+    return [(request.target, request.range) for request in origin.requests]
+
+
+def row(cache: Cache) -> tuple[str, str]:
+    ((key, url),) = rows(cache.directory, "SELECT key, url FROM cache_entries")
+    return key, url
+
+
+def test_a_download_goes_on_with_the_fresh_link(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    cache = opened(open_cache, links.resolve)
+    old = links.url
+    film = half_stored(cache, old)
+    links.expire()
+    assert fetch(cache, film) == content(0, SIZE)
+    assert film.wait_complete(WAIT_S)
+    assert links.asked == [(old, 403)]
+    assert row(cache) == (old, links.url)
+    sent = origin.body_bytes_sent
+    assert sent <= SIZE + SAMPLE_BYTES  # nothing that was stored came again, but for the proof
+    assert cache.entry(old).id == film.id
+    assert len(cache.entries()) == 1
+
+
+def test_the_fresh_link_is_used_after_a_restart(open_cache: OpenCache, links: Links) -> None:
+    cache = opened(open_cache, links.resolve)
+    old = links.url
+    film = half_stored(cache, old)
+    links.expire()
+    assert film.wait_for(HALF, HALF + 1, WAIT_S)
+    cache.close()
+    cache = opened(open_cache, links.resolve)
+    assert fetch(cache, cache.entry(old)) == content(0, SIZE)
+    assert len(links.asked) == 1
+
+
+def test_a_link_may_have_expired_before_anything_is_stored(
+    open_cache: OpenCache, links: Links
+) -> None:
+    cache = opened(open_cache, links.resolve)
+    film = cache.entry(links.url)
+    links.expire()
+    assert fetch(cache, film) == content(0, SIZE)
+
+
+@pytest.mark.parametrize("code", [401, 403, 410])
+def test_that_is_what_expired_links_are_answered(
+    open_cache: OpenCache, origin: Origin, code: int
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    origin.script(status(code), path="/film", when=lambda request: "sig=1" in request.target)
+    cache = opened(open_cache, lambda _url, _error: origin.url("/film?sig=2"))
+    assert fetch(cache, cache.entry(origin.url("/film?sig=1")), 0, 10) == content(0, 10)
+
+
+def test_another_status_is_no_question_of_links(open_cache: OpenCache, origin: Origin) -> None:
+    cache = opened(open_cache, lambda _url, _error: pytest.fail("asked"))
+    with pytest.raises(CacheError, match="404"):
+        fetch(cache, cache.entry(origin.url("/missing")))
+
+
+def test_many_readers_have_the_link_renewed_once(open_cache: OpenCache, links: Links) -> None:
+    go_on = threading.Event()
+
+    def slowly(url: str, error: OriginStatus) -> str | None:
+        assert go_on.wait(WAIT_S)
+        return links.resolve(url, error)
+
+    cache = opened(open_cache, slowly)
+    film = half_stored(cache, links.url)
+    links.expire()
+    starts = range(HALF, SIZE, MIB)
+    found: dict[int, bytes] = {}
+
+    def read(start: int) -> None:
+        found[start] = fetch(cache, film, start, start + MIB)
+
+    readers = [threading.Thread(target=read, args=(start,)) for start in starts]
+    for reader in readers:
+        reader.start()
+    eventually(lambda: film.describe()["readers"] == len(readers))
+    go_on.set()
+    for reader in readers:
+        reader.join(WAIT_S)
+    assert found == {start: content(start, start + MIB) for start in starts}
+    assert len(links.asked) == 1
+
+
+def test_a_slow_resolver_holds_up_no_other_entry_and_no_connection(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    asking, go_on = threading.Event(), threading.Event()
+
+    def slowly(url: str, error: OriginStatus) -> str | None:
+        asking.set()
+        assert go_on.wait(WAIT_S)
+        return links.resolve(url, error)
+
+    cache = opened(open_cache, slowly, limits=Limits(per_entry=1, per_host=1, total=1))
+    film = cache.entry(links.url)
+    links.expire()
+    film.start()
+    assert asking.wait(WAIT_S)
+    origin.put("/other", Resource(MIB))
+    assert fetch(cache, cache.entry(origin.url("/other"))) == content(0, MIB)
+    assert film.describe()["streams"] == []
+    go_on.set()
+    assert film.wait_complete(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("resolve", "told"),
+    [
+        (lambda _url, _error: None, "the resolver knows no other"),
+        (lambda url, _error: url, "the resolver knows only the same"),
+        (lambda _url, _error: "ftp://example.test/film", "is not an http:// or https:// URL"),
+    ],
+)
+def test_without_a_fresh_link_the_origins_answer_stands(
+    open_cache: OpenCache,
+    links: Links,
+    caplog: pytest.LogCaptureFixture,
+    resolve: Resolve,
+    told: str,
+) -> None:
+    cache = opened(open_cache, resolve)
+    film = half_stored(cache, links.url)
+    links.expire()
+    with pytest.raises(OriginStatus, match="403"):
+        film.wait_for(HALF, SIZE, WAIT_S)
+    assert film.state is DownloadState.FAILED
+    assert film.ranges == [ByteRange(0, HALF)]
+    (line,) = [record.message for record in caplog.records if "not renewed" in record.message]
+    assert told in line
+    assert "\n" not in line
+
+
+def test_a_resolver_that_raises_is_told_in_one_line_without_secrets(
+    open_cache: OpenCache, links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "cachefsm")
+
+    def broken(url: str, _error: OriginStatus) -> str | None:
+        raise KeyError(f"no page\nfor {url}")
+
+    cache = opened(open_cache, broken)
+    film = cache.entry(links.url)
+    links.expire()
+    with pytest.raises(OriginStatus):
+        film.wait_for(0, 1, WAIT_S)
+    (line,) = [record.message for record in caplog.records if "not renewed" in record.message]
+    assert "no page" in line
+    assert "sig=" not in caplog.text
+
+
+def test_links_that_are_useless_again_and_again_end_in_a_failure(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.script(status(403), times=None)
+    count = 0
+
+    def another(_url: str, _error: OriginStatus) -> str | None:
+        nonlocal count
+        count += 1
+        return origin.url(f"/film?sig={count}")
+
+    cache = opened(open_cache, another)
+    film = cache.entry(origin.url("/film?sig=0"))
+    with pytest.raises(OriginStatus, match="403"):
+        film.wait_for(0, 1, WAIT_S)
+    assert count == RENEWALS
+
+
+def test_a_question_about_a_whole_file_has_the_link_renewed_too(
+    open_cache: OpenCache, links: Links
+) -> None:
+    cache = opened(open_cache, links.resolve)
+    film = cache.entry(links.url)
+    assert film.wait_complete(WAIT_S)
+    links.expire()
+    demanding = Terms(request_fields=(("cache-control", "no-cache"),), since_s=time.monotonic())
+    with closing(cache.open_reader(film.id, terms=demanding)) as reader:
+        assert reader.representation().complete_length == SIZE
+        assert b"".join(reader.pieces(0, SIZE)) == content(0, SIZE)
+        assert reader.news.forwarded == "stale"
+    assert len(links.asked) == 1
+
+
+def test_closing_does_not_wait_for_a_resolver(open_cache: OpenCache, links: Links) -> None:
+    asking, go_on = threading.Event(), threading.Event()
+
+    def slowly(_url: str, _error: OriginStatus) -> str | None:
+        asking.set()
+        assert go_on.wait(WAIT_S)
+        return None
+
+    cache = opened(open_cache, slowly)
+    film = cache.entry(links.url)
+    links.expire()
+    film.start()
+    assert asking.wait(WAIT_S)
+    cache.close()
+    go_on.set()
+    cache = open_cache(start=False)
+    assert cache.entries()[0].state is not DownloadState.FAILED
+
+
+# -- whether it is the same file ---------------------------------------------------
+
+
+def elsewhere(origin: Origin, resource: Resource) -> Resolve:
+    """Return a resolver that leads to another file, which is *resource*."""
+    origin.put("/elsewhere", resource)
+    return lambda _url, _error: origin.url("/elsewhere?sig=2")
+
+
+def test_a_server_with_another_etag_for_the_same_file_is_believed_after_a_sample(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    cache = opened(open_cache, elsewhere(origin, Resource(SIZE, etag='"other-server"')))
+    film = half_stored(cache, links.url)
+    links.expire()
+    assert fetch(cache, film) == content(0, SIZE)
+    assert film.wait_complete(WAIT_S)
+    assert film.describe()["generation"] == 0
+    told = rows(cache.directory, "SELECT etag, url FROM cache_entries")
+    assert told == [('"other-server"', origin.url("/elsewhere?sig=2"))]
+    again = [request.range for request in origin.requests if request.path == "/elsewhere"]
+    stored = [range_ for range_ in again if range_ and int(range_[6:].split("-")[0]) < HALF]
+    assert len(stored) == SAMPLES + 1  # the first one twice: by validator, then by its bytes
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Resource(SIZE, etag='"other"', version=1),
+        Resource(SIZE - 1, etag='"other"'),
+        Resource(HALF // 2, etag='"other"'),
+        Resource(SIZE, etag='W/"weak"'),
+        Resource(SIZE, etag=None),
+        Resource(SIZE, etag='"other"', accepts_ranges=False),
+        Resource(SIZE, etag='"other"', framing="chunked"),
+    ],
+    ids=["other bytes", "shorter", "much shorter", "weak", "without", "no ranges", "no length"],
+)
+def test_a_link_that_proves_nothing_begins_the_file_again(
+    open_cache: OpenCache, origin: Origin, links: Links, other: Resource
+) -> None:
+    cache = opened(open_cache, elsewhere(origin, other))
+    film = half_stored(cache, links.url)
+    links.expire()
+    film.start()
+    eventually(lambda: film.state is DownloadState.COMPLETE)
+    assert fetch(cache, film) == bytes(pattern(other.version)(0, other.size or 0))
+    assert film.describe()["generation"] == 1
+
+
+def test_bytes_that_differ_where_a_sample_was_taken_are_noticed(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    last = HALF - 1
+
+    def one_byte_differs(start: int, stop: int) -> bytes:
+        data = bytearray(content(start, stop))
+        if start <= last < stop:
+            data[last - start] ^= 1
+        return bytes(data)
+
+    other = Resource(SIZE, etag='"other"', content=one_byte_differs)
+    cache = opened(open_cache, elsewhere(origin, other))
+    film = half_stored(cache, links.url)
+    links.expire()
+    assert film.wait_complete(WAIT_S)
+    assert fetch(cache, film, last, last + 1) == one_byte_differs(last, last + 1)
+
+
+def test_credentials_are_not_taken_to_another_origin(
+    open_cache: OpenCache, origin: Origin, links: Links, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = (("Authorization", "Bearer mine"),)
+    with Origin() as other:
+        other.put("/film", Resource(SIZE))
+        cache = opened(open_cache, lambda _url, _error: other.url("/film"))
+        entry_id = cache.find_variant(links.url, Terms(secrets=secrets))
+        links.expire()
+        with pytest.raises(OriginStatus):
+            with closing(cache.open_reader(entry_id, terms=Terms(secrets=secrets))) as reader:
+                reader.representation()
+        assert other.requests == []
+    assert "the credentials are not for" in caplog.text
+
+
+# -- a command as the resolver -----------------------------------------------------
+
+
+SCRIPT = "import sys; print(sys.argv[1].replace('sig=1', 'sig=2')); print('more')"
+
+
+def command(script: str, tmp_path: Path) -> str:
+    (tmp_path / "resolver.py").write_text(script)
+    return f"'{sys.executable}' '{tmp_path / 'resolver.py'}'"
+
+
+def test_a_command_gives_the_fresh_link(
+    open_cache: OpenCache, links: Links, tmp_path: Path
+) -> None:
+    cache = opened(open_cache, command_resolver(command(SCRIPT, tmp_path)))
+    film = half_stored(cache, links.url)
+    links.expire()
+    assert fetch(cache, film) == content(0, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("", "knows no other"),
+        ("import sys; sys.exit('first\\nno such page')", "no such page"),
+        ("raise SystemExit(3)", "status 3"),
+    ],
+)
+def test_a_command_that_fails_says_why(
+    open_cache: OpenCache,
+    links: Links,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    script: str,
+    told: str,
+) -> None:
+    cache = opened(open_cache, command_resolver(command(script, tmp_path)))
+    film = cache.entry(links.url)
+    links.expire()
+    with pytest.raises(OriginStatus):
+        film.wait_for(0, 1, WAIT_S)
+    assert told in caplog.text
+
+
+def test_what_is_no_command_is_refused() -> None:
+    for text in ("", "'", "  "):
+        with pytest.raises(UsageError):
+            command_resolver(text)
+    with pytest.raises(UsageError, match="cannot be run"):
+        command_resolver("/nonexistent")("http://example.test/", OriginStatus(403))
