@@ -77,7 +77,6 @@ class LiveEntry(LinkedEntry):
         self._inquiry: Inquiry | None = None
         self._terms: Terms | None = None
         """On whose terms the origin was last asked."""
-        self._negative: Negative | None = None
         self._passing_until_s = float("-inf")
         self._meter = RateMeter(surroundings.ticks())
 
@@ -525,6 +524,8 @@ class LiveEntry(LinkedEntry):
                 wish = replace(wish, start=inquiry.start, stop=inquiry.stop)
                 if self._content.asked_past_end:
                     wish = replace(wish, start=0, stop=1)
+            if self._content.is_here:
+                return None  # the last of it came after the plan was made
             if not self._content.joinable and not self._claims:
                 # What is stored, or what readers were told, can't be joined with what
                 # a new answer brings: begin again.
@@ -800,13 +801,14 @@ class LiveEntry(LinkedEntry):
         if claim.inquiry is not None and _is_an_answer(error):
             # Whoever asks is there to hear it, and knows better whether to ask again.
             self._fail(error, rest_s=0.0)
-            self._negative = Negative.of(
+            answer = Negative.of(
                 error,
                 claim.inquiry.terms,
                 requested_s=claim.asked_at_s,
                 received_s=self._around.clock(),
                 guess_s=self._policy.retries.permanent_s,
             )
+            self._around.negatives.note(self.id, answer)
         elif verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
@@ -886,11 +888,10 @@ class LiveEntry(LinkedEntry):
         failure = self.failure()
         if failure is None:
             return
-        negative = self._negative
-        if negative is not None and negative.error is failure:
-            given = negative.again(terms, self._around.clock())
-            if given is not None:
-                raise given
+        answer = self._around.negatives.of(self.id)
+        given = answer.again(terms, self._around.clock()) if answer is not None else None
+        if given is not None:
+            raise given
         if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")

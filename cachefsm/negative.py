@@ -1,10 +1,12 @@
 """Answers that are no file, a 404 say: given again for as long as they may be.
 
-In memory only: after a restart the origin is asked. Pure.
+In memory only: after a restart the origin is asked. No I/O.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,7 +15,11 @@ from .fields import value_of
 from .freshness import VaryKey, current_age_s, freshness_lifetime_s, parse_cache_control
 from .terms import Terms
 
-__all__ = ["Negative"]
+__all__ = ["Negative", "Negatives"]
+
+REMEMBERED: Final = 1024
+REMEMBERED_BYTES: Final = 16 << 20
+"""How many answers, and how many bytes of bodies, are kept; one is at most 1 MiB."""
 
 #: Known to last; others may have passed when they are asked for again, or are a matter
 #: of who asks. RFC 9110 §15.1 has more, but a wrong guess here hides a file.
@@ -54,8 +60,15 @@ class Negative:
             lifetime_s = freshness_lifetime_s(error.status, told, received_s=received_s)
         else:
             lifetime_s = guess_s if error.status in _LASTING else 0.0
-        selected_by = None if terms.forbids_storing else terms.vary_key(told)
+        # must-understand makes up for no-store only where a status is understood: §5.2.2.3.
+        private = terms.forbids_storing or "no-store" in parse_cache_control(told)
+        selected_by = None if private else terms.vary_key(told)
         return cls(error, lifetime_s, requested_s, received_s, selected_by)
+
+    @property
+    def size_bytes(self) -> int:
+        """How long its body is."""
+        return len(self.error.body or b"")
 
     def again(self, terms: Terms, now_s: float) -> OriginStatus | None:
         """Return it, with its age, to be raised once more; None if it must be asked for."""
@@ -70,3 +83,35 @@ class Negative:
         error = self.error.again()
         error.age_s = age_s
         return error
+
+
+class Negatives:
+    """The answers that entries failed with last, those that there is room for; thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[int, Negative] = OrderedDict()
+        self._bytes = 0
+
+    def note(self, entry_id: int, answer: Negative) -> None:
+        """Remember *answer*, and forget the oldest if there are too many."""
+        with self._lock:
+            self._drop(entry_id)
+            self._answers[entry_id] = answer
+            self._bytes += answer.size_bytes
+            while len(self._answers) > REMEMBERED or self._bytes > REMEMBERED_BYTES:
+                self._drop(next(iter(self._answers)))
+
+    def of(self, entry_id: int) -> Negative | None:
+        """Return the answer that the entry failed with, if it is remembered."""
+        with self._lock:
+            return self._answers.get(entry_id)
+
+    def forget(self, entry_id: int) -> None:
+        """Forget what the entry failed with, if anything: it is tried again."""
+        with self._lock:
+            self._drop(entry_id)
+
+    def _drop(self, entry_id: int) -> None:
+        answer = self._answers.pop(entry_id, None)
+        self._bytes -= answer.size_bytes if answer is not None else 0

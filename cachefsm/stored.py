@@ -30,6 +30,7 @@ from .freshness import VaryKey
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
 from .models import EntryRecord, StaleRow, Store
+from .negative import Negatives
 from .origins import OriginBook
 from .ranges import END, ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
@@ -106,6 +107,7 @@ class Surroundings:
     clock: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
     trouble: Trouble = field(default_factory=Trouble)
+    negatives: Negatives = field(default_factory=Negatives)
     origins: OriginBook = field(default_factory=OriginBook)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
@@ -520,6 +522,7 @@ class StoredEntry:
         target = self._lifecycle.state
         if target is not DownloadState.FAILED:
             self._failure = None
+            self._around.negatives.forget(self.id)
         why = f" ({reason})" if reason else ""
         _log.info("%s %s %s -> %s%s", self.shown_url, event, source, target, why)
         self._around.on_transition(

@@ -8,6 +8,7 @@ import pytest
 
 from cachefsm import Cache
 from cachefsm.errors import RepresentationChanged
+from cachefsm.scheduler import Open, Priority
 from tests.support.caches import WAIT_S, OpenCache
 from tests.support.faults import Hold
 from tests.support.messages import pattern
@@ -47,3 +48,15 @@ def test_a_reader_that_is_ready_keeps_what_was_stored_though_the_entry_moves_on(
         with cache.registry.lease(film.id) as live:
             live.invalidate("changed at the origin")
         assert b"".join(reader.pieces(0, SIZE)) == pattern()(0, SIZE)
+
+
+def test_a_plan_that_was_made_before_the_last_byte_came_takes_nothing_away(
+    cache: Cache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
+    film = cache.entry(origin.url("/film"))
+    film.start()
+    assert film.wait_complete(WAIT_S)
+    with cache.registry.lease(film.id) as live:
+        assert live.grant(Open(film.id, 0, SIZE, Priority.BLOCKED)) is None
+        assert live.has(0, SIZE)

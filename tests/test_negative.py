@@ -214,13 +214,30 @@ def test_a_new_process_asks_anew(origin, clock, open_cache: OpenCache) -> None:
         assert len(origin.requests) == asked
 
 
-def test_an_answer_that_was_forgotten_is_asked_for_again(origin, proxy) -> None:
-    origin.script(status(404, ("Cache-Control", "max-age=60"), body=b"gone"), times=None)
+def test_an_answer_is_given_again_though_others_came_since(origin, proxy) -> None:
     films = [f"{proxy.url}m/film-{number}" for number in range(100)]
     for film in films:
+        origin.script(status(404, ("Cache-Control", "max-age=60"), body=film.encode()))
         ask(film)
-    reply = ask(films[0])
-    assert (reply.status, reply.body) == (404, b"gone")
+    for film in films:
+        reply = ask(film)
+        assert (reply.status, reply.text, reply["Cache-Status"]) == (404, film, "cachefsm; hit")
+
+
+def test_answers_take_no_more_room_than_they_may(origin, proxy) -> None:
+    films = [f"{proxy.url}m/film-{number}" for number in range(20)]
+    body = b"x" * SHORT_BODY_BYTES
+    origin.script(status(404, ("Cache-Control", "max-age=60"), body=body), times=None)
+    for film in films:
+        ask(film)
+    assert ask(films[-1])["Cache-Status"] == "cachefsm; hit"
+    reply = ask(films[0])  # was forgotten
+    assert (reply["Cache-Status"], reply.body) == ("cachefsm; fwd=miss; fwd-status=404", body)
+
+
+def test_a_status_that_must_be_understood_is_not_given_again(origin, url) -> None:
+    origin.script(status(599, ("Cache-Control", "max-age=60, no-store, must-understand")))
+    assert [ask(url).status for _ in range(2)] == [599, 200]
 
 
 def test_a_failure_to_ask_takes_the_place_of_an_answer(origin, clock, url) -> None:
