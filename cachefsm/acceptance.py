@@ -16,6 +16,7 @@ from .errors import BadAnswer, NotModified, OriginStatus, RepresentationChanged,
 from .fields import (
     OWS,
     Fields,
+    cookies_of,
     members_of,
     parse_digits,
     parse_http_date,
@@ -92,10 +93,14 @@ def read_answer(
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         content_range = ContentRange.parse(value_of(fields, "Content-Range"))
         raise UnsatisfiedByOrigin(content_range.complete_length if content_range else None)
+    error: OriginStatus
     if status == HTTPStatus.NOT_MODIFIED:
-        raise NotModified(fields)
-    retry_after_s = parse_retry_after(value_of(fields, "Retry-After"), now_s=now_s)
-    raise OriginStatus(status, retry_after_s=retry_after_s, fields=storable_fields(fields))
+        error = NotModified(fields)
+    else:
+        retry_after_s = parse_retry_after(value_of(fields, "Retry-After"), now_s=now_s)
+        error = OriginStatus(status, retry_after_s=retry_after_s, fields=storable_fields(fields))
+    error.cookies = cookies_of(fields)
+    raise error
 
 
 def _read_whole(fields: Fields, asked: ByteRange, http_version: int) -> Answer:

@@ -132,7 +132,8 @@ class Inquiry:
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
     with ``error``, or ``passed`` to the asker, or taken note of by the entry; ``status``
-    is the origin's where it said that what is stored is current.
+    is the origin's where it said that what is stored is current, ``cookies`` are those
+    that its answer sets, for the one who asked.
     """
 
     terms: Terms
@@ -144,6 +145,7 @@ class Inquiry:
     done: bool = False
     error: CacheError | None = None
     status: int | None = None
+    cookies: tuple[tuple[str, str], ...] = ()
     passed: Fetch | None = None
 
     def take(self, asker: object) -> Fetch | None:

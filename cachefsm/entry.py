@@ -30,7 +30,7 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import value_of, without
+from .fields import cookies_of, value_of, without
 from .lifecycle import PERSON, is_resting
 from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
@@ -601,7 +601,10 @@ class LiveEntry(LinkedEntry):
         inquiry, old = claim.inquiry, None
         fields = fetch.answer.representation.fields
         with self._lock:
-            if claim.cancelled or inquiry is None or inquiry.terms.may_store(HTTPStatus.OK, fields):
+            if claim.cancelled or inquiry is None:
+                return False
+            inquiry.cookies = cookies_of(fetch.fields)
+            if inquiry.terms.may_store(HTTPStatus.OK, fields):
                 return False
             if claim.content is self._content:
                 self._claims.forget(claim)
@@ -754,6 +757,8 @@ class LiveEntry(LinkedEntry):
         old: ContentFile | None = None
         with self._lock:
             counts = not claim.cancelled and self._closed is None
+            if claim.inquiry is not None and isinstance(error, OriginStatus):
+                claim.inquiry.cookies = error.cookies
             refused = error is not None and counts and self._claims.origin.refused(error)
             one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)

@@ -180,8 +180,9 @@ class OriginRefused(OriginError):
 class OriginStatus(OriginError):
     """The origin answered with a status other than 200 and 206.
 
-    ``fields`` are those that may be passed on, ``body`` too, where it is known; where
-    the answer is given again, ``age_s`` is its age in seconds.
+    ``fields`` are those that may be passed on, ``body`` too, where it is known, and
+    ``cookies`` to the one who asked; where the answer is given again, ``age_s`` is its
+    age in seconds.
 
     4xx means that the request is at fault and is permanent, but for 408, 421,
     425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
@@ -201,6 +202,7 @@ class OriginStatus(OriginError):
         self.status = status
         self.fields = tuple(fields)
         self.body: bytes | None = None
+        self.cookies: tuple[tuple[str, str], ...] = ()
         self.age_s: float | None = None
         self.permanent = status not in self._PASSING
         # A client may act on 4xx (log in, look elsewhere); an origin's 5xx is

@@ -19,6 +19,7 @@ from .ranges import END
 __all__ = [
     "Fields",
     "connection_fields",
+    "cookies_of",
     "end_to_end",
     "format_http_date",
     "is_sendable",
@@ -108,6 +109,15 @@ def end_to_end(fields: Fields) -> tuple[tuple[str, str], ...]:
     Source: RFC 9110 §7.6.1.
     """
     return without(fields, connection_fields(fields))
+
+
+def cookies_of(fields: Fields) -> tuple[tuple[str, str], ...]:
+    """Return those that set cookies, each on its own: they cannot be joined. RFC 6265 §3."""
+    return tuple(
+        (name, value)
+        for name, value in fields
+        if name.lower() == "set-cookie" and is_sendable(name, value)
+    )
 
 
 def is_sendable(name: str, value: str) -> bool:

@@ -78,6 +78,7 @@ def terms_of(request_fields: Fields, rules: Rules, *, host: str, since_s: float)
         fresh_s=rules.fresh_s,
         offline=rules.offline,
         hands_on=rules.hands_on,
+        cookies=_passes_cookies(request_fields, rules),
         since_s=since_s,
     )
 
@@ -115,7 +116,7 @@ def one_hop_less(fields: Fields) -> tuple[Fields, bool]:
 
 def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
     held = _KEPT_BACK | connection_fields(fields) | _own_names(rules)
-    if rules.passes and not _from_browser(fields):
+    if _passes_cookies(fields, rules):
         held -= {"cookie"}
     return tuple(
         (name, value)
@@ -134,6 +135,10 @@ def _is_secret(name: str) -> bool:
 def _own_names(rules: Rules) -> frozenset[str]:
     """Return the names of the fields that are set here, whatever the client sends."""
     return frozenset(name.lower() for name, _ in rules.fields)
+
+
+def _passes_cookies(fields: Fields, rules: Rules) -> bool:
+    return rules.passes and not _from_browser(fields)
 
 
 def _from_browser(fields: Fields) -> bool:

@@ -61,13 +61,15 @@ class News:
 
     ``forwarded`` is why the origin was asked, or None, ``status`` what it answered if
     that was to keep what is stored; ``collapsed`` that somebody else had asked already;
-    ``stale`` that what is served could not be, or is being, validated.
+    ``stale`` that what is served could not be, or is being, validated. ``cookies`` are
+    for this client alone.
     """
 
     forwarded: str | None = None
     status: int | None = None
     collapsed: bool = False
     stale: bool = False
+    cookies: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_first_hand(self) -> bool:
@@ -270,6 +272,8 @@ class Reader:
             error = self._await(inquiry)
             fetch = inquiry.take(self)
         finally:
+            if self._terms.cookies and inquiry.asker is self:
+                news.cookies = inquiry.cookies
             self.entry.leave(inquiry)
         if fetch is not None:
             self.own_fields = self._go_straight(start, stop, None, fetch).fields

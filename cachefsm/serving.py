@@ -145,7 +145,7 @@ def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Res
     else:
         fields, words = with_age(error.fields, error.age_s), ["hit"]
     status = "; ".join(["cachefsm", *words])
-    told = [*fields, ("Via", via), ("Cache-Status", status)]
+    told = [*fields, *news.cookies, ("Via", via), ("Cache-Status", status)]
     return Response(error.status, told, [body], length=len(body), note=status)
 
 
@@ -232,6 +232,7 @@ def _served_fields(
         told = without(reader.own_fields, {"content-length", "content-range", "content-md5"})
     elif stored is not None and not reader.is_straight:
         told = _aged(told, stored, now_s, first_hand=reader.news.is_first_hand)
+        told = (*told, *reader.news.cookies)
     fields = [
         (name, value)
         for name, value in told

@@ -78,8 +78,9 @@ class Terms:
     origin that is made on its behalf, ``secrets`` as well but only to the origin of
     the URL itself. A mount that ``hands_on`` leaves redirects to its clients.
     ``fresh_s`` is the mount's own lifetime, in place of what the origin says; an
-    ``offline`` mount asks no origin. ``since_s`` is the monotonic time at which the
-    request came: an answer that came later is recent enough for it.
+    ``offline`` mount asks no origin. ``cookies`` says that they go between the client
+    and the origin, both ways. ``since_s`` is the monotonic time at which the request
+    came: an answer that came later is recent enough for it.
     """
 
     request_fields: Fields = ()
@@ -88,6 +89,7 @@ class Terms:
     fresh_s: float | None = None
     offline: bool = False
     hands_on: bool = False
+    cookies: bool = False
     since_s: float = float("inf")
 
     @property

@@ -236,6 +236,44 @@ def test_a_cookie_is_set_for_nobody_by_what_is_stored(origin, cache, clock, serv
     assert "user=" not in str(rows(cache.directory, "SELECT * FROM cache_entries"))
 
 
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        (lambda *cookies: extra_headers(*cookies), 200),
+        (lambda *cookies: status(404, ("Cache-Control", "max-age=60"), *cookies), 404),
+        (lambda *cookies: status(302, ("Location", "/x"), *cookies), 302),
+    ],
+    ids=["a film", "a refusal", "a redirect"],
+)
+def test_where_methods_are_passed_cookies_are_set_for_the_one_who_asked(
+    origin, cache, serve, script, code: int
+) -> None:
+    url = serve(cache, passes=True, hands_on=True)
+    cookies = [("Set-Cookie", "a=1; Path=/"), ("Set-Cookie", "b=2; Expires=Thu, 01 Jan 2099")]
+    origin.script(script(*cookies))
+    hold = origin.script(hold_before_headers())
+    first = in_thread(ask, url)
+    assert hold.reached.wait(WAIT_S)
+    second = in_thread(ask, url)
+    eventually(lambda: ask(url.replace("m/film", "-/entries/1")).json()["readers"] == 2)
+    hold.release()
+    mine, another = first.result(WAIT_S), second.result(WAIT_S)
+    assert (mine.status, another.status) == (code, code)
+    assert [field for field in mine.fields if field in cookies] == cookies
+    assert another["Set-Cookie"] is None
+    assert ask(url)["Set-Cookie"] is None
+
+
+def test_a_cookie_is_set_by_the_answer_to_a_question(origin, cache, clock, serve) -> None:
+    url = serve(cache, passes=True)
+    ask(url)
+    clock.now_s += 61
+    origin.script(status(304, ("Set-Cookie", "a=1")))
+    reply = ask(url)
+    assert (reply.status, reply["Set-Cookie"]) == (200, "a=1")
+    assert ask(url)["Set-Cookie"] is None
+
+
 # -- what nobody is told ---------------------------------------------------------------
 
 
