@@ -387,6 +387,17 @@ def test_a_cold_conditional_request_asks_for_the_file_once(origin, url) -> None:
     assert len(origin.requests) == 1
 
 
+def test_a_304_has_the_fields_that_a_200_would_have(origin, url) -> None:
+    fields = [("Content-Location", "/there"), ("Expires", LONG_AGO), ("Vary", "Accept")]
+    origin.put("/film", film("max-age=60", *fields, last_modified=LONG_AGO))
+    whole, current = ask(url), ask(url, {"If-None-Match": '"v0"'})
+    assert (current.status, current.body, current["Content-Length"]) == (304, b"", None)
+    names = ["Cache-Control", "Content-Location", "Date", "ETag", "Expires", "Last-Modified",
+             "Vary", "Via"]  # fmt: skip
+    assert [current[name] for name in names] == [whole[name] for name in names]
+    assert None not in [current[name] for name in names]
+
+
 def test_a_miss_is_one_request(origin, url) -> None:
     origin.put("/film", film("max-age=60"))
     reply: Reply = ask(url)

@@ -147,8 +147,9 @@ def test_the_example_runs(
     assert "callback failed" not in caplog.text
 
 
-def test_every_line_of_the_threat_model_has_tests_that_exist() -> None:
-    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["http.md", "security.md"])
+def test_every_numbered_line_has_tests_that_exist(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     lines = {int(number) for number in re.findall(r"^\| ([0-9]+) \|", text, re.MULTILINE)}
     proofs = dict(re.findall(r"^([0-9]+)\. ((?:.+\n)+?)(?=[0-9]+\. |\n)", text, re.MULTILINE))
     assert lines == set(map(int, proofs)) == set(range(1, len(lines) + 1))

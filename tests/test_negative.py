@@ -246,3 +246,16 @@ def test_a_failure_to_ask_takes_the_place_of_an_answer(origin, clock, url) -> No
     origin.close()
     assert ask(url, {"Cache-Control": "no-cache"}).status == 502
     assert ask(url).status == 502
+
+
+@pytest.mark.parametrize(
+    "fields", [{"If-None-Match": "*"}, {"If-Match": '"x"'}, {"Range": "bytes=0-9"}]
+)
+def test_conditions_do_not_count_beside_an_answer_that_is_no_file(
+    origin, url, fields: dict[str, str]
+) -> None:
+    etag = ("ETag", '"why"')
+    origin.script(status(404, ("Cache-Control", "max-age=60"), etag, body=b"gone"))
+    for _ in range(2):
+        reply = ask(url, fields)
+        assert (reply.status, reply.body) == (404, b"gone")
