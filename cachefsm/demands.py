@@ -120,6 +120,11 @@ class Demands:
         """Those on whose behalf something is wanted, as the queue names them."""
         return frozenset(demand.asked_by for demand in self)
 
+    @property
+    def are_readers(self) -> bool:
+        """Whether nobody has ordered anything."""
+        return not self._others
+
     def wants(self, now_s: float, patience_s: float) -> tuple[Want, ...]:
         """Return what the scheduler should know."""
         return tuple(
@@ -147,6 +152,11 @@ class Demands:
         self._rest = self._rest or Demand(READER, Priority.FILL)
         self._rest.expires_at_s = None
 
+    def calm(self) -> None:
+        """Let no reader count as waiting: what they wait for comes another way."""
+        for demand in self._readers:
+            demand.move(demand.start, demand.stop, blocked=False, now_s=0.0)
+
     def drop_reader(self, demand: Demand, now_s: float, *, linger: bool = True) -> None:
         """Let a reader go; what it wanted is still wanted for the grace."""
         if demand not in self._readers:
@@ -157,6 +167,12 @@ class Demands:
         live = any(reader.expires_at_s is None for reader in self._readers)
         if self._rest is not None and self._fill is Fill.REST and not live:
             self._rest.expires_at_s = now_s + self._grace_s
+
+    def drop_left(self) -> None:
+        """Forget what readers wanted that have left."""
+        self._readers = [d for d in self._readers if d.expires_at_s is None]
+        if not self._readers:
+            self._rest = None
 
     def add(self, demand: Demand) -> None:
         """Register a person's or a prefetch's demand, beside those that it has."""
@@ -169,8 +185,8 @@ class Demands:
 
     def drop_others(self) -> None:
         """Forget everybody but the readers that are here now."""
-        self._readers = [d for d in self._readers if d.expires_at_s is None]
         self._others.clear()
+        self.drop_left()
         self._rest = None
 
     def expire(self, now_s: float, content: Content) -> bool:

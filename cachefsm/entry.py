@@ -57,6 +57,9 @@ FLUSH_BYTES: Final = 16 << 20
 every 16 MiB costs about 4 ms/GiB; a row per 256 KiB would cost 305 ms/GiB."""
 
 
+_AHEAD: Final = (Priority.READ_AHEAD, Priority.FILL)
+
+NOT_STORED: Final = "the origin's answer may not be stored"
 PASSING_S: Final = 60.0
 """How long after an answer that could not be stored nobody waits for somebody else's."""
 
@@ -184,10 +187,13 @@ class LiveEntry(LinkedEntry):
 
         Raises:
             CacheError: it waits, and the entry has failed and must rest.
+            StorageError: it waits for what could not be stored.
         """
         with self._lock:
             if blocked:
                 self._revive()
+                if self._is_passing() and not self._claims.holds(start):
+                    raise StorageError(NOT_STORED)
             if demand is None:
                 demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
                 changed = True
@@ -276,7 +282,7 @@ class LiveEntry(LinkedEntry):
         """
         with self._lock:
             if content.representation is None:
-                return self._around.ticks() < self._passing_until_s
+                return self._is_passing()
             is_read = self._readers > 1 and len(self._claims) > 0
             return is_read and not content.representation.validator.request_fields
 
@@ -413,6 +419,7 @@ class LiveEntry(LinkedEntry):
         with self._lock:
             if self._content.representation is not None:
                 old = self._invalidate(reason)
+                self._demands.drop_left()
         if old is not None:
             old.discard()
         self._around.on_change(self)
@@ -456,6 +463,9 @@ class LiveEntry(LinkedEntry):
             if state in (DownloadState.COMPLETE, DownloadState.FAILED):
                 return self._view((), ask) if ask is not Ask.NO else None
             wants = self._demands.wants(now_s, self._policy.limits.patience_s)
+            if self._is_passing():
+                # Nothing is fetched ahead of anybody where it could not be stored.
+                wants = tuple(want for want in wants if want.priority not in _AHEAD)
             if content.is_here and not self._claims:
                 if wants and state is DownloadState.PAUSED:
                     self._send("resume")
@@ -597,20 +607,30 @@ class LiveEntry(LinkedEntry):
     # -- downloaders -----------------------------------------------------------
 
     def passes(self, claim: Claim, fetch: Fetch) -> bool:
-        """Say whether an answer may not be stored and was handed to the one who asked."""
+        """Say whether an answer may not be stored and was handed to the one who asked.
+
+        If nobody did, none is stored but what a person ordered, and whoever waits for it
+        gets it elsewhere.
+        """
         inquiry, old = claim.inquiry, None
         fields = fetch.answer.representation.fields
         with self._lock:
-            if claim.cancelled or inquiry is None:
+            if claim.cancelled:
+                return False
+            if inquiry is None:
+                terms = self._terms or ANY_TERMS
+                if not terms.may_store(HTTPStatus.OK, fields) and self._demands.are_readers:
+                    self._claims.cancel_all()
+                    self._let_pass()
                 return False
             inquiry.cookies = cookies_of(fetch.fields)
             if inquiry.terms.may_store(HTTPStatus.OK, fields):
                 return False
             if claim.content is self._content:
                 self._claims.forget(claim)
-                old = self._invalidate("the origin's answer may not be stored")
+                old = self._invalidate(NOT_STORED)
                 if not inquiry.terms.forbids_storing:  # else the next answer may be stored
-                    self._passing_until_s = self._around.ticks() + PASSING_S
+                    self._let_pass()
             handed = inquiry.waiting > 0 and inquiry.asker is not None
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
@@ -911,6 +931,16 @@ class LiveEntry(LinkedEntry):
             self._demands.add(order)
             self._enqueue(order)
         self._around.on_change(self)
+
+    def _let_pass(self) -> None:
+        """Let nobody wait for what could not be stored, for a while."""
+        self._passing_until_s = self._around.ticks() + PASSING_S
+        self._demands.drop_left()
+        self._demands.calm()
+        self._waiters.refuse(StorageError(NOT_STORED))
+
+    def _is_passing(self) -> bool:
+        return self._around.ticks() < self._passing_until_s
 
     def _is_held(self) -> bool:
         record = self._lifecycle.record

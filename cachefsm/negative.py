@@ -55,14 +55,14 @@ class Negative:
         *guess_s*. Source: RFC 9111 §4.2.2.
         """
         told = error.fields
-        explicit = "max-age" in parse_cache_control(told) or value_of(told, "Expires") is not None
+        directives, lifetime_s = parse_cache_control(told), guess_s
+        explicit = "max-age" in directives or value_of(told, "Expires") is not None
         if explicit:
             lifetime_s = freshness_lifetime_s(error.status, told, received_s=received_s)
-        else:
-            lifetime_s = guess_s if error.status in _LASTING else 0.0
         # must-understand makes up for no-store only where a status is understood: §5.2.2.3.
-        private = terms.forbids_storing or "no-store" in parse_cache_control(told)
-        selected_by = None if private else terms.vary_key(told)
+        private = terms.forbids_storing or "no-store" in directives
+        is_kept = not private and (explicit or error.status in _LASTING)
+        selected_by = terms.vary_key(told) if is_kept else None
         return cls(error, lifetime_s, requested_s, received_s, selected_by)
 
     @property

@@ -54,7 +54,7 @@ class Waiters:
         self._waiters.append(waiter)
         try:
             while not ready():
-                cause = waiter.refusal or hopeless(deadline_s)
+                cause = hopeless(deadline_s) or waiter.refusal
                 if cause is not None:
                     raise cause.again()
                 left_s = None if deadline_s is None else deadline_s - time.monotonic()

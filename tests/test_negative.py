@@ -161,6 +161,12 @@ def test_what_may_not_be_given_again_is_not(origin, url, fields: list[tuple[str,
     assert [ask(url).status for _ in range(2)] == [404, 200]
 
 
+def test_what_says_nothing_of_itself_is_not_given_again_stale_either(origin, url) -> None:
+    origin.script(status(503), times=2)
+    stale = {"Cache-Control": "max-stale"}
+    assert [ask(url, stale).status for _ in range(3)] == [503, 503, 200]
+
+
 def test_a_time_to_expire_counts_as_a_lifetime_does(origin, clock, url) -> None:
     origin.script(status(500, ("Expires", formatdate(clock() + 60, usegmt=True))))
     ask(url)

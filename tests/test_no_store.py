@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from cachefsm import Cache
+from cachefsm.errors import StorageError
 from cachefsm.proxy import Server
-from tests.support.caches import WAIT_S, eventually, rows
+from tests.support.caches import WAIT_S, OpenCache, eventually, rows
 from tests.support.clients import ask, at_once, connect, opened, readers, reset, serve_mounted
 from tests.support.faults import extra_headers, hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content, pattern
@@ -192,3 +193,66 @@ def test_a_client_that_asks_not_to_store_leaves_what_is_stored_alone(
     assert ask(url, {"Cache-Control": "no-store"}).body == content(0, SIZE)
     assert origin.body_bytes_sent == SIZE
     assert cache.find(1).downloaded_bytes == SIZE
+
+
+# -- nobody waits for it -----------------------------------------------------------------
+
+
+def test_what_would_be_fetched_for_nobody_is_not_stored_either(origin, cache: Cache, url) -> None:
+    origin.put("/film", film("no-cache"))
+    hold = origin.script(hold_after(SIZE // 2))
+    with opened(url):
+        assert hold.reached.wait(WAIT_S)
+    origin.put("/film", film("no-store", version=1))
+    assert ask(url).body == pattern(1)(0, SIZE)
+    # What the client that left had asked for is wanted for another while.
+    eventually(lambda: nothing_is_kept(cache) and cache.find(1).describe()["streams"] == [])
+    assert len(origin.requests) == 2
+
+
+def test_a_part_that_may_not_be_stored_joins_what_is_on_its_way_to_the_client(
+    origin, open_cache: OpenCache
+) -> None:
+    cache = open_cache(fill="requested")
+    with serve_mounted(cache, origin) as proxy:
+        url = f"{proxy.url}m/film"
+        origin.put("/film", film("max-age=60"))
+        assert ask(url, {"Range": "bytes=0-999999"}).body == content(0, 1_000_000)
+        origin.put("/film", film("no-store"))
+        assert ask(url).body == content(0, SIZE)
+        assert cache.find(1).ranges == [(0, 1_000_000)]
+
+
+def test_a_reader_of_the_old_version_has_nothing_of_the_new_one_fetched(
+    origin, cache: Cache, url
+) -> None:
+    origin.put("/film", film("no-cache"))
+    hold = origin.script(hold_after(SIZE // 2))
+    with opened(url) as response:
+        assert hold.reached.wait(WAIT_S)
+        response.read(1000)
+        origin.put("/film", film("no-store", version=1))
+        for _ in range(3):
+            assert ask(url).body == pattern(1)(0, SIZE)
+        assert len(origin.requests) == 4
+        with pytest.raises(Exception, match="IncompleteRead"):
+            response.read()
+    assert nothing_is_kept(cache)
+
+
+def test_what_a_person_orders_is_stored_all_the_same(origin, cache: Cache) -> None:
+    origin.put("/film", film())
+    entry = cache.entry(origin.url("/film"))
+    entry.start()
+    assert entry.wait_complete(WAIT_S)
+    assert entry.downloaded_bytes == SIZE
+
+
+def test_who_waits_for_it_in_python_is_told(origin, cache: Cache) -> None:
+    origin.put("/film", film())
+    entry = cache.entry(origin.url("/film"))
+    with pytest.raises(StorageError, match="may not be stored"):
+        entry.wait_for(0, SIZE, WAIT_S)
+    with entry.open() as stream:
+        assert stream.read() == content(0, SIZE)
+    assert nothing_is_kept(cache)
