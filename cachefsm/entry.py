@@ -557,6 +557,10 @@ class LiveEntry(LinkedEntry):
     def refuse(self, error: CacheError) -> None:
         """Let nobody wait for what cannot be stored; try again after a rest."""
         self._around.trouble.note(error)
+        self.stop_storing(error)
+
+    def stop_storing(self, error: CacheError) -> None:
+        """Store nothing more for a while, because of *error*: readers go straight, if they can."""
         with self._lock:
             self._claims.cancel_all()
             self._attempts.rest(self._around.ticks(), error)

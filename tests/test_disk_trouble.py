@@ -361,6 +361,23 @@ def test_a_new_url_on_a_full_disk_harms_nobody_else(
         assert ask(f"{proxy.url}m/song").body == content(0, MIB)
 
 
+def test_what_cannot_be_evicted_on_a_full_disk_goes_when_there_is_space(
+    open_cache: OpenCache, origin: Origin, film: str, disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("/song", "/aria"):
+        origin.put(name, Resource(2 * MIB))
+    cache = open_cache(max_size=3 * MIB, grace=0)
+    song, aria = (cache.entry(origin.url(name)) for name in ("/song", "/aria"))
+    assert song.wait_complete(WAIT_S)
+    with closing(cache.open_reader(song.id)):
+        assert aria.wait_complete(WAIT_S)
+        filler = fill(disk)
+    eventually(lambda: _episodes(caplog) == ["refuses"])
+    filler.unlink()
+    eventually(lambda: cache.stats()["bytes_stored"] <= 3 * MIB)
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_a_cache_is_closed_in_order_on_a_full_disk(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
