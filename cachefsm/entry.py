@@ -162,7 +162,10 @@ class LiveEntry(LinkedEntry):
         Raises:
             CacheError: it has failed and must rest, or the cache is closing.
         """
-        self.check_file()
+        try:
+            self.check_file()
+        except StorageError as error:  # reading will tell, and go straight
+            self._around.trouble.note(error)
         with self._lock:
             if self._closed is not None or self._content.representation is None:
                 self._revive(terms)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -533,6 +534,49 @@ def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
             assert scrubber.step() is not None
     (line,) = [line for line in caplog.messages if orphan.name in line]
     assert "Read-only" in line
+
+
+# -- not what it was ---------------------------------------------------------------
+
+
+def _directory(file: Path) -> None:
+    """Put a directory in its place."""
+    file.unlink()
+    file.mkdir()
+
+
+def _file_above(file: Path) -> None:
+    """Put a file where it was in a directory."""
+    shutil.rmtree(file.parent)
+    file.parent.write_bytes(b"")
+
+
+def _loop(file: Path) -> None:
+    """Let its directory lead to itself."""
+    shutil.rmtree(file.parent)
+    file.parent.symlink_to(file.parent)
+
+
+@pytest.mark.fault(
+    "disk",
+    "something else is where content belongs, and no file can be made there",
+    client="the right bytes, straight from the origin",
+    kept="nothing",
+    next_reader="the same",
+)
+@pytest.mark.parametrize(
+    "harm", [_directory, _file_above, _loop], ids=lambda harm: harm.__name__.strip("_")
+)
+def test_a_directory_that_is_not_what_it_was_costs_no_client_a_byte(
+    open_cache: OpenCache, origin: Origin, film: str, harm: Callable[[Path], None]
+) -> None:
+    cache = open_cache()
+    assert cache.entry(film).wait_complete(WAIT_S)
+    with serve_mounted(cache, origin) as proxy:
+        harm(recorded(cache.directory).file)
+        for _ in range(3):
+            assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
+        assert ask(f"{proxy.url}m/film", {"Range": "bytes=5-9"}).body == content(5, 10)
 
 
 # -- the database alone ------------------------------------------------------------
