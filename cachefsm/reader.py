@@ -147,6 +147,7 @@ class Reader:
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
+        self._stop = END  # how far bytes are wanted
         self._settled = False
         self._straight: Straight | None = None
         self._sound: int | None = None
@@ -352,7 +353,7 @@ class Reader:
         Raises:
             CacheError: why the rest will not come.
         """
-        position = start
+        position, self._stop = start, stop
         while position < stop and self._straight is None:
             try:
                 here = self.available(position, stop)
@@ -373,8 +374,24 @@ class Reader:
                 yield span
                 continue
             for position in range(span.start, span.stop, PIECE_BYTES):
-                size = min(PIECE_BYTES, span.stop - position)
-                yield self._content.file.read_at(position, size)
+                try:
+                    data = self._content.file.read_at(
+                        position, min(PIECE_BYTES, span.stop - position)
+                    )
+                except StorageError:
+                    yield from self.instead(position, span.stop)
+                    break
+                yield data
+
+    def instead(self, position: int, stop: int) -> Iterator[bytes]:
+        """Yield ``[position, stop)``, which is stored and cannot be read, from the origin.
+
+        Raises:
+            CacheError: it cannot be had there either.
+        """
+        _log.warning("%s: byte %d cannot be read; asking for it", self.entry.shown_url, position)
+        straight = self._go_straight(position, self._stop, self._content.representation)
+        yield from straight.pieces(position, stop)
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
@@ -382,12 +399,13 @@ class Reader:
         if straight is None:
             try:
                 stop = self.available(position, position + self._reach(position, size))
+                if stop == position:
+                    return b""
+                here = min(stop - position, size, PIECE_BYTES)
+                data = self._content.file.read_at(position, here)
             except StorageError:
                 straight = self._go_straight(position, END, self._content.representation)
             else:
-                if stop == position:
-                    return b""
-                data = self._content.file.read_at(position, min(stop - position, size, PIECE_BYTES))
                 self._read_on = position + len(data)
                 return data
         return straight.read(position, size)

@@ -12,16 +12,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from http.client import IncompleteRead
 from pathlib import Path
 
 import pytest
 
-from cachefsm import Cache, DownloadState
+from cachefsm import Cache, DownloadState, Entry
 from cachefsm.errors import EntryNotFound, StorageError
 from cachefsm.models import Store
 from cachefsm.verify import Scrubber
 from tests.support.caches import HASTY, WAIT_S, OpenCache, eventually, fetch, recorded
-from tests.support.clients import ask, at_once, serve_mounted
+from tests.support.clients import ask, at_once, opened, serve_mounted
 from tests.support.databases import aborting, locked
 from tests.support.disks import (
     abort,
@@ -30,6 +31,7 @@ from tests.support.disks import (
     fill,
     read_only,
     small_disk,
+    unreadable,
 )
 from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource, content
@@ -362,23 +364,6 @@ def test_a_new_url_on_a_full_disk_harms_nobody_else(
         assert ask(f"{proxy.url}m/song").body == content(0, MIB)
 
 
-def test_what_cannot_be_evicted_on_a_full_disk_goes_when_there_is_space(
-    open_cache: OpenCache, origin: Origin, film: str, disk: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name in ("/song", "/aria"):
-        origin.put(name, Resource(2 * MIB))
-    cache = open_cache(max_size=3 * MIB, grace=0)
-    song, aria = (cache.entry(origin.url(name)) for name in ("/song", "/aria"))
-    assert song.wait_complete(WAIT_S)
-    with closing(cache.open_reader(song.id)):
-        assert aria.wait_complete(WAIT_S)
-        filler = fill(disk)
-    eventually(lambda: _episodes(caplog) == ["refuses"])
-    filler.unlink()
-    eventually(lambda: cache.stats()["bytes_stored"] <= 3 * MIB)
-    assert not any(record.exc_info for record in caplog.records)
-
-
 def test_a_cache_is_closed_in_order_on_a_full_disk(
     open_cache: OpenCache, origin: Origin, film: str, disk: Path
 ) -> None:
@@ -536,6 +521,65 @@ def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
     assert "Read-only" in line
 
 
+# -- unreadable --------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(cache: Cache, origin: Origin) -> Iterator[Entry]:
+    """A complete entry, larger than what sockets and pieces hold, that is being read."""
+    origin.put("/film", Resource(SIZE))
+    film = cache.entry(origin.url("/film"))
+    assert film.wait_complete(WAIT_S)
+    with closing(cache.open_reader(film.id)) as reader:
+        assert reader.read(0, 10) == content(0, 10)
+        yield film
+
+
+@pytest.mark.fault(
+    "disk",
+    "it fails to read what it has (EIO)",
+    client="the right bytes: what cannot be read comes straight from the origin",
+    kept="everything, until a look finds what is damaged",
+    next_reader="the right bytes",
+)
+def test_what_cannot_be_read_comes_from_the_origin(
+    cache: Cache, origin: Origin, stored: Entry
+) -> None:
+    with serve_mounted(cache, origin) as proxy:
+        with opened(f"{proxy.url}m/film") as response:
+            body = response.read(10)  # the rest is more than the sockets hold
+            with unreadable(recorded(cache.directory).file):
+                body += response.read()
+    assert body == content(0, SIZE)
+    (_, request) = origin.requests
+    assert str(request.range).endswith(f"-{SIZE - 1}")
+
+
+@pytest.mark.fault("disk", "it fails to read what it has (EIO)")
+def test_what_cannot_be_read_in_python_comes_from_the_origin(
+    cache: Cache, origin: Origin, stored: Entry
+) -> None:
+    with stored.open() as stream:
+        assert stream.read(10) == content(0, 10)
+        with unreadable(recorded(cache.directory).file):
+            assert stream.read() == content(10, SIZE)
+    with closing(cache.open_reader(stored.id)) as reader:
+        pieces = reader.pieces(0, SIZE)
+        body = next(pieces)
+        with unreadable(recorded(cache.directory).file):
+            body += b"".join(pieces)
+    assert body == content(0, SIZE)
+
+
+@pytest.mark.fault("disk", "it fails to read what it has (EIO)")
+def test_what_can_be_read_nowhere_is_a_cut(cache: Cache, origin: Origin, stored: Entry) -> None:
+    with origin.outage(), serve_mounted(cache, origin) as proxy:
+        with opened(f"{proxy.url}m/film") as response:
+            response.read(10)
+            with unreadable(recorded(cache.directory).file), pytest.raises(IncompleteRead):
+                response.read()
+
+
 # -- not what it was ---------------------------------------------------------------
 
 
@@ -600,6 +644,25 @@ def test_a_database_that_refuses_costs_no_client_a_byte(
                 assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
             assert (entry.state, entry.ranges) == (DownloadState.NOT_STARTED, [])
     assert _episodes(caplog) == ["refuses"]
+
+
+@pytest.mark.fault("database", "it refuses a transition")
+def test_what_the_database_will_not_let_go_is_evicted_when_it_does(
+    open_cache: OpenCache, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("/song", "/aria"):
+        origin.put(name, Resource(2 * MIB))
+    cache = open_cache(max_size=3 * MIB, grace=0)
+    song, aria = (cache.entry(origin.url(name)) for name in ("/song", "/aria"))
+    aria.pin()
+    assert song.wait_complete(WAIT_S)
+    reader = cache.open_reader(song.id)
+    assert aria.wait_complete(WAIT_S)
+    with aborting(cache.directory / "cache.sqlite3", "BEFORE UPDATE ON cache_entries"):
+        reader.close()
+        eventually(lambda: _episodes(caplog) == ["refuses"])
+    eventually(lambda: cache.stats()["bytes_stored"] <= 3 * MIB)
+    assert not any(record.exc_info for record in caplog.records)
 
 
 @pytest.mark.fault(

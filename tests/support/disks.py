@@ -23,6 +23,7 @@ __all__ = [
     "open_files",
     "read_only",
     "small_disk",
+    "unreadable",
 ]
 
 _BLOCK = bytes(4096)
@@ -79,6 +80,33 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """Let every read of *file* fail with EIO that goes by a descriptor open now.
+
+    The descriptors lead elsewhere for a while: to this process's own memory, at an
+    address where there is none.
+    """
+    links = [link for link in Path("/proc/self/fd").iterdir() if _leads_to(link, file)]
+    kept = {int(link.name): os.dup(int(link.name)) for link in links}
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    for fd in kept:
+        os.dup2(memory, fd, inheritable=False)
+    os.close(memory)
+    try:
+        yield
+    finally:
+        for fd, real in kept.items():
+            os.dup2(real, fd, inheritable=False)
+            os.close(real)
+
+
+def _leads_to(link: Path, file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # the descriptor by which we look
+        return link.readlink() == file
+    return False
 
 
 def fill(directory: Path, leave_bytes: int = 0) -> Path:
