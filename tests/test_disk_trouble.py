@@ -33,7 +33,7 @@ from tests.support.disks import (
     small_disk,
     unreadable,
 )
-from tests.support.faults import hold_after
+from tests.support.faults import hold_after, hold_from
 from tests.support.origin import Origin, Resource, content
 
 MIB = 1 << 20
@@ -380,7 +380,48 @@ def test_a_cache_is_closed_in_order_on_a_full_disk(
     assert fetch(cache, cache.entry(film), 0, MIB) == content(0, MIB)
 
 
-@pytest.mark.fault("disk", "it is full or read-only when the cache is opened")
+@pytest.mark.fault(
+    "disk",
+    "it is full when a cache that holds something is opened",
+    client="the right bytes: what is stored, and the rest straight from the origin",
+    kept="everything",
+    next_reader="the same; what comes once there is space is stored",
+)
+def test_a_cache_can_be_opened_on_a_full_disk_and_serves_what_it_has(
+    open_cache: OpenCache,
+    origin: Origin,
+    film: str,
+    disk: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for name in ("/film", "/half", "/new"):
+        origin.put(name, Resource(2 * MIB))
+    hold = origin.script(hold_from(MIB), path="/half", times=None)
+    cache = open_cache()
+    assert cache.entry(film).wait_complete(WAIT_S)
+    half = cache.entry(origin.url("/half"))
+    half.start()
+    assert half.wait_for(0, MIB, WAIT_S)
+    cache.close()
+    hold.release()
+    filler = fill(disk)
+    cache = open_cache(retries=EAGER)
+    asked = len(origin.requests)
+    with serve_mounted(cache, origin) as proxy:
+        assert ask(f"{proxy.url}m/film").body == content(0, 2 * MIB)
+        assert {request.path for request in origin.requests[asked:]} <= {"/half"}
+        for name in ("half", "new"):
+            assert ask(f"{proxy.url}m/{name}").body == content(0, 2 * MIB)
+        filler.unlink()
+        for name in ("half", "new"):
+            assert cache.entry(origin.url(f"/{name}")).wait_complete(WAIT_S)
+    assert _episodes(caplog) == ["refuses", "works"]
+    cache.close()
+    states = {entry.state for entry in open_cache().entries()}
+    assert states == {DownloadState.COMPLETE}
+
+
+@pytest.mark.fault("disk", "it is full when an empty cache is opened, or read-only")
 def test_a_directory_on_a_full_disk_is_refused_in_one_line(
     open_cache: OpenCache, disk: Path
 ) -> None:
@@ -480,7 +521,7 @@ def test_what_is_complete_is_served_from_a_read_only_disk_without_its_origin(
 
 @pytest.mark.fault(
     "disk",
-    "it is full or read-only when the cache is opened",
+    "it is full when an empty cache is opened, or read-only",
     client="nothing: opening is refused in one line",
     kept="everything",
     next_reader="finds it as it was",
