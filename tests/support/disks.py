@@ -6,6 +6,7 @@ Nothing is patched: the kernel refuses. Where mounting is not allowed, tests are
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import subprocess
@@ -15,8 +16,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caches import recorded
+from tests.support.origin import content
+
 __all__ = [
     "abort",
+    "assert_true",
+    "episodes",
     "failing_disk",
     "file_size_limit",
     "fill",
@@ -151,3 +157,23 @@ def _run_or_skip(command: list[str]) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", None) or str(error)
         pytest.skip(f"such a disk cannot be made here: {why.strip()}")
+
+
+# -- what came of it ---------------------------------------------------------------
+
+
+def episodes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines about storage, shortened to what they say."""
+    lines = [record for record in caplog.records if record.name == "cachefsm.trouble"]
+    assert {line.levelno for line in lines} <= {logging.WARNING}
+    return ["refuses" if "refuses" in line.getMessage() else "works" for line in lines]
+
+
+def assert_true(directory: Path) -> int:
+    """Check that whatever is recorded is in the file; return how much that is."""
+    found = recorded(directory)
+    for start, data in found.stored():
+        assert data == content(start, start + len(data))
+    size = sum(len(data) for _, data in found.stored())
+    assert found.bytes_present == sum(chunk.size for chunk in found.chunks) == size
+    return size
