@@ -133,6 +133,7 @@ class Straight:
             except (OriginUnreachable, OriginTimeout):
                 if not (self._has_brought and self.representation.joinable):
                     raise
+                self._has_brought = False
                 self.close()
 
     def _receive_from_one(self, position: int, end: int, stop: int) -> bytes:

@@ -287,6 +287,15 @@ def test_an_origin_that_brings_nothing_any_more_is_a_cut(origin: Origin, proxy: 
     assert len(origin.requests) == 2
 
 
+def test_an_origin_that_is_gone_is_a_cut(origin: Origin, proxy: Server) -> None:
+    hold = origin.script(hold_after(MIB))
+    with opened(f"{proxy.url}m/film") as response:
+        assert response.read(MIB) == content(0, MIB)
+        assert hold.reached.wait(WAIT_S)
+        with origin.outage(), pytest.raises(http.client.IncompleteRead):
+            response.read()
+
+
 def test_a_body_that_ends_early_is_an_error_and_no_end_of_file(
     origin: Origin, stream: io.BufferedReader
 ) -> None:
