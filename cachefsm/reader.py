@@ -301,12 +301,12 @@ class Reader:
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
-    def available(self, position: int, stop: int) -> int:
+    def available(self, position: int, stop: int, most_bytes: int = SPAN_BYTES) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
         result is at most *stop*, which is how far bytes are wanted, and at most
-        4 MiB on, so that the reader's position keeps moving.
+        *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -315,7 +315,7 @@ class Reader:
         """
         content = self._content
         while True:
-            here = self.entry.stored_until(content, position, min(stop, position + SPAN_BYTES))
+            here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
                 self._advance(here, stop)
                 return here
@@ -398,11 +398,11 @@ class Reader:
         straight = self._straight
         if straight is None:
             try:
-                stop = self.available(position, position + self._reach(position, size))
+                wanted = position + self._reach(position, size)
+                stop = self.available(position, wanted, min(size, PIECE_BYTES))
                 if stop == position:
                     return b""
-                here = min(stop - position, size, PIECE_BYTES)
-                data = self._content.file.read_at(position, here)
+                data = self._content.file.read_at(position, stop - position)
             except StorageError:
                 straight = self._go_straight(position, END, self._content.representation)
             else:
