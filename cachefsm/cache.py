@@ -422,7 +422,7 @@ class Cache:
             self._flusher.start()
             self._scrubber.start()
             self._conductor.poke()
-            self._make_room()
+            self._flusher.look()
 
     def __enter__(self) -> Cache:
         return self
@@ -800,13 +800,24 @@ class Cache:
             with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
 
-    def _make_room(self) -> None:
-        """Keep to the size while downloading, too, and few entries in memory."""
-        # Until it is flushed an entry that was only looked at is busy.
+    def _make_room(self) -> bool:
+        """Keep to the size while downloading, too; return whether it is still exceeded.
+
+        And keep few entries in memory: until it was flushed, one that was only looked
+        at is busy.
+        """
         self.registry.drop_idle()
-        if self.max_size is not None and not self._closed:
-            with suppress(CacheClosed):
-                self.registry.evict(self.max_size)
+        if self.max_size is None or self._closed:
+            return False
+        try:
+            self.registry.stop_endless(self.max_size)
+            excess = self._store.total_bytes() - self.max_size
+            return excess > 0 and self.registry.evict(self.max_size) < excess
+        except CacheClosed:
+            return False
+        except StorageError as error:
+            self._surroundings.trouble.note(error)
+            return True
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, ProvenOrigin(entry, self.origin))

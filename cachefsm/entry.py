@@ -164,7 +164,10 @@ class LiveEntry(LinkedEntry):
         Raises:
             CacheError: it has failed and must rest, or the cache is closing.
         """
-        self.check_file()
+        try:
+            self.check_file()
+        except StorageError as error:  # reading will tell, and go straight
+            self._around.trouble.note(error)
         with self._lock:
             if self._closed is not None or self._content.representation is None:
                 self._revive(terms)
@@ -574,6 +577,10 @@ class LiveEntry(LinkedEntry):
     def refuse(self, error: CacheError) -> None:
         """Let nobody wait for what cannot be stored; try again after a rest."""
         self._around.trouble.note(error)
+        self.stop_storing(error)
+
+    def stop_storing(self, error: CacheError) -> None:
+        """Store nothing more for a while, because of *error*: readers go straight, if they can."""
         with self._lock:
             self._claims.cancel_all()
             self._attempts.rest(self._around.ticks(), error)

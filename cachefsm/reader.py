@@ -150,6 +150,7 @@ class Reader:
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
+        self._stop = END  # how far bytes are wanted
         self._settled = False
         self._straight: Straight | None = None
         self._sound: int | None = None
@@ -318,12 +319,12 @@ class Reader:
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
-    def available(self, position: int, stop: int) -> int:
+    def available(self, position: int, stop: int, most_bytes: int = SPAN_BYTES) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
         result is at most *stop*, which is how far bytes are wanted, and at most
-        4 MiB on, so that the reader's position keeps moving.
+        *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -332,7 +333,7 @@ class Reader:
         """
         content = self._content
         while True:
-            here = self.entry.stored_until(content, position, min(stop, position + SPAN_BYTES))
+            here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
                 self._advance(here, stop)
                 return here
@@ -370,7 +371,7 @@ class Reader:
         Raises:
             CacheError: why the rest will not come.
         """
-        position = start
+        position, self._stop = start, stop
         while position < stop and self._straight is None:
             try:
                 here = self.available(position, stop)
@@ -391,21 +392,38 @@ class Reader:
                 yield span
                 continue
             for position in range(span.start, span.stop, PIECE_BYTES):
-                size = min(PIECE_BYTES, span.stop - position)
-                yield self._content.file.read_at(position, size)
+                try:
+                    data = self._content.file.read_at(
+                        position, min(PIECE_BYTES, span.stop - position)
+                    )
+                except StorageError:
+                    yield from self.instead(position, span.stop)
+                    break
+                yield data
+
+    def instead(self, position: int, stop: int) -> Iterator[bytes]:
+        """Yield ``[position, stop)``, which is stored and cannot be read, from the origin.
+
+        Raises:
+            CacheError: it cannot be had there either.
+        """
+        _log.warning("%s: byte %d cannot be read; asking for it", self.entry.shown_url, position)
+        straight = self._go_straight(position, self._stop, self._content.representation)
+        yield from straight.pieces(position, stop)
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
         straight = self._straight
         if straight is None:
             try:
-                stop = self.available(position, position + self._reach(position, size))
+                wanted = position + self._reach(position, size)
+                stop = self.available(position, wanted, min(size, PIECE_BYTES))
+                if stop == position:
+                    return b""
+                data = self._content.file.read_at(position, stop - position)
             except StorageError:
                 straight = self._go_straight(position, END, self._content.representation)
             else:
-                if stop == position:
-                    return b""
-                data = self._content.file.read_at(position, min(stop - position, size, PIECE_BYTES))
                 self._read_on = position + len(data)
                 return data
         return straight.read(position, size)
