@@ -24,6 +24,9 @@ from .terms import Terms
 
 __all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
 
+THROWN_AWAY: Final = 0.004
+"""The part of a file that may be received a second time, to spare requests."""
+
 _ids: Final = count(1)
 
 
@@ -198,6 +201,7 @@ class Claims:
         self._most = most
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
+        self._thrown_away_bytes = 0
         self._heard_s = 0.0
         self._begun: dict[int, OriginFacts] = {}  # of which origin each connection is
         known = origin.record.connections
@@ -262,11 +266,23 @@ class Claims:
         claim.answered_s = claim.heard_s = now_s
         claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
 
-    def received(self, claim: Claim, size_bytes: int, now_s: float) -> None:
-        """Count bytes that came for *claim*."""
-        claim.received(size_bytes, now_s)
-        self._received_bytes += size_bytes
+    def received(self, claim: Claim, stop: int, new_bytes: int, now_s: float) -> None:
+        """Let *claim* go on at *stop*; of the bytes before, *new_bytes* had been missing."""
+        came_bytes = stop - claim.position
+        claim.received(came_bytes, now_s)
+        claim.position = stop
+        self._received_bytes += new_bytes
+        self._thrown_away_bytes += came_bytes - new_bytes
         self._heard_s = now_s
+
+    def skip_bytes(self, length: int) -> int:
+        """Return the longest stored run that may be received once more, of *length* bytes in all.
+
+        Each of several streams may be about to do so, and together they are to stay
+        within the part of the file that may be thrown away.
+        """
+        left_bytes = int(length * THROWN_AWAY) - self._thrown_away_bytes
+        return max(0, left_bytes) // 4 if length < END else 0
 
     def grant(self, content: Content, wish: Open, now_s: float) -> Claim | None:
         """Return a claim for *wish*, cut to what is neither stored nor claimed.
@@ -274,7 +290,11 @@ class Claims:
         None if nothing is left of it: the plan was made before somebody else came.
         """
         start = content.present.run_stop(wish.start)
-        stop = min(wish.stop, content.present.next_start(start), content.length)
+        stop = max(start, min(wish.stop, content.length))
+        for run in content.present.intersection(start, stop):
+            if run.size > wish.skip_bytes or run.stop == stop:
+                stop = run.start
+                break
         for other in self._claims.values():
             if other.position <= start < other.stop:
                 return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from .picture import EntryView, Priority, StreamView
-from .ranges import END
+from .ranges import END, RangeSet
 
 __all__ = ["Draft", "Planned"]
 
@@ -51,15 +51,37 @@ class Planned:
 
 @dataclass(eq=False)
 class Draft:
-    """One entry's part of the plan."""
+    """One entry's part of the plan: what is to be fetched of it, and by whom.
+
+    Of stored bytes between two missing ones, ``skip_bytes`` are received once more and
+    thrown away rather than that a new request is made for what lies behind them.
+    """
 
     view: EntryView
+    missing: RangeSet = field(default_factory=RangeSet)
+    skip_bytes: int = 0
     claims: list[Planned] = field(default_factory=list)
 
     @property
     def kept(self) -> Iterator[Planned]:
         """The claims that are to go on, and those that are to begin."""
         return (claim for claim in self.claims if claim.is_kept)
+
+    def run_stop(self, offset: int) -> int:
+        """Return how far a stream at *offset* would go by itself; *offset* if nowhere."""
+        stop = self.missing.run_stop(offset)
+        while (following := self.missing.next_start(stop)) <= stop + self.skip_bytes:
+            if following == END or not self.view.present.contains(stop, following):
+                break
+            stop = self.missing.run_stop(following)
+        return stop
+
+    def last_missing(self, start: int, stop: int) -> int:
+        """Return *stop*, or where the stored bytes before it begin; at least *start*."""
+        last = start
+        for run in self.missing.intersection(start, max(start, stop)):
+            last = run.stop
+        return last
 
     def open(
         self, start: int, limit: int, priority: Priority = Priority.FILL, *, extra: bool = False

@@ -482,6 +482,7 @@ class LiveEntry(LinkedEntry):
             settled=content.representation is not None,
             ask=ask,
             width=self._claims.width(now_s),
+            skip_bytes=self._claims.skip_bytes(content.length),
             origin=self._claims.origin.view(),
         )
 
@@ -732,11 +733,10 @@ class LiveEntry(LinkedEntry):
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
-            self._claims.received(claim, size, now_s)
+            self._claims.received(claim, stop, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True
             self._meter.add(size, now_s)
-            claim.position = stop
             self._waiters.wake()
             urgent = self._content.dirty_bytes >= FLUSH_BYTES
         self._around.on_dirty(self, urgent)

@@ -95,7 +95,8 @@ class EntryView:
     ``length`` is END while unknown. ``seekable`` says that bytes of several
     answers may be joined; without it there is one stream, from the front.
     ``settled`` is False until the origin's first answer has told which it is.
-    ``width`` is the number of connections that it is to have where fewer would do.
+    ``width`` is the number of connections that it is to have where fewer would do,
+    ``skip_bytes`` the longest stored run that may be received once more.
     """
 
     id: int
@@ -108,6 +109,7 @@ class EntryView:
     settled: bool = True
     ask: Ask = Ask.NO
     width: int = 1
+    skip_bytes: int = 0
     origin: OriginView = OriginView()
 
 
@@ -129,6 +131,7 @@ class Limits:
 
     A connection more than the wants need takes a part of at least ``part_bytes``, or
     of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
+    No stored run longer than ``skip_bytes`` is received again.
     """
 
     per_entry: int = 6
@@ -139,6 +142,7 @@ class Limits:
     patience_s: float = 0.5
     part_bytes: int = 4 << 20
     part_s: float = 3.0
+    skip_bytes: int = 1 << 20
 
     @property
     def most(self) -> int:
@@ -150,7 +154,8 @@ class Limits:
 class Open:
     """Start a stream for ``[start, stop)``, an *extra* one if fewer would do.
 
-    One that ``asks`` is for whatever is asked.
+    One that ``asks`` is for whatever is asked. Stored runs of up to ``skip_bytes`` in
+    between are to be received again.
     """
 
     entry_id: int
@@ -159,6 +164,7 @@ class Open:
     priority: Priority
     extra: bool = False
     asks: bool = False
+    skip_bytes: int = 0
 
 
 @dataclass(frozen=True)

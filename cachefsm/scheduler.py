@@ -13,7 +13,9 @@ The rules, in the order they are applied:
    while nothing is known of the file no other is opened for it.
 1. A byte is fetched only if it is wanted and missing.
 2. A stream whose next byte is no longer wanted stops; one whose claim reaches
-   past what is wanted is shortened, one that may go further is lengthened.
+   past what is wanted is shortened, one that may go further is lengthened. Stored
+   bytes in between are received again and thrown away if that is over sooner than
+   a new request would be answered.
 3. A blocked reader is served by a stream that will be there soon, else by a new
    one at its first missing byte, which takes the rest of the claim it falls in.
 4. Every other want's first missing byte is fetched too: by the claim that it falls
@@ -78,6 +80,8 @@ def plan(
     openings: list[Open] = []
     for draft in drafts:
         for claim in draft.claims:
+            if draft.skip_bytes:  # there is nothing behind the last missing byte
+                claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
                 if claim.stop != claim.stream.stop:
                     endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
@@ -90,6 +94,7 @@ def plan(
                         claim.priority,
                         extra=claim.is_spare,
                         asks=claim.asks,
+                        skip_bytes=draft.skip_bytes,
                     )
                 )
     openings.sort(key=lambda action: action.priority)
@@ -97,31 +102,38 @@ def plan(
 
 
 def _plan_entry(view: EntryView, limits: Limits) -> Draft:
-    missing = _missing(view)
-    draft = Draft(view)
+    draft = Draft(view, _missing(view))
     if view.ask is Ask.NO or view.settled:  # else its answer is waited for
-        _plan_streams(draft, missing, limits)
+        _plan_streams(draft, limits)
     if view.ask is Ask.WANTED:
         draft.claims.append(Planned(0, 1, 1, None, Priority.BLOCKED, asks=True))
     return draft
 
 
-def _plan_streams(draft: Draft, missing: RangeSet, limits: Limits) -> None:
+def _plan_streams(draft: Draft, limits: Limits) -> None:
     view = draft.view
     if not view.seekable or not view.settled:
-        _plan_single(draft, missing)
+        _plan_single(draft)
         return
+    draft.skip_bytes = _worth_skipping(view, limits)
     for stream in view.streams:
-        stop = min(stream.reach, missing.run_stop(stream.position))
+        stop = min(stream.reach, draft.run_stop(stream.position))
         draft.claims.append(Planned(stream.position, stop, stop, stream, extra=stream.extra))
     _untangle(draft.claims)
     for want in sorted(view.wants, key=lambda want: want.priority):
-        _serve(draft, want, missing, limits)
-    spread(draft, missing, limits)
+        _serve(draft, want, limits)
+    spread(draft, limits)
     for claim in draft.claims:
-        claim.priority = (
-            _spare_urgency(view) if claim.is_spare else _urgency(claim, view, missing, limits)
-        )
+        claim.priority = _spare_urgency(view) if claim.is_spare else _urgency(claim, draft, limits)
+
+
+def _worth_skipping(view: EntryView, limits: Limits) -> int:
+    """Return how many stored bytes are received in the time that a new request takes."""
+    return min(
+        limits.skip_bytes,
+        view.skip_bytes,
+        int(view.origin.rate_bytes_s * view.origin.latency_s),
+    )
 
 
 def _missing(view: EntryView) -> RangeSet:
@@ -134,9 +146,9 @@ def _missing(view: EntryView) -> RangeSet:
     return wanted.difference(view.present)
 
 
-def _plan_single(draft: Draft, missing: RangeSet) -> None:
+def _plan_single(draft: Draft) -> None:
     """One stream does it all: where answers can't be joined, or none has come yet."""
-    view = draft.view
+    view, missing = draft.view, draft.missing
     if not missing:
         draft.claims = [Planned(s.position, s.position, s.stop, s) for s in view.streams]
         return
@@ -162,9 +174,9 @@ def _untangle(claims: list[Planned]) -> None:
             claim.stop = max(claim.position, min(claim.stop, following.position))
 
 
-def _serve(draft: Draft, want: Want, missing: RangeSet, limits: Limits) -> None:
+def _serve(draft: Draft, want: Want, limits: Limits) -> None:
     """Make sure that somebody fetches the first missing byte of *want*."""
-    offset = _first_missing(want, draft.view, missing)
+    offset = _first_missing(want, draft)
     if offset is None:
         return
     holder = next((claim for claim in draft.claims if claim.position <= offset < claim.stop), None)
@@ -172,17 +184,17 @@ def _serve(draft: Draft, want: Want, missing: RangeSet, limits: Limits) -> None:
     if holder is not None and blocked and not _is_near(holder, offset, want, limits):
         holder.stop, holder = offset, None
     if holder is None:
-        holder = draft.open(offset, missing.run_stop(offset), want.priority)
+        holder = draft.open(offset, draft.run_stop(offset), want.priority)
     holder.needed = True
     if blocked:
         holder.keeps = max(holder.keeps, offset)
 
 
-def _first_missing(want: Want, view: EntryView, missing: RangeSet) -> int | None:
+def _first_missing(want: Want, draft: Draft) -> int | None:
     """Return the first byte of *want* that has to be fetched: what a blocked reader waits for."""
     # It may lie past the end, asked for before the length was known.
-    stop = max(want.start, min(want.stop, view.length))
-    gap = next(missing.intersection(want.start, stop), None)
+    stop = max(want.start, min(want.stop, draft.view.length))
+    gap = next(draft.missing.intersection(want.start, stop), None)
     return None if gap is None else gap.start
 
 
@@ -193,13 +205,13 @@ def _is_near(claim: Planned, offset: int, want: Want, limits: Limits) -> bool:
     return offset - claim.position <= near
 
 
-def _urgency(claim: Planned, view: EntryView, missing: RangeSet, limits: Limits) -> Priority:
+def _urgency(claim: Planned, draft: Draft, limits: Limits) -> Priority:
     """Return the priority of the most urgent want that this claim serves soon."""
     near = min(claim.stop, claim.position + limits.near_bytes + 1)
     served = [Priority.FILL]
-    for want in view.wants:
+    for want in draft.view.wants:
         if want.priority is Priority.BLOCKED:
-            offset = _first_missing(want, view, missing)
+            offset = _first_missing(want, draft)
             holds = offset is not None and claim.position <= offset < claim.stop
             if offset is not None and holds and _is_near(claim, offset, want, limits):
                 return Priority.BLOCKED

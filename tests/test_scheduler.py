@@ -98,6 +98,47 @@ def test_the_second_of_two_streams_never_goes_over_the_first_one_s_bytes() -> No
     assert planned(view) == ["N.........", ".>==......", "....>====."]
 
 
+SKIPPING = {"skip_bytes": 9, "origin": OriginView(rate_bytes_s=10.0, latency_s=0.3)}
+
+
+@pytest.mark.parametrize(
+    ("present", "streams", "after"),
+    [
+        ("...DDD....", [">==-------"], [">========="]),  # over it
+        ("...DDD....", [], ["N========="]),  # a new one, too
+        ("...DDD....", ["....>====="], ["N==.......", "....>====="]),  # in its midst
+        ("...DDDD...", [">==-------"], [">==......."]),  # it is longer than an answer takes
+        (".D.D.DDDDD", [">=-......."], [">==......."]),  # as far as it asked
+    ],
+)
+def test_a_few_stored_bytes_are_received_again_to_spare_a_request(
+    present: str, streams: list[str], after: list[str]
+) -> None:
+    assert planned(drawn(present, *streams, more=SKIPPING, person="wwwwwwwwww")) == after
+
+
+def test_no_more_is_received_again_than_may_be() -> None:
+    for most, stop in [(0, 3), (2, 3), (3, 10)]:
+        view = drawn("...DDD....", more={**SKIPPING, "skip_bytes": most}, person="wwwwwwwwww")
+        assert plan([view], LIMITS)[0] == Open(1, 0, stop, Priority.PERSON, skip_bytes=most)
+    view = drawn("...DDD....", more=SKIPPING, person="wwwwwwwwww")
+    assert plan([view], replace(LIMITS, skip_bytes=2)) == [
+        Open(1, 0, 3, Priority.PERSON, skip_bytes=2)
+    ]
+
+
+@pytest.mark.parametrize("wants", [("wwwww.....", "wwwww....."), ("www.......", "......wwww")])
+def test_stored_bytes_are_not_received_again_for_what_nobody_wants(wants: tuple[str, str]) -> None:
+    view = drawn("...DD.....", ">==-------", more=SKIPPING, person=wants[0], prefetch=wants[1])
+    assert planned(view)[0] == ">==......."
+
+
+def test_a_stream_does_not_go_on_for_stored_bytes_before_the_next_one() -> None:
+    streams = (">==-------", ".....>====")
+    view = drawn("...DD.....", *streams, more=SKIPPING, person="wwwwwwwwww")
+    assert planned(view) == [">==.......", ".....>===="]
+
+
 # -- rule 3: blocked readers --------------------------------------------------
 
 
@@ -381,6 +422,7 @@ class Entry:
     settled: bool = False
     length: int = END
     width: int = 1
+    skip: int = 0
 
     def view(self, bears: int) -> EntryView:
         return EntryView(
@@ -396,6 +438,7 @@ class Entry:
             seekable=self.seekable or not self.settled,
             settled=self.settled,
             width=self.width,
+            skip_bytes=self.skip,
             origin=OriginView(rate_bytes_s=40.0, latency_s=0.05, most=bears),
         )
 
@@ -448,7 +491,7 @@ class Entry:
             self.answer(stream)
         stop = min(stream.position + size, stream.stop, SIZE)
         if stop > stream.position:
-            assert self.present.add(stream.position, stop) == stop - stream.position
+            self.present.add(stream.position, stop)
             stream.position = stop
         if stream.position >= SIZE:
             self.length = SIZE  # the body has ended: that is how long it was
@@ -541,6 +584,13 @@ class Conducting(RuleBasedStateMachine):
         self.carry_out()
 
     @precondition(lambda self: self.entries)
+    @rule(which=st.integers(0, 2), size=st.integers(0, 3))
+    def spare_requests(self, which: int, size: int) -> None:
+        """So much may be received once more from now on."""
+        self.entries[which % len(self.entries)].skip = size
+        self.carry_out()
+
+    @precondition(lambda self: self.entries)
     @rule(host=st.sampled_from(HOSTS), most=st.sampled_from([1, 2, 3, END]))
     def bear(self, host: str, most: int) -> None:
         """An origin has refused one more connection than there were, or bears it again."""
@@ -611,18 +661,25 @@ class Conducting(RuleBasedStateMachine):
         assert all(number <= self.bears[host] for host, number in running.items())
 
     def check_claims(self, entry: Entry) -> None:
-        """No byte is claimed twice, none that is stored, none that nobody wants."""
+        """No byte is claimed twice, none that nobody wants, none that is stored.
+
+        But for as few stored bytes in between as may be received again.
+        """
         if entry.single:
             assert len(entry.streams) <= 1
             assert bool(entry.streams) <= bool(entry.missing)
             return
-        claimed = [
-            offset
-            for stream in entry.streams.values()
-            for offset in range(stream.position, min(stream.stop, SIZE))
-        ]
-        assert len(claimed) == len(set(claimed))
-        assert set(claimed) <= entry.missing
+        claimed: Counter[int] = Counter()
+        missing = entry.missing
+        for stream in entry.streams.values():
+            stop = min(stream.stop, SIZE)
+            claimed.update(range(stream.position, stop))
+            assert stop - 1 in missing
+            for run in entry.present.intersection(stream.position, stop):
+                assert run.size <= entry.skip
+        assert max(claimed.values(), default=1) == 1
+        stored = {offset for run in entry.present for offset in range(*run)}
+        assert set(claimed) <= missing | stored
 
     def check_blocked_readers(self, entry: Entry) -> None:
         """Each is served soon, or every connection there may be is needed by another one."""
