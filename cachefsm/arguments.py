@@ -208,6 +208,14 @@ def _serve(command: Parser) -> None:
         help="how long a download outlives its last reader (default: 10s)",
     )
     setting(
+        "--abandoned",
+        read=one_of("stop", "nearly", "finish"),
+        default="stop",
+        metavar="HOW",
+        help="what then becomes of a request whose bytes nobody wants: it ends (stop, the "
+        "default), goes on if a tenth of it is left or less (nearly), or in any case (finish)",
+    )
+    setting(
         "--read-ahead",
         read=parse_size,
         default=8 << 20,

@@ -50,7 +50,7 @@ from .renewal import ProvenOrigin, Renewals
 from .resolvers import Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
-from .scheduler import Limits, Priority
+from .scheduler import Abandoned, Limits, Priority
 from .states import DownloadState
 from .storage import ContentFile, disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings
@@ -291,6 +291,7 @@ class Cache:
         max_size: evict the least recently used beyond this; None for no limit.
         fill: what is fetched beyond what readers ask for; see :class:`Fill`.
         grace: how long a download goes on after its last reader has left.
+        abandoned: what then becomes of requests under way; see :class:`Abandoned`.
         read_ahead: how far past a reader's position bytes are fetched for it; 0 for
             all that it asks for, at once.
         playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
@@ -332,6 +333,7 @@ class Cache:
         scrub_rate: str | int = 0,
         speed: SpeedLimits | None = None,
         limits: Limits | None = None,
+        abandoned: Abandoned | str = Abandoned.STOP,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         secrets: Iterable[Fields] = (),
@@ -357,7 +359,10 @@ class Cache:
             playable_tail_bytes=parse_size(playable_tail),
             retries=retries or RetryPolicy(),
             speed=speed or SpeedLimits(),
-            limits=limits or Limits(),
+            limits=replace(
+                limits or Limits(),
+                abandoned=_choice(Abandoned, abandoned, "way with abandoned fetches"),
+            ),
         )
         self.clock: Final = clock
         self._closing = threading.Lock()

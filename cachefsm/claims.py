@@ -67,10 +67,10 @@ class Claim:
     :class:`cachefsm.terms.Terms`), ``conditions`` too where it asks whether what is
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
-    not among those that fill. ``asked_at_s`` is Unix time. A claim that is *cancelled*
-    may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
-    read, and is set by that thread. Its connection stands until it *ended*, which only
-    its thread can say.
+    not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s``
+    is Unix time. A claim that is *cancelled* may write and report nothing more;
+    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread.
+    Its connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -89,6 +89,7 @@ class Claim:
     asks: bool = False
     hands_on: bool = False
     asked_at_s: float = 0.0
+    begun: int = 0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     ended: bool = False
@@ -112,6 +113,7 @@ class Claim:
             self.reach,
             self.meter.rate_bytes_s(now_s),
             self.extra,
+            self.begun,
         )
 
     def mean_rate_bytes_s(self) -> float | None:
@@ -312,6 +314,7 @@ class Claims:
             heard_s=now_s,
             plain=content.ask_plainly,
             extra=wish.extra,
+            begun=start,
             held=content.representation if content.joinable else None,
         )
         content.file.retain()

@@ -13,6 +13,7 @@ from enum import Enum, IntEnum, auto
 from .ranges import END, RangeSet
 
 __all__ = [
+    "Abandoned",
     "Action",
     "Ask",
     "EntryView",
@@ -37,6 +38,17 @@ class Priority(IntEnum):
     FILL = 4
 
 
+class Abandoned(str, Enum):
+    """What becomes of a fetch whose bytes nobody wants any more, once the grace is over."""
+
+    STOP = "stop"
+    """It ends at once."""
+    NEARLY = "nearly"
+    """It goes on to the end of what it asked for if a tenth of that is left, or less."""
+    FINISH = "finish"
+    """It goes on to the end of what it asked for."""
+
+
 @dataclass(frozen=True)
 class Want:
     """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
@@ -54,8 +66,8 @@ class Want:
 class StreamView:
     """A connection at work: it has ``position`` next and its claim ends at ``stop``.
 
-    ``reach`` is the stop it asked the origin for, past which it cannot go. An *extra*
-    one was opened for speed, where fewer would have done.
+    It asked the origin for what lies from ``begun`` to ``reach``, past which it cannot
+    go. An *extra* one was opened for speed, where fewer would have done.
     """
 
     id: int
@@ -64,6 +76,7 @@ class StreamView:
     reach: int
     rate_bytes_s: float = 0.0
     extra: bool = False
+    begun: int = 0
 
 
 @dataclass(frozen=True)
@@ -131,7 +144,8 @@ class Limits:
 
     A connection more than the wants need takes a part of at least ``part_bytes``, or
     of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
-    No stored run longer than ``skip_bytes`` is received again.
+    No stored run longer than ``skip_bytes`` is received again. What nobody wants any
+    more is dealt with as ``abandoned`` says.
     """
 
     per_entry: int = 6
@@ -143,6 +157,7 @@ class Limits:
     part_bytes: int = 4 << 20
     part_s: float = 3.0
     skip_bytes: int = 1 << 20
+    abandoned: Abandoned = Abandoned.STOP
 
     @property
     def most(self) -> int:

@@ -12,7 +12,8 @@ The rules, in the order they are applied:
 0. A question about the file as a whole takes a connection before anything else, and
    while nothing is known of the file no other is opened for it.
 1. A byte is fetched only if it is wanted and missing.
-2. A stream whose next byte is no longer wanted stops; one whose claim reaches
+2. A stream whose next byte is no longer wanted stops, unless it is told to bring
+   what it asked for all the same; one whose claim reaches
    past what is wanted is shortened, one that may go further is lengthened. Stored
    bytes in between are received again and thrown away if that is over sooner than
    a new request would be answered.
@@ -31,9 +32,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Final
 
 from .draft import Draft, Planned
 from .picture import (
+    Abandoned,
     Action,
     Ask,
     EntryView,
@@ -51,6 +54,7 @@ from .ranges import END, RangeSet
 from .spread import spread
 
 __all__ = [
+    "Abandoned",
     "Action",
     "Ask",
     "EntryView",
@@ -64,6 +68,10 @@ __all__ = [
     "Want",
     "plan",
 ]
+
+
+NEARLY: Final = 0.1
+"""A fetch is nearly done when no more than this part of what it asked for is left."""
 
 
 def plan(
@@ -117,7 +125,7 @@ def _plan_streams(draft: Draft, limits: Limits) -> None:
         return
     draft.skip_bytes = _worth_skipping(view, limits)
     for stream in view.streams:
-        stop = min(stream.reach, draft.run_stop(stream.position))
+        stop = min(stream.reach, _goes_on_to(stream, draft, limits))
         draft.claims.append(Planned(stream.position, stop, stop, stream, extra=stream.extra))
     _untangle(draft.claims)
     for want in sorted(view.wants, key=lambda want: want.priority):
@@ -125,6 +133,21 @@ def _plan_streams(draft: Draft, limits: Limits) -> None:
     spread(draft, limits)
     for claim in draft.claims:
         claim.priority = _spare_urgency(view) if claim.is_spare else _urgency(claim, draft, limits)
+
+
+def _goes_on_to(stream: StreamView, draft: Draft, limits: Limits) -> int:
+    """Return where *stream* is to end: where nobody wants more, or where that matters not."""
+    wanted = draft.run_stop(stream.position)
+    reach = min(stream.reach, draft.view.length)
+    left, asked = reach - stream.position, reach - stream.begun
+    if limits.abandoned is Abandoned.STOP or (
+        limits.abandoned is Abandoned.NEARLY and left > NEARLY * asked
+    ):
+        return wanted
+    present = draft.view.present
+    if present.run_stop(stream.position) > stream.position:
+        return wanted
+    return max(wanted, present.next_start(stream.position))
 
 
 def _worth_skipping(view: EntryView, limits: Limits) -> int:

@@ -473,6 +473,27 @@ def test_a_downloader_that_breaks_tells_its_waiters_and_harms_nobody_else(
     assert fetch(cache, cache.entry(_serve(origin))) == content(0, SIZE)
 
 
+@pytest.mark.parametrize(("abandoned", "stored"), [("stop", 9 * MIB), ("finish", SIZE)])
+def test_a_request_that_nobody_needs_any_more_is_broken_off_or_finished(
+    open_cache: OpenCache, origin: Origin, abandoned: str, stored: int
+) -> None:
+    cache = open_cache(abandoned=abandoned, grace=0)
+    moves = Moves(cache)
+    hold = origin.script(hold_after(9 * MIB))
+    film = cache.entry(_serve(origin))
+    with film.open() as stream:
+        assert stream.read(1000) == content(0, 1000)
+        assert hold.reached.wait(WAIT_S)
+        assert film.wait_for(0, 9 * MIB, WAIT_S)
+    if abandoned == "stop":
+        moves.wait_for(film, "pause")
+    hold.release()
+    if abandoned == "finish":
+        moves.wait_for(film, "finish")
+    assert film.downloaded_bytes == stored
+    assert len(origin.requests) == 1
+
+
 # -- who gets a connection ---------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from cachefsm.ranges import END, RangeSet
 from cachefsm.scheduler import (
+    Abandoned,
     Action,
     EntryView,
     Leaving,
@@ -137,6 +138,32 @@ def test_a_stream_does_not_go_on_for_stored_bytes_before_the_next_one() -> None:
     streams = (">==-------", ".....>====")
     view = drawn("...DD.....", *streams, more=SKIPPING, person="wwwwwwwwww")
     assert planned(view) == [">==.......", ".....>===="]
+
+
+@pytest.mark.parametrize(
+    ("policy", "present", "stream", "after"),
+    [
+        ("stop", "DDDDDDDDD.....", ".........>----", []),
+        ("nearly", "DDDDDDDDD.....", ".........>----", []),
+        ("nearly", "D.............", ">-------------", []),
+        ("finish", "D.............", ".>------------", [".>============"]),
+        ("finish", "D....DD.......", ".>------------", [".>==="]),  # what is stored is stored
+    ],
+)
+def test_a_request_whose_bytes_nobody_wants_ends_or_goes_on(
+    policy: str, present: str, stream: str, after: list[str]
+) -> None:
+    limits = replace(LIMITS, abandoned=Abandoned(policy))
+    view = drawn(present, stream)
+    assert planned(view, limits) == [drawing.ljust(14, ".") for drawing in after]
+
+
+@pytest.mark.parametrize(("position", "goes_on"), [(88, False), (89, False), (90, True)])
+def test_a_request_is_nearly_done_when_a_tenth_of_it_is_left(position: int, goes_on: bool) -> None:
+    stream = StreamView(1, position, position + 1, 100, begun=0)
+    view = EntryView(1, "a", RangeSet([(0, position)]), (), (stream,), length=200)
+    (action,) = plan([view], replace(LIMITS, abandoned=Abandoned.NEARLY))
+    assert action == SetStop(1, 1, 100 if goes_on else position)
 
 
 # -- rule 3: blocked readers --------------------------------------------------
