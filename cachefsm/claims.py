@@ -19,7 +19,7 @@ from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
 from .representation import Representation
-from .scheduler import Open, Priority, StreamView
+from .scheduler import Limits, Open, Priority, StreamView
 from .terms import Terms
 
 __all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
@@ -114,6 +114,7 @@ class Claim:
             self.meter.rate_bytes_s(now_s),
             self.extra,
             self.begun,
+            0.0 if self.answered_s is None else now_s - self.answered_s,
         )
 
     def mean_rate_bytes_s(self) -> float | None:
@@ -196,11 +197,11 @@ class SpeedLimits:
 
 
 class Claims:
-    """The claims on one entry of an origin, at most *most* of them at a time."""
+    """The claims on one entry of an origin."""
 
-    def __init__(self, origin: OriginFacts, most: int) -> None:
+    def __init__(self, origin: OriginFacts, limits: Limits) -> None:
         self.origin = origin
-        self._most = most
+        self._limits = limits
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
         self._thrown_away_bytes = 0
@@ -246,10 +247,12 @@ class Claims:
     def next_look_s(self, now_s: float) -> float | None:
         """Return when there is something to decide about their number, or None.
 
-        That is at the end of a measurement, and when a stream is so near its end
-        that its successor can be opened.
+        That is at the end of a measurement, when a stream has served its turn, and when
+        one is so near its end that its successor can be opened.
         """
         moments = [next_look_s(self._trial, now_s, self._allowed)]
+        turns = (c.answered_s + self._limits.turn_s for c in self if c.answered_s is not None)
+        moments += [turn_s for turn_s in turns if turn_s > now_s]
         latency_s = self.origin.view().latency_s
         for claim in self:
             rate = claim.meter.rate_bytes_s(now_s)
@@ -260,7 +263,7 @@ class Claims:
 
     @property
     def _allowed(self) -> int:
-        return min(self._most, self.origin.view().most)
+        return min(self._limits.most, self.origin.view().most)
 
     def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
         """Note that the origin has answered."""

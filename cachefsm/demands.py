@@ -43,7 +43,8 @@ class Demand:
 
     That is when a reader that has left is forgotten, and an order's deadline.
 
-    ``blocked_since_s`` is set while a reader waits for the byte at ``start``.
+    ``blocked_since_s`` is set while a reader waits for the byte at ``start``,
+    ``moved_s`` is when it last came to a byte.
     """
 
     asked_by: str
@@ -52,6 +53,7 @@ class Demand:
     stop: int = END
     expires_at_s: float | None = None
     blocked_since_s: float | None = None
+    moved_s: float | None = None
 
     @classmethod
     def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
@@ -85,6 +87,7 @@ class Demand:
             self.blocked_since_s = None
         elif self.blocked_since_s is None or start != self.start:
             self.blocked_since_s = now_s
+        self.moved_s = now_s
         self.start, self.stop = start, stop
         self.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
 
@@ -128,6 +131,7 @@ class Demands:
                 demand.stop,
                 demand.priority,
                 demand.blocked_since_s is not None and now_s >= demand.blocked_since_s + patience_s,
+                demand.moved_s is not None and now_s < demand.moved_s + patience_s,
             )
             for demand in self
             if demand.stop > demand.start
@@ -152,7 +156,7 @@ class Demands:
         if demand not in self._readers:
             return
         demand.priority = Priority.READ_AHEAD
-        demand.blocked_since_s = None
+        demand.blocked_since_s = demand.moved_s = None
         demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
         live = any(reader.expires_at_s is None for reader in self._readers)
         if self._rest is not None and self._fill is Fill.REST and not live:

@@ -17,9 +17,11 @@ class Planned:
 
     It is given up if it ends where it begins; ``limit`` is how far it could go, and up
     to ``keeps`` somebody waits for what it brings. An *extra* one is there for speed,
-    unless it is *needed*, as it brings the first missing byte of some want. A new one
-    that *waits* is opened in a later round, when the place that it is to have is free.
-    One that *asks* is for no bytes in particular, but takes a connection like any other.
+    unless it is *needed*, as it brings the first missing byte of some want; one that is
+    *attended* brings what a reader is reading. A new one that *waits* is opened in a
+    later round, when the place that it is to have is free; an *impatient* one is for a
+    reader that has waited for long. One that *asks* is for no bytes in particular, but
+    takes a connection like any other.
     """
 
     position: int
@@ -29,6 +31,8 @@ class Planned:
     priority: Priority = Priority.FILL
     extra: bool = False
     needed: bool = False
+    attended: bool = False
+    impatient: bool = False
     keeps: int = 0
     waits: bool = False
     asks: bool = False

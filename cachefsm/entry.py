@@ -68,7 +68,7 @@ class LiveEntry(LinkedEntry):
         super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
-        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits.most)
+        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits)
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
         self.on_close: set[Callable[[], None]] = set()

@@ -53,13 +53,15 @@ class Abandoned(str, Enum):
 class Want:
     """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
 
-    ``impatient`` is a blocked reader that has waited longer than "soon" takes.
+    ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
+    a reader that has read or waited just now: not one that is paused, or gone.
     """
 
     start: int
     stop: int
     priority: Priority
     impatient: bool = False
+    active: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class StreamView:
     """A connection at work: it has ``position`` next and its claim ends at ``stop``.
 
     It asked the origin for what lies from ``begun`` to ``reach``, past which it cannot
-    go. An *extra* one was opened for speed, where fewer would have done.
+    go. An *extra* one was opened for speed, where fewer would have done. ``served_s`` ago
+    it was answered.
     """
 
     id: int
@@ -77,6 +80,7 @@ class StreamView:
     rate_bytes_s: float = 0.0
     extra: bool = False
     begun: int = 0
+    served_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Limits:
     A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
+    Where there are more readers than connections, each has one for ``turn_s`` at least.
 
     A connection more than the wants need takes a part of at least ``part_bytes``, or
     of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
@@ -154,6 +159,7 @@ class Limits:
     near_bytes: int = 1 << 20
     near_s: float = 0.25
     patience_s: float = 0.5
+    turn_s: float = 2.0
     part_bytes: int = 4 << 20
     part_s: float = 3.0
     skip_bytes: int = 1 << 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import IntEnum, auto
 
 from .draft import Draft, Planned
 from .picture import EntryView, Leaving, Limits, Priority
@@ -44,7 +45,7 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
     """Give up what is over a limit, and let what has a place wait until it is free."""
     claims = sorted(
         ((draft, claim) for draft in drafts for claim in draft.kept),
-        key=lambda each: _rank(each[1]),
+        key=lambda each: _rank(each[0], each[1], limits),
     )
     _give_places(claims, limits)
     connections = _Room(limits)
@@ -60,18 +61,42 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
                 connections.take(draft.view.id, draft.view.host)
 
 
-def _rank(claim: Planned) -> tuple[int, int, bool, bool, int]:
+class _Rank(IntEnum):
+    """Who is given a place first."""
+
+    KEPT = auto()
+    """Streams that could not be taken up again; those that a reader is reading, for its turn."""
+    LONG_AWAITED = auto()
+    AWAITED = auto()
+    """Streams that a reader is blocked on, its turn being over."""
+    NEW = auto()
+    """Those that a blocked reader needs."""
+    RUNNING = auto()
+    OTHER = auto()
+
+
+def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, bool, bool, int]:
     """Return a key by which claims are given places, the first one first.
 
-    A running stream gives way only to a blocked reader, and only if nobody is blocked
-    on it: anything else would tear down connections to build others. One that is there
-    for speed alone also gives way to whoever is as urgent and has none.
+    A running stream gives way only to a blocked reader: anything else would tear down
+    connections to build others. It doesn't if a reader is reading it, unless that one
+    has had its turn; and if that one is blocked on it, only to a reader that has waited
+    for long. One that is there for speed alone also gives way to whoever is as urgent
+    and has none.
     """
-    if claim.priority is Priority.BLOCKED:
-        return (0, 0, False, claim.is_new, claim.position)
-    if not claim.is_new and not claim.is_spare:
-        return (1, claim.priority, False, False, claim.position)
-    return (2, claim.priority, claim.is_spare, claim.is_new, claim.position)
+    blocked, at = claim.priority is Priority.BLOCKED, claim.position
+    if claim.stream is None:
+        if blocked:
+            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, at)
+        return (_Rank.OTHER, claim.priority, claim.is_spare, True, at)
+    whole = not (draft.view.seekable and draft.view.settled)
+    if whole or (claim.attended and claim.stream.served_s < limits.turn_s):
+        return (_Rank.KEPT, 0, False, False, at)
+    if blocked:
+        return (_Rank.AWAITED, 0, False, False, at)
+    if claim.is_spare:
+        return (_Rank.OTHER, claim.priority, True, False, at)
+    return (_Rank.RUNNING, claim.priority, False, False, at)
 
 
 def _give_places(claims: Sequence[tuple[Draft, Planned]], limits: Limits) -> None:

@@ -209,8 +209,15 @@ def _serve(draft: Draft, want: Want, limits: Limits) -> None:
     if holder is None:
         holder = draft.open(offset, draft.run_stop(offset), want.priority)
     holder.needed = True
+    holder.attended |= blocked or (want.active and _runs_dry(want, offset))
     if blocked:
         holder.keeps = max(holder.keeps, offset)
+        holder.impatient |= want.impatient
+
+
+def _runs_dry(want: Want, offset: int) -> bool:
+    """Say whether less than half of a reader's window is there: *offset* is what is missing."""
+    return offset - want.start < want.stop - offset
 
 
 def _first_missing(want: Want, draft: Draft) -> int | None:

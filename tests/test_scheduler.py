@@ -347,6 +347,44 @@ def test_blocked_readers_do_not_take_streams_from_each_other() -> None:
     assert plan([running, other], replace(LIMITS, total=1)) == []
 
 
+def reading(*, blocked: bool, served_s: float, active: bool = True, here: int = 0) -> EntryView:
+    """An entry with a stream at byte 4, and a reader that has *here* bytes before it."""
+    (view,) = crowd(hosts="a", priority=Priority.FILL, running=False)
+    priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
+    return replace(
+        view,
+        present=RangeSet([(0, 4)]),
+        wants=(Want(4 - here, 10 - here, priority, active=active),),
+        streams=(StreamView(1, 4, 10, 10, served_s=served_s),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "patient", "impatient"),
+    [
+        # A reader that reads, or waits, keeps its stream for its turn.
+        (reading(blocked=False, served_s=1.9), False, False),
+        (reading(blocked=True, served_s=1.9), False, False),
+        # After that it gives way; but if it waits itself, only to one that has waited long.
+        (reading(blocked=False, served_s=2.0), True, True),
+        (reading(blocked=True, served_s=2.0), False, True),
+        # It has no turn if it is paused, or has half of its window.
+        (reading(blocked=False, served_s=0.0, active=False), True, True),
+        (reading(blocked=False, served_s=0.0, here=3), True, True),
+        (reading(blocked=False, served_s=0.0, here=2), False, False),
+    ],
+)
+def test_readers_take_turns_where_there_are_too_few_connections(
+    view: EntryView, patient: bool, impatient: bool
+) -> None:
+    (waiting,) = crowd(hosts="a", priority=Priority.BLOCKED, running=False)
+    for is_impatient, gives_way in [(False, patient), (True, impatient)]:
+        want = replace(waiting.wants[0], impatient=is_impatient)
+        other = replace(waiting, id=7, wants=(want,))
+        ends = [SetStop(view.id, 1, 4)]
+        assert plan([view, other], replace(LIMITS, total=1)) == (ends if gives_way else [])
+
+
 @pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])
 def test_a_stream_that_could_not_be_taken_up_again_is_not_ended(nature: dict[str, Any]) -> None:
     (running,) = crowd(hosts="a", priority=Priority.FILL, running=True)
