@@ -60,6 +60,9 @@ every 16 MiB costs about 4 ms/GiB; a row per 256 KiB would cost 305 ms/GiB."""
 PASSING_S: Final = 60.0
 """How long after an answer that could not be stored nobody waits for somebody else's."""
 
+SAYS_SOON_S: Final = 0.5
+"""How long it takes from the origin's answer to a reader's first wish, at the very most."""
+
 
 class LiveEntry(LinkedEntry):
     """One entry while anybody reads it, fetches it or gives it orders."""
@@ -689,6 +692,8 @@ class LiveEntry(LinkedEntry):
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
         demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
+        # Without a grace, too: or the answer would be broken off before that.
+        demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
         self._enqueue(Demand(READER, Priority.FILL))
 
     def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
