@@ -220,7 +220,7 @@ def _serve(command: Parser) -> None:
         read=parse_size,
         default=8 << 20,
         metavar="SIZE",
-        help="how far past a reader to fetch at once (default: 8M; 0: all that it asks for)",
+        help="how far past a reader to fetch at most (default: 8M; 0: all that it asks for)",
     )
     setting(
         "--first-byte-timeout",

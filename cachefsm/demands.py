@@ -137,6 +137,11 @@ class Demands:
             if demand.stop > demand.start
         )
 
+    @property
+    def fills(self) -> bool:
+        """Whether a reader is here, and more is fetched than it asks for."""
+        return self._rest is not None and any(r.expires_at_s is None for r in self._readers)
+
     def add_reader(self, start: int, stop: int, priority: Priority) -> Demand:
         """Register a reader."""
         demand = Demand(READER, priority, start, stop)

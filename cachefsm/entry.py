@@ -466,6 +466,9 @@ class LiveEntry(LinkedEntry):
                 if self._lifecycle.state in ACTIVE:
                     self._send("pause", reason=self._demands.ended)
                 return None
+            if self._demands.fills:
+                opening = facts.opening_ranges(content, self._policy)
+                wants += tuple(Want(*part, Priority.READ_AHEAD, apart=True) for part in opening)
             if wants and content.asked_past_end and content.representation is None:
                 wants = (Want(0, 1, Priority.BLOCKED), *wants)
             if self._around.secrets_of(self.key) is None and ask is Ask.NO:

@@ -54,7 +54,8 @@ class Want:
     """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
 
     ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
-    a reader that has read or waited just now: not one that is paused, or gone.
+    a reader that has read or waited just now: not one that is paused, or gone. What is
+    wanted *apart* is worth a stream of its own, though another one will come to it later.
     """
 
     start: int
@@ -62,6 +63,7 @@ class Want:
     priority: Priority
     impatient: bool = False
     active: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ The rules, in the order they are applied:
 3. A blocked reader is served by a stream that will be there soon, else by a new
    one at its first missing byte, which takes the rest of the claim it falls in.
 4. Every other want's first missing byte is fetched too: by the claim that it falls
-   in, else by a new stream. So there is at most one stream for each want.
+   in, else by a new stream. So there is at most one stream for each want. What is
+   read ahead waits until half of the window is missing, and is then asked for at once.
 5. An entry that is to have more connections than that gets them where they do most
    good; see :mod:`cachefsm.spread`.
 6. Limits per entry, per host and in all are kept by giving connections to the
@@ -204,9 +205,12 @@ def _serve(draft: Draft, want: Want, limits: Limits) -> None:
         return
     holder = next((claim for claim in draft.claims if claim.position <= offset < claim.stop), None)
     blocked = want.priority is Priority.BLOCKED
-    if holder is not None and blocked and not _is_near(holder, offset, want, limits):
+    apart = blocked or want.apart
+    if holder is not None and apart and not _is_near(holder, offset, want, limits):
         holder.stop, holder = offset, None
     if holder is None:
+        if want.priority is Priority.READ_AHEAD and not _runs_dry(want, offset):
+            return  # rather all of it at once, a little later
         holder = draft.open(offset, draft.run_stop(offset), want.priority)
     holder.needed = True
     holder.attended |= blocked or (want.active and _runs_dry(want, offset))

@@ -494,6 +494,39 @@ def test_a_request_that_nobody_needs_any_more_is_broken_off_or_finished(
     assert len(origin.requests) == 1
 
 
+@pytest.mark.parametrize(
+    ("media_type", "fill", "size", "tail_comes"),
+    [
+        ("video/mp4", "rest", 40 * MIB, True),
+        ("audio/flac", "finish", 40 * MIB, True),
+        ("video/mp4", "requested", 40 * MIB, False),
+        ("application/zip", "rest", 40 * MIB, False),
+        ("video/mp4", "rest", 20 * MIB, False),
+    ],
+)
+def test_the_tail_of_a_film_comes_as_soon_as_it_is_opened(
+    open_cache: OpenCache, origin: Origin, media_type: str, fill: str, size: int, tail_comes: bool
+) -> None:
+    origin.put("/film", Resource(size, content_type=media_type))
+    hold = origin.script(hold_after(2 * MIB))
+    cache = open_cache(fill=fill)
+    film = cache.entry(origin.url("/film"))
+    tail = size - 256 * KIB
+    with closing(cache.open_reader(film.id)) as reader:
+        pieces = reader.pieces(0, size)
+        got = 0
+        while got < 2 * MIB:
+            got += len(next(pieces))
+        if tail_comes:
+            eventually(lambda: film.has(tail, size))
+            assert film.is_playable()
+            assert _asked(origin)[1:] == [f"bytes={tail}-{size - 1}"]
+        else:
+            assert not film.has(tail, size)
+            assert all(request.range != f"bytes={tail}-{size - 1}" for request in origin.requests)
+        hold.release()
+
+
 # -- who gets a connection ---------------------------------------------------------
 
 

@@ -23,8 +23,8 @@ LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     tables picture
     database draft parallel
-    fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
-    parts
+    fields urls units integrity models quota readahead storage dirlock waiting transport wire
+    metrics spread parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
