@@ -21,6 +21,7 @@ from .ranges import END
 from .representation import Representation
 from .scheduler import Limits, Open, Priority, StreamView
 from .terms import Terms
+from .throttle import Pace
 
 __all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
 
@@ -69,7 +70,8 @@ class Claim:
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
     not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s``
     is Unix time. A claim that is *cancelled* may write and report nothing more;
-    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread.
+    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread, as
+    is the ``pace`` that keeps it to the rates allowed.
     Its connection stands until it *ended*, which only its thread can say.
     """
 
@@ -97,6 +99,13 @@ class Claim:
     answered_s: float | None = None
     heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
+    pace: Pace | None = None
+
+    @property
+    def quiet_since_s(self) -> float:
+        """Since when nothing has come though it might have: a rate may have held it back."""
+        held_back_s = self.pace.held_back_s if self.pace is not None else None
+        return self.heard_s if held_back_s is None else max(self.heard_s, held_back_s)
 
     def received(self, size_bytes: int, now_s: float) -> None:
         """Count bytes that came for it."""
@@ -178,10 +187,14 @@ class SpeedLimits:
         """Say whether *claim*'s connection is worth keeping."""
         if claim.answered_s is None:
             return True
-        if now_s >= claim.heard_s + self.silence_s:
+        if now_s >= claim.quiet_since_s + self.silence_s:
             return False
         age_s = now_s - claim.answered_s
-        return age_s < self.window_s or claim.received_bytes >= self.floor_bytes_s * age_s
+        return (
+            age_s < self.window_s
+            or claim.received_bytes >= self.floor_bytes_s * age_s
+            or (claim.pace is not None and claim.pace.held_back_s is not None)
+        )
 
     def due_s(self, claim: Claim) -> float | None:
         """Return when to look at *claim* again, or None while it has no answer.
@@ -191,7 +204,7 @@ class SpeedLimits:
         """
         if claim.answered_s is None:
             return None
-        silent_s = claim.heard_s + self.silence_s
+        silent_s = claim.quiet_since_s + self.silence_s
         judged_s = claim.answered_s + self.window_s
         return min(silent_s, judged_s) if claim.heard_s < judged_s else silent_s
 

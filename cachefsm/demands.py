@@ -137,6 +137,14 @@ class Demands:
             if demand.stop > demand.start
         )
 
+    def is_read(self, start: int, stop: int) -> bool:
+        """Whether a reader that is here now has some of ``[start, stop)`` in its window."""
+        return any(
+            reader.start < stop and start < reader.stop
+            for reader in self._readers
+            if reader.expires_at_s is None and reader.priority <= Priority.READ_AHEAD
+        )
+
     @property
     def fills(self) -> bool:
         """Whether a reader is here, and more is fetched than it asks for."""

@@ -204,6 +204,7 @@ class LiveEntry(LinkedEntry):
                 middle = (start + min(stop, self._content.length)) // 2
                 changed = not (self._content.has(start, middle) or self._claims.holds(middle))
             demand.move(start, stop, blocked=blocked, now_s=self._around.ticks())
+        self._around.on_want()
         if changed:
             self._around.on_change(self)
         return demand
@@ -725,6 +726,12 @@ class LiveEntry(LinkedEntry):
         old = self._invalidate("changed at the origin")
         self._resolve(inquiry)
         return old
+
+    def is_urgent(self, claim: Claim) -> bool:
+        """Say whether a reader wants what *claim* is about to bring."""
+        with self._lock:
+            soon = claim.position + self._policy.limits.near_bytes
+            return self._demands.is_read(claim.position, min(claim.stop, soon))
 
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
         """Return which parts of the received ``[start, start + size)`` to write.
