@@ -162,6 +162,16 @@ class Entry:
         with self._leased() as entry:
             return entry.describe()
 
+    def explain(self, offset: int) -> dict[str, Any]:
+        """Return where the byte at *offset* is, when it will come, or why nobody fetches it.
+
+        JSON values; docs/interface.md says what they mean.
+        """
+        if offset < 0:
+            raise UsageError(f"there is no byte {offset}")
+        with self._leased() as entry:
+            return entry.explain(offset)
+
     # -- waiting ---------------------------------------------------------------
 
     def wait_for(self, start: int, stop: int, timeout: float | None = None) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from .content import Content
 from .errors import CacheError
 from .fields import Fields
+from .meters import RateMeter
 from .origin import Fetch
 from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
@@ -23,39 +24,12 @@ from .scheduler import Limits, Open, Priority, StreamView
 from .terms import Terms
 from .throttle import Pace
 
-__all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
+__all__ = ["Claim", "Claims", "Inquiry", "SpeedLimits"]
 
 THROWN_AWAY: Final = 0.004
 """The part of a file that may be received a second time, to spare requests."""
 
 _ids: Final = count(1)
-
-
-class RateMeter:
-    """Bytes per second over the last few seconds, from amounts and times."""
-
-    _HALF_LIFE_S: Final = 2.0
-
-    def __init__(self, now_s: float) -> None:
-        self._since_s = now_s
-        self._bytes = 0.0
-        self._seconds = 0.0
-
-    def add(self, size_bytes: int, now_s: float) -> None:
-        """Count *size_bytes* that arrived up to *now_s*."""
-        elapsed = max(0.0, now_s - self._since_s)
-        self._since_s = now_s
-        fade = 0.5 ** (elapsed / self._HALF_LIFE_S)
-        self._bytes = self._bytes * fade + size_bytes
-        self._seconds = self._seconds * fade + elapsed
-
-    def rate_bytes_s(self, now_s: float) -> float:
-        """Return the rate as of *now_s*; silence lets it sink."""
-        silence = max(0.0, now_s - self._since_s)
-        fade = 0.5 ** (silence / self._HALF_LIFE_S)
-        seconds = self._seconds * fade + silence
-        # The first piece of a burst says little: count at least a tenth of a second.
-        return float(self._bytes * fade / max(seconds, 0.1))
 
 
 @dataclass(eq=False)

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from .content import Content
+from .explain import Reading
+from .meters import RateMeter
 from .models import QueueRecord
 from .ranges import END
 from .scheduler import Priority, Want
@@ -19,6 +22,9 @@ from .scheduler import Priority, Want
 __all__ = ["DEADLINE", "IDLE", "READER", "Demand", "Demands", "Fill"]
 
 READER = "reader"
+
+PACE_HALF_LIFE_S: Final = 10.0
+"""Players read in bursts: over less, their pace would be the line's."""
 
 IDLE = "idle"
 DEADLINE = "deadline"
@@ -44,7 +50,7 @@ class Demand:
     That is when a reader that has left is forgotten, and an order's deadline.
 
     ``blocked_since_s`` is set while a reader waits for the byte at ``start``,
-    ``moved_s`` is when it last came to a byte.
+    ``moved_s`` is when it last came to a byte, ``pace`` how fast it goes on.
     """
 
     asked_by: str
@@ -54,6 +60,7 @@ class Demand:
     expires_at_s: float | None = None
     blocked_since_s: float | None = None
     moved_s: float | None = None
+    pace: RateMeter | None = None
 
     @classmethod
     def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
@@ -87,9 +94,18 @@ class Demand:
             self.blocked_since_s = None
         elif self.blocked_since_s is None or start != self.start:
             self.blocked_since_s = now_s
+        if self.pace is None or not self.start <= start <= self.stop:
+            self.pace = RateMeter(now_s, PACE_HALF_LIFE_S)
+        else:
+            self.pace.add(start - self.start, now_s)
         self.moved_s = now_s
         self.start, self.stop = start, stop
         self.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
+
+    def reading(self, now_s: float) -> Reading:
+        """Return where a reader is and how it goes on."""
+        pace = self.pace.rate_bytes_s(now_s) if self.pace is not None else 0.0
+        return Reading(self.start, pace, self.priority is Priority.BLOCKED)
 
     def is_met(self, content: Content) -> bool:
         """Say whether all that is asked for is durably there."""
@@ -144,6 +160,11 @@ class Demands:
             for reader in self._readers
             if reader.expires_at_s is None and reader.priority <= Priority.READ_AHEAD
         )
+
+    @property
+    def readers(self) -> list[Demand]:
+        """Those of the readers that are here now."""
+        return [reader for reader in self._readers if reader.expires_at_s is None]
 
     @property
     def fills(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeGuard
 
 from . import facts
 from .acceptance import Answer, read_not_modified
-from .claims import Claim, Claims, Inquiry, RateMeter
+from .claims import Claim, Claims, Inquiry
 from .content import Content
 from .demands import READER, Demand, Demands, Fill
 from .errors import (
@@ -30,9 +30,11 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
+from .explain import Situation, explain
 from .fields import value_of, without
 from .lifecycle import PERSON, is_resting
 from .linked import LinkedEntry
+from .meters import RateMeter
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
@@ -40,7 +42,7 @@ from .ranges import END, ByteRange, RangeSet
 from .records import CANCELLED, vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
-from .scheduler import Ask, EntryView, Open, Priority, Want
+from .scheduler import Ask, Denied, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
@@ -83,6 +85,8 @@ class LiveEntry(LinkedEntry):
         self._negative: Negative | None = None
         self._passing_until_s = float("-inf")
         self._meter = RateMeter(surroundings.ticks())
+        self.denied: tuple[Denied, ...] = ()
+        """What the conductor had no connection for when it last looked."""
 
     # -- looking ---------------------------------------------------------------
 
@@ -117,6 +121,38 @@ class LiveEntry(LinkedEntry):
                 "readers": self._readers,
                 "asked_by": sorted(self._demands.askers),
             }
+
+    def explain(self, offset: int) -> dict[str, Any]:
+        """Return where a byte is, when it will come, or why not; see :mod:`cachefsm.explain`."""
+        with self._lock:
+            situation = self._situation()
+        return explain(situation, offset)
+
+    def _situation(self) -> Situation:
+        content, now_s = self._content, self._around.ticks()
+        readers = self._demands.readers
+        return Situation(
+            EntryView(
+                self.id,
+                self.url.origin,
+                content.present.copy(),
+                self._demands.wants(now_s, self._policy.limits.patience_s),
+                self._claims.views(now_s),
+                content.length,
+                settled=content.representation is not None,
+                origin=self._claims.origin.view(),
+            ),
+            self._lifecycle.state,
+            self._lifecycle.record.state_reason,
+            held=self._is_held(),
+            unanswered=frozenset(c.id for c in self._claims if c.answered_s is None),
+            denied=tuple((each.start, each.stop, each.limit) for each in self.denied),
+            resting_s=max(0.0, self._attempts.not_before_s - now_s),
+            retry_at=self._lifecycle.record.retry_at,
+            cause=str(self._attempts.cause) if self._attempts.cause is not None else None,
+            readings=tuple(reader.reading(now_s) for reader in readers),
+            closed=self._closed is not None,
+        )
 
     # -- waiting ---------------------------------------------------------------
 

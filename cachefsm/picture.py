@@ -18,6 +18,7 @@ __all__ = [
     "Ask",
     "EntryView",
     "Leaving",
+    "Limit",
     "Limits",
     "Open",
     "OriginView",
@@ -171,6 +172,26 @@ class Limits:
     def most(self) -> int:
         """The most connections that a single entry can have."""
         return min(self.per_entry, self.per_host, self.total)
+
+
+class Limit(str, Enum):
+    """Which limit left no connection for something."""
+
+    ENTRY = "entry"
+    HOST = "host"
+    TOTAL = "total"
+    ORIGIN = "origin"
+    """What the origin itself bears, as it has shown."""
+
+
+@dataclass(frozen=True)
+class Denied:
+    """What would be fetched if there were a connection for it, and which limit there is."""
+
+    entry_id: int
+    start: int
+    stop: int
+    limit: Limit
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum, auto
 
 from .draft import Draft, Planned
-from .picture import EntryView, Leaving, Limits, Priority
+from .picture import EntryView, Leaving, Limit, Limits, Priority
 
 __all__ = ["keep_limits"]
 
@@ -32,13 +32,16 @@ class _Room:
         self._hosts[host] += 1
         self._entries[entry_id] += 1
 
-    def is_left_for(self, view: EntryView) -> bool:
-        """Say whether one more for that entry is within all limits."""
-        return (
-            self._total < self._limits.total
-            and self._hosts[view.host] < min(self._limits.per_host, view.origin.most)
-            and self._entries[view.id] < self._limits.per_entry
-        )
+    def lacks_for(self, view: EntryView) -> Limit | None:
+        """Return the limit that leaves no room for one more for that entry, or None."""
+        limits = self._limits
+        if self._total >= limits.total:
+            return Limit.TOTAL
+        if self._hosts[view.host] >= limits.per_host:
+            return Limit.HOST
+        if self._hosts[view.host] >= view.origin.most:
+            return Limit.ORIGIN
+        return Limit.ENTRY if self._entries[view.id] >= limits.per_entry else None
 
 
 def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leaving]) -> None:
@@ -56,7 +59,7 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
             connections.take(draft.view.id, draft.view.host)
     for draft, claim in claims:
         if claim.is_kept and claim.is_new:
-            claim.waits = not connections.is_left_for(draft.view)
+            claim.waits = connections.lacks_for(draft.view) is not None
             if not claim.waits:
                 connections.take(draft.view.id, draft.view.host)
 
@@ -102,7 +105,8 @@ def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, boo
 def _give_places(claims: Sequence[tuple[Draft, Planned]], limits: Limits) -> None:
     places = _Room(limits)
     for draft, claim in claims:
-        if places.is_left_for(draft.view):
+        claim.denied = places.lacks_for(draft.view)
+        if claim.denied is None:
             places.take(draft.view.id, draft.view.host)
         else:
             draft.give_up(claim)

@@ -32,6 +32,7 @@ The rules, in the order they are applied:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -40,6 +41,7 @@ from .picture import (
     Abandoned,
     Action,
     Ask,
+    Denied,
     EntryView,
     Leaving,
     Limits,
@@ -58,6 +60,8 @@ __all__ = [
     "Abandoned",
     "Action",
     "Ask",
+    "Decision",
+    "Denied",
     "EntryView",
     "Leaving",
     "Limits",
@@ -67,6 +71,7 @@ __all__ = [
     "SetStop",
     "StreamView",
     "Want",
+    "decide",
     "plan",
 ]
 
@@ -75,10 +80,25 @@ NEARLY: Final = 0.1
 """A fetch is nearly done when no more than this part of what it asked for is left."""
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, shortenings and endings before openings; and what has no connection."""
+
+    actions: list[Action]
+    denied: list[Denied]
+
+
 def plan(
     entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
 ) -> list[Action]:
-    """Return what to do now, shortenings and endings before openings.
+    """Return what :func:`decide` says is to be done now."""
+    return decide(entries, limits, leaving).actions
+
+
+def decide(
+    entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
+) -> Decision:
+    """Return what to do now, and what cannot be done.
 
     *leaving* are the connections that stand although no stream in the picture has
     them: they count until they are gone.
@@ -87,27 +107,32 @@ def plan(
     keep_limits(drafts, limits, leaving)
     endings: list[Action] = []
     openings: list[Open] = []
+    denied: list[Denied] = []
     for draft in drafts:
         for claim in draft.claims:
+            if claim.denied is not None and not claim.is_spare:
+                denied.append(Denied(draft.view.id, claim.position, claim.limit, claim.denied))
             if draft.skip_bytes:  # there is nothing behind the last missing byte
                 claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
                 if claim.stop != claim.stream.stop:
                     endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
             elif claim.is_kept and not claim.waits:
-                openings.append(
-                    Open(
-                        draft.view.id,
-                        claim.position,
-                        claim.stop,
-                        claim.priority,
-                        extra=claim.is_spare,
-                        asks=claim.asks,
-                        skip_bytes=draft.skip_bytes,
-                    )
-                )
+                openings.append(_opening(draft, claim))
     openings.sort(key=lambda action: action.priority)
-    return [*endings, *openings]
+    return Decision([*endings, *openings], denied)
+
+
+def _opening(draft: Draft, claim: Planned) -> Open:
+    return Open(
+        draft.view.id,
+        claim.position,
+        claim.stop,
+        claim.priority,
+        extra=claim.is_spare,
+        asks=claim.asks,
+        skip_bytes=draft.skip_bytes,
+    )
 
 
 def _plan_entry(view: EntryView, limits: Limits) -> Draft:

@@ -117,7 +117,7 @@ def test_a_stream_that_meets_stored_bytes_goes_around_them(
     open_cache: OpenCache, origin: Origin
 ) -> None:
     origin.put("/film", Resource(1_000_000, etag='"same"'))
-    cache = open_cache(fill="requested")
+    cache = open_cache(fill="requested", read_ahead=0)
     film = cache.entry(origin.url("/film"))
     fetch(cache, film, 400_000, 500_000)
     # Other bytes under the same ETag: no honest origin does so, but it shows who wrote what.
@@ -533,13 +533,13 @@ def test_the_tail_of_a_film_comes_as_soon_as_it_is_opened(
 def test_a_prefetch_yields_to_a_reader_and_then_goes_on(
     open_cache: OpenCache, origin: Origin
 ) -> None:
-    cache = open_cache(limits=Limits(total=1), fill="requested", grace=0)
+    cache = open_cache(limits=Limits(total=1), fill="requested", grace=0, read_ahead=0)
     later = cache.entry(_serve(origin, path="/later"))
     hold = origin.script(hold_after(MIB), path="/later")
     later.start(priority="prefetch")
     assert hold.reached.wait(WAIT_S)
     assert later.wait_for(0, MIB, WAIT_S)
-    film = cache.entry(_serve(origin, 4 * MIB))  # within one window of read-ahead
+    film = cache.entry(_serve(origin, 4 * MIB))
     assert fetch(cache, film) == content(0, 4 * MIB)
     assert later.wait_complete(WAIT_S)
     assert _asked(origin, "/later") == ["bytes=0-", f"bytes={MIB}-{SIZE - 1}"]

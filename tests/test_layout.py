@@ -21,8 +21,8 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 # A module imports from the lines above its own and never from its own or below.
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
-    tables picture buckets
-    database draft parallel throttle
+    tables picture buckets meters
+    database draft parallel throttle explain
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
