@@ -208,11 +208,19 @@ def _serve(command: Parser) -> None:
         help="how long a download outlives its last reader (default: 10s)",
     )
     setting(
+        "--abandoned",
+        read=one_of("stop", "nearly", "finish"),
+        default="stop",
+        metavar="HOW",
+        help="what then becomes of a request whose bytes nobody wants: it ends (stop, the "
+        "default), goes on if a tenth of it is left or less (nearly), or in any case (finish)",
+    )
+    setting(
         "--read-ahead",
         read=parse_size,
         default=8 << 20,
         metavar="SIZE",
-        help="how far past a reader to fetch at once (default: 8M; 0: all that it asks for)",
+        help="how far past a reader to fetch at most (default: 8M; 0: all that it asks for)",
     )
     setting(
         "--first-byte-timeout",

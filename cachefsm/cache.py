@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import facts
 from .access import AllowList
+from .buckets import RateLimits
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .content import Content
@@ -50,11 +51,12 @@ from .renewal import ProvenOrigin, Renewals
 from .resolvers import Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
-from .scheduler import Limits, Priority
+from .scheduler import Abandoned, Limits, Priority
 from .states import DownloadState
 from .storage import ContentFile, disk_usage, remove_content
 from .stored import Durability, EntryPolicy, Surroundings
 from .terms import Terms
+from .throttle import Throttle
 from .units import parse_duration, parse_size
 from .unstored import UnstoredEntry
 from .urls import OriginUrl, parse_url, redact
@@ -159,6 +161,16 @@ class Entry:
         """Return what may be shown of the entry as JSON values."""
         with self._leased() as entry:
             return entry.describe()
+
+    def explain(self, offset: int) -> dict[str, Any]:
+        """Return where the byte at *offset* is, when it will come, or why nobody fetches it.
+
+        JSON values; docs/interface.md says what they mean.
+        """
+        if offset < 0:
+            raise UsageError(f"there is no byte {offset}")
+        with self._leased() as entry:
+            return entry.explain(offset)
 
     # -- waiting ---------------------------------------------------------------
 
@@ -291,6 +303,7 @@ class Cache:
         max_size: evict the least recently used beyond this; None for no limit.
         fill: what is fetched beyond what readers ask for; see :class:`Fill`.
         grace: how long a download goes on after its last reader has left.
+        abandoned: what then becomes of requests under way; see :class:`Abandoned`.
         read_ahead: how far past a reader's position bytes are fetched for it; 0 for
             all that it asks for, at once.
         playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
@@ -300,6 +313,9 @@ class Cache:
         verify_reads: which stored blocks are checked when served; :class:`VerifyReads`.
         scrub_rate: how fast stored bytes are checked in the background, in bytes
             per second; 0 for not at all.
+        limit_rate, limit_rate_per_host, limit_background_rate: the most bytes per second
+            from all origins, from each, and for all that no reader waits for; 0 for as
+            many as come. See :meth:`set_rate_limits`.
         speed, limits, retries, origin: see the classes.
         secrets: sets of request fields that entries are told apart by, such as
             credentials, so that downloads with them go on after a restart.
@@ -332,6 +348,10 @@ class Cache:
         scrub_rate: str | int = 0,
         speed: SpeedLimits | None = None,
         limits: Limits | None = None,
+        abandoned: Abandoned | str = Abandoned.STOP,
+        limit_rate: str | int = 0,
+        limit_rate_per_host: str | int = 0,
+        limit_background_rate: str | int = 0,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         secrets: Iterable[Fields] = (),
@@ -357,7 +377,10 @@ class Cache:
             playable_tail_bytes=parse_size(playable_tail),
             retries=retries or RetryPolicy(),
             speed=speed or SpeedLimits(),
-            limits=limits or Limits(),
+            limits=replace(
+                limits or Limits(),
+                abandoned=_choice(Abandoned, abandoned, "way with abandoned fetches"),
+            ),
         )
         self.clock: Final = clock
         self._closing = threading.Lock()
@@ -379,7 +402,14 @@ class Cache:
         except BaseException:
             self._dirlock.release()
             raise
-        self.origin: Final = OriginClient(origin, clock)
+        self._throttle = Throttle(
+            RateLimits(
+                parse_size(limit_rate),
+                parse_size(limit_rate_per_host),
+                parse_size(limit_background_rate),
+            )
+        )
+        self.origin: Final = OriginClient(origin, clock, self._throttle)
         self._credentials = Credentials(secrets)
         self._keys = KeyRules(key_rules)
         self._events = EventHub()
@@ -391,6 +421,7 @@ class Cache:
             clock=clock,
             origins=OriginBook(clock=clock),
             on_change=lambda _entry: self._conductor.poke(),
+            on_want=self._throttle.wake,
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
@@ -697,6 +728,32 @@ class Cache:
         for queued in self._store.queue():
             with self._tolerant(queued.entry_id), self.registry.lease(queued.entry_id) as entry:
                 entry.restore(queued)
+
+    @property
+    def rate_limits(self) -> RateLimits:
+        """The limits on what is received from origins, in bytes per second."""
+        return self._throttle.limits
+
+    def set_rate_limits(
+        self,
+        *,
+        rate: str | int | None = None,
+        rate_per_host: str | int | None = None,
+        background_rate: str | int | None = None,
+    ) -> RateLimits:
+        """Change what may be received per second, at once; 0 for no limit, None as it is.
+
+        What readers wait for has *rate* and *rate_per_host* for itself: what goes on
+        behind that, within *background_rate*, makes up for it. Returns what holds now.
+        """
+        given = {
+            "rate": rate,
+            "rate_per_host": rate_per_host,
+            "background_rate": background_rate,
+        }
+        changes = {name: parse_size(text) for name, text in given.items() if text is not None}
+        self._throttle.set(replace(self._throttle.limits, **changes))
+        return self._throttle.limits
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call *callback* with every Transition, and with Progress at times; returns the way out.

@@ -16,13 +16,14 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from .claims import Claim
 from .entry import LiveEntry
 from .errors import CacheError, OriginUnreachable, StorageError
-from .scheduler import EntryView, Leaving, Limits, Open, SetStop, plan
+from .scheduler import Denied, EntryView, Leaving, Limits, Open, SetStop, decide
 
 __all__ = ["Conductor", "Flusher", "Loop"]
 
@@ -122,7 +123,13 @@ class Conductor(Loop):
             if view is not None:
                 views.append(view)
         # After the views: a stream that ends meanwhile is counted twice rather than not.
-        for action in plan(views, self._limits(), self._leaving(views)):
+        decision = decide(views, self._limits(), self._leaving(views))
+        denied: defaultdict[int, list[Denied]] = defaultdict(list)
+        for denial in decision.denied:
+            denied[denial.entry_id].append(denial)
+        for entry in entries.values():
+            entry.denied = tuple(denied[entry.id])
+        for action in decision.actions:
             entry = entries[action.entry_id]
             if isinstance(action, SetStop):
                 entry.set_stop(action.stream_id, action.stop)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeGuard
 
 from . import facts
 from .acceptance import Answer, read_not_modified
-from .claims import Claim, Claims, Inquiry, RateMeter
+from .claims import Claim, Claims, Inquiry
 from .content import Content
 from .demands import READER, Demand, Demands, Fill
 from .errors import (
@@ -30,9 +30,11 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
+from .explain import Situation, explain
 from .fields import cookies_of, value_of, without
 from .lifecycle import PERSON, is_resting
 from .linked import LinkedEntry
+from .meters import RateMeter
 from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
@@ -40,7 +42,7 @@ from .ranges import END, ByteRange, RangeSet
 from .records import CANCELLED, vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
-from .scheduler import Ask, EntryView, Open, Priority, Want
+from .scheduler import Ask, Denied, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
@@ -63,6 +65,9 @@ NOT_STORED: Final = "the origin's answer may not be stored"
 PASSING_S: Final = 60.0
 """How long after an answer that could not be stored nobody waits for somebody else's."""
 
+SAYS_SOON_S: Final = 0.5
+"""How long it takes from the origin's answer to a reader's first wish, at the very most."""
+
 
 class LiveEntry(LinkedEntry):
     """One entry while anybody reads it, fetches it or gives it orders."""
@@ -71,7 +76,7 @@ class LiveEntry(LinkedEntry):
         super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
-        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits.most)
+        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits)
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
         self.on_close: set[Callable[[], None]] = set()
@@ -82,6 +87,8 @@ class LiveEntry(LinkedEntry):
         """On whose terms the origin was last asked."""
         self._passing_until_s = float("-inf")
         self._meter = RateMeter(surroundings.ticks())
+        self.denied: tuple[Denied, ...] = ()
+        """What the conductor had no connection for when it last looked."""
 
     # -- looking ---------------------------------------------------------------
 
@@ -116,6 +123,38 @@ class LiveEntry(LinkedEntry):
                 "readers": self._readers,
                 "asked_by": sorted(self._demands.askers),
             }
+
+    def explain(self, offset: int) -> dict[str, Any]:
+        """Return where a byte is, when it will come, or why not; see :mod:`cachefsm.explain`."""
+        with self._lock:
+            situation = self._situation()
+        return explain(situation, offset)
+
+    def _situation(self) -> Situation:
+        content, now_s = self._content, self._around.ticks()
+        readers = self._demands.readers
+        return Situation(
+            EntryView(
+                self.id,
+                self.url.origin,
+                content.present.copy(),
+                self._demands.wants(now_s, self._policy.limits.patience_s),
+                self._claims.views(now_s),
+                content.length,
+                settled=content.representation is not None,
+                origin=self._claims.origin.view(),
+            ),
+            self._lifecycle.state,
+            self._lifecycle.record.state_reason,
+            held=self._is_held(),
+            unanswered=frozenset(c.id for c in self._claims if c.answered_s is None),
+            denied=tuple((each.start, each.stop, each.limit) for each in self.denied),
+            resting_s=max(0.0, self._attempts.not_before_s - now_s),
+            retry_at=self._lifecycle.record.retry_at,
+            cause=str(self._attempts.cause) if self._attempts.cause is not None else None,
+            readings=tuple(reader.reading(now_s) for reader in readers),
+            closed=self._closed is not None,
+        )
 
     # -- waiting ---------------------------------------------------------------
 
@@ -209,6 +248,7 @@ class LiveEntry(LinkedEntry):
                 middle = (start + min(stop, self._content.length)) // 2
                 changed = not (self._content.has(start, middle) or self._claims.holds(middle))
             demand.move(start, stop, blocked=blocked, now_s=self._around.ticks())
+        self._around.on_want()
         if changed:
             self._around.on_change(self)
         return demand
@@ -481,6 +521,9 @@ class LiveEntry(LinkedEntry):
                 if self._lifecycle.state in ACTIVE:
                     self._send("pause", reason=self._demands.ended)
                 return None
+            if self._demands.fills:
+                opening = facts.opening_ranges(content, self._policy)
+                wants += tuple(Want(*part, Priority.READ_AHEAD, apart=True) for part in opening)
             if wants and content.asked_past_end and content.representation is None:
                 wants = (Want(0, 1, Priority.BLOCKED), *wants)
             if self._around.secrets_of(self.key) is None and ask is Ask.NO:
@@ -500,6 +543,7 @@ class LiveEntry(LinkedEntry):
             settled=content.representation is not None,
             ask=ask,
             width=self._claims.width(now_s),
+            skip_bytes=self._claims.skip_bytes(content.length),
             origin=self._claims.origin.view(),
         )
 
@@ -725,6 +769,8 @@ class LiveEntry(LinkedEntry):
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
         demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
+        # Without a grace, too: or the answer would be broken off before that.
+        demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
         self._enqueue(Demand(READER, Priority.FILL))
 
     def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
@@ -754,6 +800,12 @@ class LiveEntry(LinkedEntry):
         self._resolve(inquiry)
         return old
 
+    def is_urgent(self, claim: Claim) -> bool:
+        """Say whether a reader wants what *claim* is about to bring."""
+        with self._lock:
+            soon = claim.position + self._policy.limits.near_bytes
+            return self._demands.is_read(claim.position, min(claim.stop, soon))
+
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
         """Return which parts of the received ``[start, start + size)`` to write.
 
@@ -769,11 +821,10 @@ class LiveEntry(LinkedEntry):
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
             size = sum(content.present.add(start, end) for start, end in written)
-            self._claims.received(claim, size, now_s)
+            self._claims.received(claim, stop, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True
             self._meter.add(size, now_s)
-            claim.position = stop
             self._waiters.wake()
             urgent = self._content.dirty_bytes >= FLUSH_BYTES
         self._around.on_dirty(self, urgent)

@@ -30,6 +30,7 @@ from .errors import (
 from .fields import Fields
 from .origin import Fetch, Sent
 from .ranges import END, ByteRange
+from .readahead import ReadAhead
 from .representation import Representation
 from .straight import Straight
 from .terms import ANY_TERMS, Terms, Use
@@ -93,7 +94,8 @@ _SAMPLE: Final = 1 / 16
 class ReaderOptions:
     """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks.
 
-    A read-ahead of 0 asks at once for all that the reader was opened for.
+    The read-ahead is the most, which a reader gets that reads on; 0 asks at once for
+    all that the reader was opened for.
     """
 
     first_byte_timeout_s: float = 30.0
@@ -147,6 +149,7 @@ class Reader:
         """The fields of an answer that is this reader's alone, as it may not be stored."""
         self._content = entry.attach(terms)
         self._demand: Demand | None = None
+        self._ahead = ReadAhead(options.read_ahead_bytes)
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
@@ -154,7 +157,6 @@ class Reader:
         self._settled = False
         self._straight: Straight | None = None
         self._sound: int | None = None
-        self._read_on = self._run_start = 0  # where the last read ended, and its run began
         self._resources = ExitStack()
         self._resources.callback(on_close)
         entry.on_close.add(self._cancel_io)
@@ -266,7 +268,7 @@ class Reader:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
         news.forwarded = self._why_ask()
-        window = self._window(start, stop)
+        window = self._ahead.window_stop(start, stop)
         inquiry = self.entry.inquire(content, self._terms, start, window, self)
         news.collapsed = inquiry.asker is not self
         try:
@@ -319,12 +321,20 @@ class Reader:
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
-    def available(self, position: int, stop: int, most_bytes: int = SPAN_BYTES) -> int:
+    def available(
+        self,
+        position: int,
+        stop: int,
+        most_bytes: int = SPAN_BYTES,
+        *,
+        asked_bytes: int | None = None,
+    ) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
         result is at most *stop*, which is how far bytes are wanted, and at most
         *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
+        Who says how many bytes he asks for now may well go on behind *stop*.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -332,14 +342,17 @@ class Reader:
             CacheError: why it will not come.
         """
         content = self._content
+        window = self._ahead.window_stop(position, stop, asked_bytes)
         while True:
             here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
-                self._advance(here, stop)
+                if asked_bytes is None:
+                    window = self._ahead.window_stop(here, stop)
+                self._advance(here, window)
                 return here
             if position >= min(stop, content.length):
                 return position
-            self._want(position, stop, blocked=True)
+            self._want(position, window, blocked=True)
             options = self._options
             self._wait(
                 lambda: content.present.run_stop(position) > position or position >= content.length,
@@ -416,45 +429,27 @@ class Reader:
         straight = self._straight
         if straight is None:
             try:
-                wanted = position + self._reach(position, size)
-                stop = self.available(position, wanted, min(size, PIECE_BYTES))
+                most_bytes = min(size, PIECE_BYTES)
+                stop = self.available(position, position + size, most_bytes, asked_bytes=size)
                 if stop == position:
                     return b""
-                data = self._content.file.read_at(position, stop - position)
+                return self._content.file.read_at(position, stop - position)
             except StorageError:
                 straight = self._go_straight(position, END, self._content.representation)
-            else:
-                self._read_on = position + len(data)
-                return data
         return straight.read(position, size)
 
-    def _reach(self, position: int, size: int) -> int:
-        """Return how far a read of *size* asks: the further the more was read up to there.
-
-        Who reads on, as a decoder does, soon has the whole read-ahead; who looks here and
-        there, as for an index, gets what he asks for.
-        """
-        if position != self._read_on:
-            self._run_start = position
-        return size + min(position - self._run_start, self._options.read_ahead_bytes)
-
-    def _advance(self, position: int, stop: int) -> None:
+    def _advance(self, position: int, window_stop: int) -> None:
         self._started = True
         if self._demand is not None or not self._content.is_whole:
-            self._want(position, stop, blocked=False)
+            self._want(position, window_stop, blocked=False)
 
-    def _want(self, position: int, stop: int, *, blocked: bool) -> None:
+    def _want(self, position: int, window_stop: int, *, blocked: bool) -> None:
         if not self._terms.may_ask():
             if blocked:
                 raise self._not_stored(position)
             return
-        window = self._window(position, stop)
-        self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
-
-    def _window(self, position: int, stop: int) -> int:
-        """Return how far to ask, reading ahead: never past what the client wants."""
-        ahead = self._options.read_ahead_bytes
-        return min(stop, position + ahead) if ahead else stop
+        stop = max(position, window_stop)
+        self._demand = self.entry.want(self._demand, position, stop, blocked=blocked)
 
     def _let_go(self, *, linger: bool) -> None:
         demand, self._demand = self._demand, None

@@ -160,6 +160,7 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mo
                 verify_reads=options.verify_reads,
                 scrub_rate=options.scrub_rate,
                 limits=limits_from(options),
+                abandoned=options.abandoned,
                 # Asked at every redirect too, so that none leads to where it may not.
                 origin=OriginOptions(
                     may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)

@@ -111,6 +111,7 @@ class Surroundings:
     origins: OriginBook = field(default_factory=OriginBook)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
+    on_want: Callable[[], None] = lambda: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None
     on_progress: Callable[[Any], None] = lambda _entry: None

@@ -21,10 +21,10 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 # A module imports from the lines above its own and never from its own or below.
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
-    tables picture
-    database draft parallel
-    fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
-    parts
+    tables picture buckets meters
+    database draft parallel throttle explain
+    fields urls units integrity models quota readahead storage dirlock waiting transport wire
+    metrics spread parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
