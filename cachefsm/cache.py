@@ -729,9 +729,8 @@ class Cache:
             with self._tolerant(queued.entry_id), self.registry.lease(queued.entry_id) as entry:
                 entry.restore(queued)
 
-    @property
     def rate_limits(self) -> RateLimits:
-        """The limits on what is received from origins, in bytes per second."""
+        """Return the limits on what is received from origins, in bytes per second."""
         return self._throttle.limits
 
     def set_rate_limits(

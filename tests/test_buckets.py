@@ -189,9 +189,9 @@ def test_a_connection_that_is_held_back_is_not_replaced_as_silent(
 
 
 def test_limits_are_changed_one_by_one(cache: Cache) -> None:
-    assert cache.rate_limits == RateLimits()
+    assert cache.rate_limits() == RateLimits()
     assert cache.set_rate_limits(rate="5M", background_rate=1000) == RateLimits(5 * MIB, 0, 1000)
     assert cache.set_rate_limits(rate_per_host="1M") == RateLimits(5 * MIB, MIB, 1000)
     with pytest.raises(UsageError):
         cache.set_rate_limits(rate="fast")
-    assert cache.set_rate_limits(rate=0) == cache.rate_limits == RateLimits(0, MIB, 1000)
+    assert cache.set_rate_limits(rate=0) == cache.rate_limits() == RateLimits(0, MIB, 1000)

@@ -30,6 +30,7 @@ LAYERS: Final = """
     representation preconditions multipart addresses salvage web answer rules diagrams
     acceptance terms credentials playlists m3u keys
     getting
+    pacing
     arguments
     content records server output progress forwarding negative
     origin origins demands retries signposts
@@ -46,7 +47,7 @@ LAYERS: Final = """
     control serving relay fsspec_filesystem
     proxy
     backend requests_adapter
-    serve get orders
+    serve get orders tuning
     check
     cli
     __main__
