@@ -39,6 +39,8 @@ LAYERS: Final = """
     linked
     renewal
     facts events
+    asking
+    filling
     entry eventstream
     registry reader conductor unstored
     verify
