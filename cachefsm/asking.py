@@ -36,7 +36,7 @@ from .retries import Attempts
 from .scheduler import Ask, Priority
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
-from .stored import Surroundings
+from .surroundings import Surroundings
 from .terms import ANY_TERMS, Terms, Use
 from .urls import OriginUrl
 

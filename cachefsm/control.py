@@ -11,9 +11,10 @@ from urllib.parse import parse_qs
 
 from .access import AllowList, is_same_origin
 from .buckets import RateLimits
-from .cache import Cache, Entry, parse_priority
+from .cache import Cache
 from .errors import CacheError, IllegalMove, UsageError
 from .eventstream import event_response
+from .handle import Entry, parse_priority
 from .metrics import CONTENT_TYPE, render
 from .parts import Parts, wanted_parts
 from .ranges import END

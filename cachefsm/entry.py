@@ -32,7 +32,7 @@ from .ranges import END, RangeSet
 from .records import CANCELLED
 from .scheduler import Denied, EntryView, Priority
 from .states import ACTIVE, DownloadState
-from .stored import Surroundings
+from .surroundings import Surroundings
 from .terms import ANY_TERMS, Terms
 
 __all__ = ["LiveEntry"]

@@ -12,7 +12,7 @@ from .content import Content
 from .fields import value_of
 from .models import EntryRecord
 from .ranges import END
-from .stored import EntryPolicy
+from .surroundings import EntryPolicy
 from .urls import redact
 
 __all__ = ["describe", "is_playable", "opening_ranges", "playable_ranges"]

@@ -30,7 +30,7 @@ from .scheduler import Ask, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile
-from .stored import Surroundings
+from .surroundings import Surroundings
 
 __all__ = ["FillingEntry"]
 

@@ -35,6 +35,7 @@ LAYERS: Final = """
     content records server output progress forwarding negative
     origin origins demands retries signposts
     claims
+    surroundings
     stored downloader straight
     linked
     renewal
@@ -43,7 +44,8 @@ LAYERS: Final = """
     filling
     entry eventstream
     registry reader conductor unstored
-    verify
+    verify cachefile
+    handle
     doubts
     cache
     control serving relay fsspec_filesystem
@@ -56,8 +58,12 @@ LAYERS: Final = """
 """
 
 # What looks the other way does so when it is called: the front door, which names what
-# embedders use, and Cache.serve, a convenience.
-UPWARDS: Final = {("cache", "proxy"), *(("__init__", name) for name in LAYERS.split())}
+# embedders use, Cache.serve, a convenience, and what a handle is one on.
+UPWARDS: Final = {
+    ("cache", "proxy"),
+    ("handle", "cache"),
+    *(("__init__", name) for name in LAYERS.split()),
+}
 
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
