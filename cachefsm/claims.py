@@ -21,6 +21,7 @@ from .ranges import END
 from .representation import Representation
 from .scheduler import Open, Priority, StreamView
 from .terms import Terms
+from .urls import OriginUrl
 
 __all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
 
@@ -64,7 +65,8 @@ class Claim:
     :class:`cachefsm.terms.Terms`), ``conditions`` too where it asks whether what is
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
-    not among those that fill. ``asked_at_s`` is Unix time. A claim that is *cancelled*
+    not among those that fill. ``asked_at_s`` is Unix time, and ``url`` the link that the
+    entry had then. A claim that is *cancelled*
     may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
     read, and is set by that thread. Its connection stands until it *ended*, which only
     its thread can say.
@@ -86,6 +88,7 @@ class Claim:
     asks: bool = False
     hands_on: bool = False
     asked_at_s: float = 0.0
+    url: OriginUrl | None = None
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     ended: bool = False

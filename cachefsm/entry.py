@@ -93,7 +93,6 @@ class LiveEntry(LinkedEntry):
                 or self._waiters
                 or self._demands
                 or self._inquiry
-                or self._renewing
                 or self._accesses
                 or self._content.dirty_bytes
                 or self._lifecycle.state in ACTIVE
@@ -549,7 +548,7 @@ class LiveEntry(LinkedEntry):
         claim.hands_on = terms.hands_on
         if claim.inquiry is not None:
             claim.conditions += terms.directives
-        claim.asked_at_s = self._around.clock()
+        claim.asked_at_s, claim.url = self._around.clock(), self.url
         if claim.inquiry is not None:
             claim.inquiry.claim = claim
         return claim
@@ -750,7 +749,7 @@ class LiveEntry(LinkedEntry):
             refused = error is not None and counts and self._claims.origin.refused(error)
             one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
-            if counts and self._expires(error):
+            if counts and self._expires(error, claim.url):
                 pass  # a fresh link is asked for; until then there are no connections
             elif counts and claim.asks:
                 old = self._question_over(claim, error)
