@@ -316,7 +316,7 @@ class AskingEntry(LinkedEntry):
         claim.hands_on = terms.hands_on
         if claim.inquiry is not None:
             claim.conditions += terms.directives
-        claim.asked_at_s = self._around.clock()
+        claim.asked_at_s, claim.url = self._around.clock(), self.url
         if claim.inquiry is not None:
             claim.inquiry.claim = claim
         return claim

@@ -23,6 +23,7 @@ from .representation import Representation
 from .scheduler import Limits, Open, Priority, StreamView
 from .terms import Terms
 from .throttle import Pace
+from .urls import OriginUrl
 
 __all__ = ["Claim", "Claims", "Inquiry", "SpeedLimits"]
 
@@ -42,11 +43,11 @@ class Claim:
     :class:`cachefsm.terms.Terms`), ``conditions`` too where it asks whether what is
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
-    not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s``
-    is Unix time. A claim that is *cancelled* may write and report nothing more;
-    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread, as
-    is the ``pace`` that keeps it to the rates allowed.
-    Its connection stands until it *ended*, which only its thread can say.
+    not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s`` is
+    Unix time, and ``url`` the link that the entry had then. A claim that is *cancelled*
+    may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
+    read, and is set by that thread, as is the ``pace`` that keeps it to the rates
+    allowed. Its connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -66,6 +67,7 @@ class Claim:
     hands_on: bool = False
     asked_at_s: float = 0.0
     begun: int = 0
+    url: OriginUrl | None = None
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     ended: bool = False

@@ -252,7 +252,7 @@ class FillingEntry(AskingEntry):
             refused = error is not None and counts and self._claims.origin.refused(error)
             one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
-            if counts and self._expires(error):
+            if counts and self._expires(error, claim.url):
                 pass  # a fresh link is asked for; until then there are no connections
             elif counts and claim.asks:
                 old = self._question_over(claim, error)

@@ -110,10 +110,15 @@ class LinkedEntry(StoredEntry):
 
     # -- with the lock held ----------------------------------------------------
 
-    def _expires(self, error: Exception | None) -> bool:
-        """Say whether *error* is a link's that is being renewed; see to it that it is."""
+    def _expires(self, error: Exception | None, url: OriginUrl | None) -> bool:
+        """Say whether *error*, the answer to *url*, is of no account, as another link is to come.
+
+        It is asked for, if *url* is the present one.
+        """
         if not isinstance(error, OriginStatus) or error.status not in EXPIRED:
             return False
+        if url not in (None, self.url):
+            return True  # another has come meanwhile
         if self._around.renew is None:
             return False
         if self._renewals >= RENEWALS and not self._renewing:

@@ -8,10 +8,11 @@ from cachefsm import Cache, DownloadState, KeyRule
 from cachefsm.errors import OriginStatus, UsageError
 from cachefsm.keys import KeyRules, parse_key_rule
 from cachefsm.urls import parse_url
-from tests.support.caches import OpenCache, fetch, rows
+from tests.support.caches import WAIT_S, OpenCache, fetch, rows
 from tests.support.clients import ask
-from tests.support.faults import status
+from tests.support.faults import hold_before_headers, status
 from tests.support.origin import Origin, Resource, content, pattern
+from tests.support.threads import in_thread
 
 SIZE = 1_000_000
 HALF = SIZE // 2
@@ -135,12 +136,43 @@ def test_a_newer_url_ends_the_rest_after_the_older_ones_failure(
     assert fetch(cache, cache.entry(film(origin, 2))) == content(0, SIZE)
 
 
+def test_who_goes_on_naming_an_old_url_does_not_undo_its_renewal(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    origin.script(status(403), when=lambda request: "token=1" in request.target, times=None)
+    asked = []
+
+    def renew(url: str, _error: OriginStatus) -> str:
+        asked.append(url)
+        return film(origin, 2)
+
+    rules = [KeyRule("127.0.0.1", ["token"])]
+    cache = open_cache(fill="requested", grace=0, key_rules=rules, resolver=renew)
+    for start in range(0, SIZE, HALF):
+        entry = cache.entry(film(origin, 1))
+        assert fetch(cache, entry, start, start + HALF) == content(start, start + HALF)
+    assert asked == [film(origin, 1)]
+
+
+def test_what_the_older_url_is_answered_late_fails_nobody(cache: Cache, origin: Origin) -> None:
+    origin.put("/film", Resource(SIZE))
+    origin.script(status(403), when=lambda request: "token=1" in request.target, times=None)
+    hold = origin.script(hold_before_headers())
+    reader = in_thread(fetch, cache, cache.entry(film(origin, 1)))
+    assert hold.reached.wait(WAIT_S)
+    cache.entry(film(origin, 2))
+    hold.release()
+    assert reader.result(WAIT_S) == content(0, SIZE)
+
+
 def test_clients_of_the_proxy_share_an_entry(cache: Cache, origin: Origin) -> None:
     origin.put("/film", Resource(SIZE, headers=(("Cache-Control", "max-age=60"),)))
     with cache.serve(mounts=[f"/m={origin.url()}"]) as server:
         for token in range(3):
             assert ask(f"{server.url}m/film?token={token}").body == content(0, SIZE)
-    assert len(origin.requests) == 1
+    assert {request.target for request in origin.requests} == {"/film?token=0"}
+    assert origin.body_bytes_sent <= 1.01 * SIZE
 
 
 def test_without_a_rule_every_query_is_a_file_of_its_own(

@@ -21,8 +21,9 @@ from cachefsm.resolvers import command_resolver
 from cachefsm.scheduler import Limits
 from cachefsm.terms import Terms
 from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
-from tests.support.faults import status
+from tests.support.faults import hold_before_headers, status
 from tests.support.origin import Origin, Request, Resource, content, pattern
+from tests.support.threads import in_thread
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -74,8 +75,13 @@ def half_stored(cache: Cache, url: str) -> Entry:
     return entry
 
 
-def asked(origin: Origin) -> list[tuple[str, str | None]]:
-    return [(request.target, request.range) for request in origin.requests]
+def validated(cache: Cache, entry: Entry) -> int | None:
+    """Return the length that the origin confirms, asked for that alone."""
+    demanding = Terms(request_fields=(("cache-control", "no-cache"),), since_s=time.monotonic())
+    with closing(cache.open_reader(entry.id, terms=demanding)) as reader:
+        length = reader.representation(0, 1).complete_length
+        assert reader.news.forwarded == "request"
+    return length
 
 
 def row(cache: Cache) -> tuple[str, str]:
@@ -162,6 +168,63 @@ def test_many_readers_have_the_link_renewed_once(open_cache: OpenCache, links: L
         reader.join(WAIT_S)
     assert found == {start: content(start, start + MIB) for start in starts}
     assert len(links.asked) == 1
+
+
+def test_what_the_old_link_is_still_answered_renews_nothing(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    cache = opened(open_cache, links.resolve)
+    film = half_stored(cache, links.url)
+    links.expire()
+    old = [origin.script(hold_before_headers(), nth=nth, path="/film") for nth in (1, 2)]
+    readers = [in_thread(fetch, cache, film, start, start + MIB) for start in (HALF, 6 * MIB)]
+    for hold in old:
+        assert hold.reached.wait(WAIT_S)
+    old[0].release()
+    origin.wait_until(lambda: any("sig=2" in request.target for request in origin.requests))
+    old[1].release()
+    assert [reader.result(WAIT_S) for reader in readers] == [
+        content(start, start + MIB) for start in (HALF, 6 * MIB)
+    ]
+    assert len(links.asked) == 1
+
+
+def test_a_question_and_a_reader_share_a_renewal(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    asking, go_on = threading.Event(), threading.Event()
+
+    def slowly(url: str, error: OriginStatus) -> str | None:
+        asking.set()
+        assert go_on.wait(WAIT_S)
+        return links.resolve(url, error)
+
+    cache = opened(open_cache, slowly)
+    film = half_stored(cache, links.url)
+    links.expire()
+    holds = [origin.script(hold_before_headers(), nth=nth, path="/film") for nth in (1, 2)]
+    reader = in_thread(fetch, cache, film, HALF, SIZE)
+    assert holds[0].reached.wait(WAIT_S)
+    question = in_thread(validated, cache, film)
+    assert holds[1].reached.wait(WAIT_S)
+    for hold in reversed(holds):  # the question's first: it is no claim on bytes
+        hold.release()
+    assert asking.wait(WAIT_S)
+    origin.wait_until(lambda: all(request.ended for request in origin.requests))
+    go_on.set()
+    assert question.result(WAIT_S) == SIZE
+    assert reader.result(WAIT_S) == content(HALF, SIZE)
+    assert len(links.asked) == 1
+
+
+def test_links_may_expire_any_number_of_times(open_cache: OpenCache, links: Links) -> None:
+    cache = opened(open_cache, links.resolve)
+    film = cache.entry(links.url)
+    times = RENEWALS + 2
+    for start in range(0, times * MIB, MIB):
+        links.expire()
+        assert fetch(cache, film, start, start + MIB) == content(start, start + MIB)
+    assert len(links.asked) == times
 
 
 def test_a_slow_resolver_holds_up_no_other_entry_and_no_connection(
@@ -256,11 +319,7 @@ def test_a_question_about_a_whole_file_has_the_link_renewed_too(
     film = cache.entry(links.url)
     assert film.wait_complete(WAIT_S)
     links.expire()
-    demanding = Terms(request_fields=(("cache-control", "no-cache"),), since_s=time.monotonic())
-    with closing(cache.open_reader(film.id, terms=demanding)) as reader:
-        assert reader.representation().complete_length == SIZE
-        assert b"".join(reader.pieces(0, SIZE)) == content(0, SIZE)
-        assert reader.news.forwarded == "stale"
+    assert validated(cache, film) == SIZE
     assert len(links.asked) == 1
 
 
@@ -292,6 +351,12 @@ def elsewhere(origin: Origin, resource: Resource) -> Resolve:
     return lambda _url, _error: origin.url("/elsewhere?sig=2")
 
 
+def proofs(origin: Origin) -> list[str]:
+    """Return which ranges were asked for there that had been stored before."""
+    asked = [request.range or "" for request in origin.requests if request.path == "/elsewhere"]
+    return [range_ for range_ in asked if int(range_[6:].split("-")[0]) < HALF]
+
+
 def test_a_server_with_another_etag_for_the_same_file_is_believed_after_a_sample(
     open_cache: OpenCache, origin: Origin, links: Links
 ) -> None:
@@ -303,9 +368,25 @@ def test_a_server_with_another_etag_for_the_same_file_is_believed_after_a_sample
     assert film.describe()["generation"] == 0
     told = rows(cache.directory, "SELECT etag, url FROM cache_entries")
     assert told == [('"other-server"', origin.url("/elsewhere?sig=2"))]
-    again = [request.range for request in origin.requests if request.path == "/elsewhere"]
-    stored = [range_ for range_ in again if range_ and int(range_[6:].split("-")[0]) < HALF]
-    assert len(stored) == SAMPLES + 1  # the first one twice: by validator, then by its bytes
+    assert len(proofs(origin)) == SAMPLES + 1  # the first: by its validator, then by its bytes
+
+
+def test_one_connection_proves_the_link_for_all_readers(
+    open_cache: OpenCache, origin: Origin, links: Links
+) -> None:
+    cache = opened(open_cache, elsewhere(origin, Resource(SIZE, etag='"other"')))
+    film = half_stored(cache, links.url)
+    links.expire()
+    hold = origin.script(hold_before_headers(), path="/elsewhere")
+    starts = range(HALF, SIZE, MIB)
+    readers = [in_thread(fetch, cache, film, start, start + MIB) for start in starts]
+    assert hold.reached.wait(WAIT_S)
+    eventually(lambda: film.describe()["readers"] == len(readers))
+    hold.release()
+    for start, reader in zip(starts, readers, strict=True):
+        assert reader.result(WAIT_S) == content(start, start + MIB)
+    assert film.describe()["generation"] == 0
+    assert len(proofs(origin)) == SAMPLES + 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -228,6 +229,20 @@ def test_what_the_cache_could_not_answer_as_asked_goes_past_it(
     assert request.method == method
     assert request.body == options.get("data", b"")
     assert cache.entries() == []
+
+
+def test_another_way_to_verify_the_origin_goes_past_it(cache: Cache) -> None:
+    with socket.socket() as taken, mounted(cache) as session:
+        taken.bind(("127.0.0.1", 0))  # where nobody listens
+        url = f"https://127.0.0.1:{taken.getsockname()[1]}/film"
+        session.mount("https://", session.get_adapter("http://"))
+        for options in ({"verify": False}, {"verify": "/nonexistent"}):
+            with pytest.raises((requests.ConnectionError, OSError)):
+                session.get(url, **options)
+        assert cache.entries() == []
+        with pytest.raises(requests.ConnectionError):
+            session.get(url)
+        assert len(cache.entries()) == 1
 
 
 def test_what_credentials_brought_is_for_who_has_the_same(
