@@ -78,6 +78,7 @@ class ContentFile:
         self._writable = False
         self._users = 1
         self._discarded = False
+        self._end = 0  # of what was written here: the file cannot end before it
 
     def retain(self) -> None:
         """Keep the file open until one more :meth:`release`."""
@@ -186,16 +187,25 @@ class ContentFile:
         """Write all of *data* at *offset*, making the file if need be.
 
         Raises:
-            StorageError: full disk, quota, read-only or failing device.
+            StorageError: full disk, quota, read-only or failing device; or somebody has
+                cut the file off, and more bytes would make noughts of what is lost.
         """
         fd = self.fileno(create=True)
         view = memoryview(data)
         try:
+            end, size = self._end, os.fstat(fd).st_size  # in that order: others write, too
+            if size < end:
+                raise StorageError(f"{self.path.name} was cut off at {size}")
             while view:
                 written = os.pwrite(fd, view, offset)
                 view, offset = view[written:], offset + written
+            self._end = max(self._end, offset)
         except OSError as error:
             raise _storage_error("write", self.path, error) from error
+
+    def accept_end(self, offset: int) -> None:
+        """Take note that nothing behind *offset* is counted on any more."""
+        self._end = min(self._end, offset)
 
     def flush(self) -> None:
         """Return once every byte written so far would survive a power loss.

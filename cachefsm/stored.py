@@ -232,6 +232,7 @@ class StoredEntry:
         if stored > (size or 0):
             found = "is gone" if size is None else f"ends at {size}, not {stored}"
             self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")
+        content.file.accept_end(size or 0)
 
     def damaged(
         self,

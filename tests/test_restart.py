@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from cachefsm.errors import (
 )
 from cachefsm.ranges import RangeSet
 from tests.support.caches import (
+    EAGER,
     HASTY,
     WAIT_S,
     Clock,
@@ -33,7 +35,7 @@ from tests.support.caches import (
     rows,
 )
 from tests.support.child import Child
-from tests.support.faults import hold_after, stall_after, status
+from tests.support.faults import hold_after, hold_from, stall_after, status
 from tests.support.origin import Origin, Request, Resource, Shaping, content
 
 MIB = 1 << 20
@@ -391,6 +393,23 @@ def test_content_that_is_lost_under_a_reader_never_reads_as_anything_else(
             assert len(data) == SIZE
     assert data == content(0, len(data))
     assert fetch(cache, film) == content(0, SIZE)
+
+
+@pytest.mark.fault("file", "it is gone, emptied, cut off or replaced while the cache runs")
+def test_a_file_that_is_cut_off_while_more_of_it_comes_never_reads_as_noughts(
+    open_cache: OpenCache, origin: Origin, url: str
+) -> None:
+    hold = origin.script(hold_from(HALF), times=None)
+    cache = open_cache(retries=EAGER)
+    film = cache.entry(url)
+    film.start()
+    assert film.wait_for(0, HALF, WAIT_S)
+    os.truncate(recorded(cache.directory).file, 1000)
+    hold.release()
+    assert fetch(cache, film) == content(0, SIZE)
+    assert film.wait_complete(WAIT_S)
+    cache.close()
+    assert recorded(cache.directory).stored() == [(0, content(0, SIZE))]
 
 
 @pytest.mark.fault("file", "it is gone or cut off when the cache starts")

@@ -163,6 +163,14 @@ def test_the_size_of_what_cannot_be_looked_at_is_an_error(file: ContentFile, pat
         file.size()
 
 
+def test_a_file_that_somebody_cut_off_is_not_written_on(file: ContentFile, path: Path) -> None:
+    file.write_at(0, content(0, 1000))
+    os.truncate(path, 10)
+    with pytest.raises(StorageError, match="was cut off at 10"):
+        file.write_at(1000, content(1000, 2000))
+    assert path.stat().st_size == 10
+
+
 @pytest.mark.parametrize("other", ["directory", "link", "file above"])
 def test_what_is_no_file_has_no_size(file: ContentFile, path: Path, other: str) -> None:
     if other == "file above":
