@@ -39,6 +39,7 @@ from .models import EntryRecord, QueueRecord
 from .negative import Negative
 from .origin import Fetch
 from .ranges import END, ByteRange, RangeSet
+from .readahead import FIRST_BYTES
 from .records import CANCELLED, vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts, Verdict, judge
@@ -767,7 +768,8 @@ class LiveEntry(LinkedEntry):
 
     def _linger(self, inquiry: Inquiry) -> None:
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
-        demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
+        stop = min(inquiry.stop, inquiry.start + FIRST_BYTES)
+        demand = self._demands.add_reader(inquiry.start, stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
