@@ -71,6 +71,9 @@ CLOSE_TIMEOUT_S: Final = 1.5
 """How long :meth:`Cache.close` waits for its threads; with the last flush it stays
 within the two seconds that a service manager's users expect."""
 
+ORIGINS_KEPT_S: Final = 90 * 86_400.0
+"""How long what was learnt of an origin is kept after it was last asked for something."""
+
 PAGE_ENTRIES: Final = 2000
 """How many entries are listed at once: the store's lock is held for 50 ms then."""
 
@@ -196,13 +199,13 @@ class Cache:
         self._credentials = Credentials(secrets)
         self._keys = KeyRules(key_rules)
         self._events = EventHub()
-        self._flusher = Flusher(after=self._make_room)
+        self._flusher = Flusher(after=self._after_flush)
         self._surroundings = Surroundings(
             store=self._store,
             directory=content,
             policy=self._policy,
             clock=clock,
-            origins=OriginBook(clock=clock),
+            origins=OriginBook(self._store.origins(), clock),
             on_change=lambda _entry: self._conductor.poke(),
             on_want=self._throttle.wake,
             on_dirty=self._flusher.note,
@@ -638,6 +641,20 @@ class Cache:
         for record in self._store.active_entries():
             with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
+
+    def _after_flush(self) -> bool:
+        """Write down what has been learnt; make room, and return whether that is not enough."""
+        self._save_origins()
+        return self._make_room()
+
+    def _save_origins(self) -> None:
+        origins = self._surroundings.origins
+        try:
+            learnt = origins.changes()
+            if learnt:
+                self._store.save_origins(learnt, self.clock() - ORIGINS_KEPT_S)
+        except StorageError as error:  # without it, it is learnt once more
+            self._surroundings.trouble.note(error)
 
     def _make_room(self) -> bool:
         """Keep to the size while downloading, too; return whether it is still exceeded.

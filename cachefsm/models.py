@@ -8,7 +8,7 @@ transaction, or a part of the caller's where it stands inside
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,13 +21,16 @@ from .ranges import ByteRange
 from .states import ACTIVE
 from .tables import (
     ENTRY_COLUMNS,
+    ORIGIN_COLUMNS,
     QUEUE_COLUMNS,
     SCHEMA_VERSION,
     CacheChunk,
     CacheDownloadQueue,
     CacheEntry,
+    CacheOrigin,
     CacheUnsynced,
     EntryRecord,
+    OriginRecord,
     QueueRecord,
     unsaved_entry,
 )
@@ -37,8 +40,10 @@ __all__ = [
     "CacheChunk",
     "CacheDownloadQueue",
     "CacheEntry",
+    "CacheOrigin",
     "CacheUnsynced",
     "EntryRecord",
+    "OriginRecord",
     "QueueRecord",
     "StaleRow",
     "Store",
@@ -336,6 +341,31 @@ class Store(Database):
         )
         with self.reading():
             return [QueueRecord(*row) for row in query.execute(self._database)]
+
+    # -- origins ---------------------------------------------------------------
+
+    def origins(self, limit: int = 1000) -> list[OriginRecord]:
+        """Return what was learnt of origins, of the last ones that anything was asked of."""
+        query = (
+            CacheOrigin.select(*ORIGIN_COLUMNS)
+            .order_by(CacheOrigin.updated_at.desc())
+            .limit(limit)
+            .tuples()
+        )
+        with self.reading():
+            return [OriginRecord(*row) for row in query.execute(self._database)]
+
+    def save_origins(self, records: Iterable[OriginRecord], forget_before_s: float) -> None:
+        """Write what was learnt of origins; forget those that nothing was asked of since then."""
+        with self.transaction():
+            for record in records:
+                CacheOrigin.insert(asdict(record)).on_conflict(
+                    conflict_target=[CacheOrigin.origin],
+                    preserve=[column for column in ORIGIN_COLUMNS if column.name != "origin"],
+                ).execute(self._database)
+            CacheOrigin.delete().where(CacheOrigin.updated_at < forget_before_s).execute(
+                self._database
+            )
 
     # -- what makes no sense, for cachefsm.sanity ------------------------------
 

@@ -12,18 +12,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from .errors import OriginStatus, OriginUnreachable
 from .picture import OriginView
 from .ranges import END
+from .tables import OriginRecord
 
 __all__ = ["OriginBook", "OriginFacts", "OriginRecord", "says_too_many"]
 
 _log = logging.getLogger(__name__)
 
-FIRST_REST_S: Final = 30.0
+FORGOTTEN_S: Final = 7 * 86_400.0
+"""How many connections are worth while, and how many too many, is found out anew after
+so long: lines change, and so do origins."""
+
+FIRST_REST_S: Final = OriginRecord.rest_s
 """After a refusal, as many connections are not tried again for this long; then for
 twice as long each time."""
 
@@ -40,34 +45,16 @@ WEIGHT: Final = 0.3
 """How much the newest measurement counts in an average."""
 
 
-@dataclass(frozen=True)
-class OriginRecord:
-    """An immutable snapshot of what is kept of one origin; times are Unix times.
-
-    ``connections`` is the number per entry that was last found worth while, and
-    ``most`` the number to all of them that it bore when it refused one more; None if
-    it never did. After ``most_until`` one more is tried.
-    """
-
-    origin: str
-    accepts_ranges: bool | None = None
-    connections: int = 1
-    most: int | None = None
-    most_until: float = 0.0
-    rest_s: float = FIRST_REST_S
-    rate_bytes_s: float = 0.0
-    latency_s: float = 0.0
-    updated_at: float = 0.0
-
-
 class OriginFacts:
     """What is known of one origin; thread-safe, and its lock is a leaf."""
 
     def __init__(self, record: OriginRecord, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._record = record
         self._saved = record
+        if clock() > record.updated_at + FORGOTTEN_S:
+            record = replace(record, connections=1, most=None, rest_s=FIRST_REST_S)
+        self._record = record
         self._standing: set[int] = set()
         self._broken_at = 0.0
         self._begun_at = 0.0

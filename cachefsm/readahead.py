@@ -24,6 +24,14 @@ class ReadAhead:
         self._begun = 0
         self._stop = 0
 
+    def farthest(self, position: int, wish_stop: int) -> int:
+        """Return how far the first question is to ask, before it is known what it is about.
+
+        What cannot be joined comes from one answer; of all else no more is received
+        than the window holds.
+        """
+        return min(wish_stop, position + self._most_bytes) if self._most_bytes else wish_stop
+
     def window_stop(self, position: int, wish_stop: int, asked_bytes: int | None = None) -> int:
         """Return how far to fetch for a reader at *position* that will go to *wish_stop*.
 

@@ -266,8 +266,8 @@ class Reader:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
         news.forwarded = self._why_ask()
-        window = self._ahead.window_stop(start, stop)
-        inquiry = self.entry.inquire(content, self._terms, start, window, self)
+        farthest = self._ahead.farthest(start, stop)
+        inquiry = self.entry.inquire(content, self._terms, start, farthest, self)
         news.collapsed = inquiry.asker is not self
         try:
             error = self._await(inquiry)

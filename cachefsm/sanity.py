@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .errors import CacheError
-from .models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheUnsynced, Store
+from .models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheOrigin, CacheUnsynced, Store
 from .states import DownloadState
 from .storage import content_name, is_content_name
 from .urls import parse_url
@@ -88,6 +88,19 @@ _QUEUE: Final[Mapping[str, str]] = {
 }
 
 
+_ORIGIN: Final[Mapping[str, str]] = {
+    "origin": _TEXT,
+    "accepts_ranges": _or_null(_COUNT),
+    "connections": f"{_COUNT} AND {{0}} BETWEEN 1 AND 9999",
+    "most": _or_null(f"{_COUNT} AND {{0}} > 0"),
+    "most_until": _NUMBER,
+    "rest_s": f"{_NUMBER} AND {{0}} > 0",
+    "rate_bytes_s": f"{_NUMBER} AND {{0}} >= 0",
+    "latency_s": f"{_NUMBER} AND {{0}} >= 0",
+    "updated_at": _NUMBER,
+}
+
+
 def _makes_no_sense(checks: Mapping[str, str]) -> str:
     return f"NOT ({' AND '.join(f'({check.format(name)})' for name, check in checks.items())})"
 
@@ -135,6 +148,8 @@ def reset_nonsense(store: Store, now_s: float) -> int:
     with store.transaction():
         for row_id in _bad_queue_rows(store):
             store.delete_raw(CacheDownloadQueue, row_id)
+        for row_id in _bad_origins(store):
+            store.delete_raw(CacheOrigin, row_id)
         damaged = set(_bad_entries(store))
         for entry_id in damaged:
             _reset(store, entry_id, now_s)
@@ -159,6 +174,14 @@ def _bad_queue_rows(store: Store) -> Iterator[int]:
         yield row["id"]
     for row in store.raw_rows(CacheDownloadQueue, "last_error IS NOT NULL", error):
         if _text(row["error"]) is None:
+            yield row["id"]
+
+
+def _bad_origins(store: Store) -> Iterator[int]:
+    for row in store.raw_rows(CacheOrigin, _makes_no_sense(_ORIGIN), {"id": "id"}):
+        yield row["id"]
+    for row in store.raw_rows(CacheOrigin, columns={"id": "id", "name": "CAST(origin AS BLOB)"}):
+        if _text(row["name"]) is None:
             yield row["id"]
 
 

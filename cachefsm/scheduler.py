@@ -198,7 +198,9 @@ def _missing(view: EntryView) -> RangeSet:
 def _plan_single(draft: Draft) -> None:
     """One stream does it all: where answers can't be joined, or none has come yet."""
     view, missing = draft.view, draft.missing
-    if not missing:
+    # A reader that has all of its window will want more, and there would be no more.
+    is_read = any(want.priority <= Priority.READ_AHEAD for want in view.wants)
+    if not missing and not (view.streams and is_read):
         draft.claims = [Planned(s.position, s.position, s.stop, s) for s in view.streams]
         return
     if view.streams:

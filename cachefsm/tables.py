@@ -33,14 +33,17 @@ from .states import DownloadState
 __all__ = [
     "ENTRY_COLUMNS",
     "MIGRATIONS",
+    "ORIGIN_COLUMNS",
     "QUEUE_COLUMNS",
     "SCHEMA_VERSION",
     "CacheChunk",
     "CacheDownloadQueue",
     "CacheEntry",
+    "CacheOrigin",
     "CacheSchema",
     "CacheUnsynced",
     "EntryRecord",
+    "OriginRecord",
     "QueueRecord",
     "unsaved_entry",
 ]
@@ -165,6 +168,24 @@ class CacheUnsynced(Model):
         table_name = "cache_unsynced"
 
 
+class CacheOrigin(Model):
+    """What was learnt of an origin: how fast it is, and how many connections it bears."""
+
+    id = AutoField()
+    origin = TextField(unique=True)
+    accepts_ranges = BooleanField(null=True)
+    connections = IntegerField(constraints=[Check("connections > 0")])
+    most = IntegerField(null=True, constraints=[Check("most > 0")])
+    most_until = DoubleField()
+    rest_s = DoubleField()
+    rate_bytes_s = DoubleField()
+    latency_s = DoubleField()
+    updated_at = DoubleField(index=True)
+
+    class Meta:
+        table_name = "cache_origins"
+
+
 _TABLES: Final = (CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced)
 
 
@@ -214,6 +235,30 @@ class QueueRecord:
     deadline: float | None = None
 
 
+@dataclass(frozen=True)
+class OriginRecord:
+    """An immutable snapshot of one row of ``cache_origins``; times are Unix times.
+
+    ``connections`` is the number per entry that was last found worth while, and
+    ``most`` the number to all of them that it bore when it refused one more; None if
+    it never did. After ``most_until`` one more is tried, and if that is refused again,
+    after twice ``rest_s``.
+    """
+
+    origin: str
+    accepts_ranges: bool | None = None
+    connections: int = 1
+    most: int | None = None
+    most_until: float = 0.0
+    rest_s: float = 30.0
+    rate_bytes_s: float = 0.0
+    latency_s: float = 0.0
+    updated_at: float = 0.0
+
+
+ORIGIN_COLUMNS: Final = tuple(
+    getattr(CacheOrigin, name) for name in OriginRecord.__dataclass_fields__
+)
 ENTRY_COLUMNS: Final = tuple(getattr(CacheEntry, name) for name in EntryRecord.__dataclass_fields__)
 QUEUE_COLUMNS: Final = (
     CacheDownloadQueue.entry,
@@ -246,7 +291,11 @@ def _create_tables(database: peewee.Database) -> None:
         SchemaManager(model, database).create_all(safe=True)
 
 
-MIGRATIONS: Final = (_create_tables,)
+def _create_origins(database: peewee.Database) -> None:
+    SchemaManager(CacheOrigin, database).create_all(safe=True)
+
+
+MIGRATIONS: Final = (_create_tables, _create_origins)
 """Step *n* takes a database from version *n* to *n* + 1; never edited once released."""
 
 SCHEMA_VERSION: Final = len(MIGRATIONS)

@@ -14,7 +14,13 @@ from cachefsm import Cache, CacheError, DownloadState, Entry
 from cachefsm.arguments import COMMANDS
 from cachefsm.cli import main
 from cachefsm.lifecycle import DownloadLifecycle
-from cachefsm.models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheUnsynced
+from cachefsm.models import (
+    CacheChunk,
+    CacheDownloadQueue,
+    CacheEntry,
+    CacheOrigin,
+    CacheUnsynced,
+)
 from cachefsm.proxy import Server
 from tests.support.caches import OpenCache
 from tests.support.clients import ask
@@ -90,7 +96,9 @@ def test_every_field_of_the_json_is_there(open_cache: OpenCache) -> None:
     assert told >= {*entry.verify().describe(), *cache.collect()}
 
 
-@pytest.mark.parametrize("table", [CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced])
+@pytest.mark.parametrize(
+    "table", [CacheEntry, CacheChunk, CacheDownloadQueue, CacheUnsynced, CacheOrigin]
+)
 def test_every_column_is_there(table: type[CacheEntry]) -> None:
     columns = [field.column_name for field in table._meta.sorted_fields]
     assert names(rows(f"`{table._meta.table_name}`")) == columns

@@ -22,6 +22,7 @@ from cachefsm.models import (
     CacheDownloadQueue,
     CacheEntry,
     EntryRecord,
+    OriginRecord,
     QueueRecord,
     StaleRow,
     Store,
@@ -589,6 +590,35 @@ def test_nobody_can_ask_for_an_entry_that_is_not_there(store: Store, film: Entry
         store.enqueue(demand(replace(film, id=99)))
 
 
+# -- origins ------------------------------------------------------------------
+
+
+def test_what_was_learnt_of_origins_is_kept_until_it_is_forgotten(store: Store) -> None:
+    first, second, third = (
+        OriginRecord(f"http://{name}.test", True, number, most=number, updated_at=float(number))
+        for number, name in enumerate("abc", start=1)
+    )
+    store.save_origins([first, second, third], forget_before_s=0.0)
+    assert store.origins() == [third, second, first]
+    later = replace(first, accepts_ranges=None, most=None, rate_bytes_s=5.5, updated_at=9.0)
+    store.save_origins([later], forget_before_s=3.0)
+    assert store.origins() == [later, third]
+    assert store.origins(limit=1) == [later]
+
+
+def test_a_database_of_the_first_version_is_given_a_place_for_origins(path: Path) -> None:
+    store = open_store(path)
+    film = add_entry(store)
+    store.close()
+    execute(path, "UPDATE cache_schema SET version = 1", "DROP TABLE cache_origins")
+    store = open_store(path)
+    assert store.origins() == []
+    assert store.entries() == [film]
+    assert execute(path, "SELECT version FROM cache_schema") == [(SCHEMA_VERSION,)]
+    store.check()
+    store.close()
+
+
 # -- indexes ------------------------------------------------------------------
 
 
@@ -620,6 +650,8 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "unsynced": lambda store, film: store.unsynced(),
     "note_unsynced": lambda store, film: store.note_unsynced("a boot", 1.0),
     "written_since": lambda store, film: store.written_since(1.0),
+    "origins": lambda store, film: store.origins(),
+    "save_origins": lambda store, film: store.save_origins([OriginRecord("http://a.test")], -1.0),
     "furthest_bytes": lambda store, film: store.furthest_bytes(),
     "page": lambda store, film: store.page(0, 10),
     "raw_rows": lambda store, film: store.raw_rows(CacheEntry),
@@ -651,6 +683,7 @@ READS_ALL = {
     "queue": ["SCAN t1 USING INDEX cachedownloadqueue_priority_created_at"],
     "furthest_bytes": ["SCAN t2 USING INDEX cachechunk_entry_id_start"],
     "raw_rows": ["SCAN t1"],
+    "origins": ["SCAN t1 USING INDEX cacheorigin_updated_at"],
     "unsynced": ["SCAN t1"],
     "note_unsynced": ["SCAN cache_unsynced"],
     "written_since": ["SCAN t1 USING INDEX cachechunk_entry_id_start"],

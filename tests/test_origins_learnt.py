@@ -18,7 +18,8 @@ from cachefsm.origins import (
 )
 from cachefsm.ranges import END
 from cachefsm.scheduler import Limits
-from tests.support.caches import WAIT_S, Clock, OpenCache, fetch
+from tests.support.caches import WAIT_S, Clock, OpenCache, fetch, rows
+from tests.support.databases import execute
 from tests.support.faults import reset_after
 from tests.support.origin import Exchange, Gate, Origin, Resource, Shaping, content
 
@@ -147,7 +148,8 @@ def test_speed_and_latency_are_averages_that_follow(clock: Clock) -> None:
 
 
 def test_what_has_changed_is_told_once(clock: Clock) -> None:
-    book = OriginBook([OriginRecord("http://known.test", connections=3)], clock)
+    known = OriginRecord("http://known.test", connections=3, updated_at=clock())
+    book = OriginBook([known], clock)
     assert book.of("http://known.test").record.connections == 3
     assert book.changes() == []
     book.of("http://new.test").proved(4)
@@ -224,3 +226,64 @@ def test_a_lone_connection_that_is_reset_is_no_sign(cache: Cache, origin: Origin
     assert film.wait_complete(WAIT_S)
     assert film.state is DownloadState.COMPLETE
     assert Counter(request.path for request in origin.requests) == {"/film": 2}
+
+
+# -- from one run to the next ------------------------------------------------------
+
+
+def test_the_next_run_begins_with_what_was_learnt(open_cache: OpenCache, clock: Clock) -> None:
+    with Origin(Shaping(rate_per_connection=8 * MIB, max_connections=2)) as origin:
+        for path in ("/first", "/second"):
+            origin.put(path, Resource(24 * MIB))
+        cache = open_cache(clock=clock)
+        assert fetch(cache, cache.entry(origin.url("/first"))) == content(0, 24 * MIB)
+        cache.close()
+        asked = len(origin.requests)
+        cache = open_cache(clock=clock)
+        assert fetch(cache, cache.entry(origin.url("/second"))) == content(0, 24 * MIB)
+        cache.close()
+        found = rows(
+            cache.directory,
+            "SELECT origin, accepts_ranges, connections, most, rate_bytes_s > 0, latency_s > 0"
+            " FROM cache_origins",
+        )
+        assert found == [(origin.url().rstrip("/"), 1, 2, 2, 1, 1)]
+        # Both connections at once, and no third one.
+        first, second = sorted(request.range or "" for request in origin.requests[asked:])[:2]
+        assert first == "bytes=0-"
+        assert second.startswith("bytes=1258291")
+        assert all(request.body_bytes_sent for request in origin.requests[asked:])
+
+
+@pytest.mark.parametrize(("days", "connections"), [(6, 4), (8, 1)])
+def test_how_many_connections_is_found_out_anew_after_a_week(
+    clock: Clock, days: int, connections: int
+) -> None:
+    record = OriginRecord(
+        "http://known.test", True, 4, most=5, rate_bytes_s=1e6, updated_at=clock()
+    )
+    clock.now_s += days * 86_400
+    facts = OriginBook([record], clock).of(record.origin)
+    assert facts.record.connections == connections
+    assert facts.record.rate_bytes_s == 1e6
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    ["connections = 'many'", "rate_bytes_s = x'00'", "most_until = 'x'", "latency_s = -1"],
+)
+def test_what_makes_no_sense_is_forgotten(
+    open_cache: OpenCache, origin: Origin, nonsense: str
+) -> None:
+    origin.put("/film", Resource(MIB))
+    cache = open_cache()
+    fetch(cache, cache.entry(origin.url("/film")))
+    cache.close()
+    execute(
+        cache.directory / "cache.sqlite3",
+        "PRAGMA ignore_check_constraints = 1",
+        f"UPDATE cache_origins SET {nonsense}",
+    )
+    cache = open_cache()
+    assert rows(cache.directory, "SELECT * FROM cache_origins") == []
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, MIB)

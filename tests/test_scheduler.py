@@ -469,6 +469,7 @@ def whole(present: str, *streams: str, **wants: str) -> EntryView:
             ["...>======"],
         ),
         (whole("DDD.......", "...>======", fill="ww........"), []),
+        (whole("DDD.......", "...>======", read_ahead="ww........"), ["...>======"]),
         (whole("DDDDDDDDDD", fill="wwwwwwwwww"), []),
     ],
 )
@@ -765,7 +766,8 @@ class Conducting(RuleBasedStateMachine):
         """
         if entry.single:
             assert len(entry.streams) <= 1
-            assert bool(entry.streams) <= bool(entry.missing)
+            is_read = any(want.priority <= Priority.READ_AHEAD for want in entry.wants)
+            assert bool(entry.streams) <= bool(entry.missing or is_read)
             return
         claimed: Counter[int] = Counter()
         missing = entry.missing
