@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from cachefsm import Cache
-from cachefsm.stored import Durability
+from cachefsm.surroundings import Durability
 
 from .origin import run_origin
 

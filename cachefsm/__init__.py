@@ -6,14 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .cache import Cache, Entry
+    from .cache import Cache
     from .demands import Fill
     from .errors import CacheError
     from .events import Progress
+    from .handle import Entry
     from .keys import KeyRule
     from .ranges import ByteRange
     from .states import DownloadState
-    from .stored import Transition
+    from .surroundings import Transition
 
 __all__ = [
     "ByteRange",
@@ -37,11 +38,11 @@ _HOMES = {
     "Cache": "cache",
     "CacheError": "errors",
     "DownloadState": "states",
-    "Entry": "cache",
+    "Entry": "handle",
     "Fill": "demands",
     "KeyRule": "keys",
     "Progress": "events",
-    "Transition": "stored",
+    "Transition": "surroundings",
 }
 
 

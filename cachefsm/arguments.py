@@ -16,6 +16,7 @@ from typing import Final
 from . import __version__
 from .access import parse_mount
 from .getting import add_get, add_prefetch, json_option, links_options, max_size_option
+from .pacing import add_explain, add_limits, connection_options, rate_options
 from .pages import parse_page
 from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
@@ -23,7 +24,6 @@ from .units import parse_duration, parse_size
 from .values import (
     default_cache_dir,
     one_of,
-    read_count,
     read_directory,
     read_entry,
     read_host,
@@ -51,6 +51,8 @@ COMMANDS: Final = {
     "show": "show one entry and which of its bytes are here",
     **ORDERS,
     "verify": "compare what is stored with its checksums",
+    "explain": "say when a byte will come, or why not",
+    "limits": "show or change how much may come per second",
     "stats": "show how much there is, and in which states",
     "gc": "make room, and remove files that belong to nothing",
     "diagram": "draw the lifecycle of a download",
@@ -212,7 +214,7 @@ def _serve(command: Parser) -> None:
         read=parse_size,
         default=8 << 20,
         metavar="SIZE",
-        help="how far past a reader to fetch at once (default: 8M; 0: all that it asks for)",
+        help="how far past a reader to fetch at most (default: 8M; 0: all that it asks for)",
     )
     setting(
         "--first-byte-timeout",
@@ -301,20 +303,8 @@ def _careful(command: Parser) -> None:
         metavar="SIZE",
         help="how much to verify per second in the background, over and over (default: 0, nothing)",
     )
-    setting(
-        "--connections",
-        read=read_count,
-        default=6,
-        metavar="N",
-        help="the most connections for one file (default: 6)",
-    )
-    setting(
-        "--connections-per-host",
-        read=read_count,
-        default=8,
-        metavar="N",
-        help="the most to one origin, for all its files together (default: 8)",
-    )
+    connection_options(command)
+    rate_options(command)
 
 
 def _list(command: Parser) -> None:
@@ -402,6 +392,8 @@ _FILL_IN: Final[dict[str, Callable[[Parser], None]]] = {
     "list": _list,
     "show": _show,
     "verify": _verify,
+    "explain": add_explain,
+    "limits": add_limits,
     "stats": _stats,
     "gc": _gc,
     "diagram": _diagram,

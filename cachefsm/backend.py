@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from .client import ServedCache, ServerGone
 from .dirlock import DirectoryLock
-from .errors import CacheBusy, EntryNotFound, StorageError, UsageError
+from .errors import CacheBusy, CacheError, EntryNotFound, StorageError, UsageError
 from .parts import Parts
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ class Backend(Protocol):
     def start(self, entry_id: int, start: int, stop: int | None) -> Facts: ...
     def verify(self, entry_id: int, start: int, stop: int) -> Facts: ...
     def collect(self, max_size: int | None) -> dict[str, int]: ...
+    def explain(self, which: int | str, offset: int) -> Facts: ...
+    def limits(self, changes: dict[str, int]) -> dict[str, int]: ...
     def wait(self, seconds: float) -> None: ...
     def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]: ...
     def close(self) -> None: ...
@@ -176,6 +178,12 @@ class _IdleCache:
     def collect(self, max_size: int | None) -> dict[str, int]:
         return self._cache.collect(max_size)
 
+    def explain(self, which: int | str, offset: int) -> Facts:
+        return self._cache.find(which).explain(offset)
+
+    def limits(self, changes: dict[str, int]) -> dict[str, int]:
+        raise _no_server(self._cache.directory)
+
     def wait(self, seconds: float) -> None:
         self._moved.wait(seconds)
         self._moved.clear()
@@ -237,11 +245,21 @@ class _NoCache:
     def collect(self, max_size: int | None) -> dict[str, int]:
         return dict.fromkeys(("evicted_bytes", "orphan_files", "orphan_bytes", "bytes_stored"), 0)
 
+    def explain(self, which: int | str, offset: int) -> Facts:
+        return self.find(which)
+
+    def limits(self, changes: dict[str, int]) -> dict[str, int]:
+        raise _no_server(self._directory)
+
     def wait(self, seconds: float) -> None:
         raise NotImplementedError
 
     def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]:
         raise NotImplementedError
+
+
+def _no_server(directory: Path) -> CacheError:
+    return StorageError(f"no server runs in {directory}, whose limits they would be")
 
 
 def _serve_others(cache: Cache) -> Callable[[], None]:

@@ -5,7 +5,6 @@ Wires the parts together and decides nothing itself.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shutil
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from . import facts
 from .access import AllowList
+from .buckets import RateLimits
 from .claims import Claim, SpeedLimits
 from .conductor import Conductor, Flusher
 from .content import Content
@@ -35,35 +35,35 @@ from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields, value_of
+from .handle import Entry
 from .keys import KeyRule, KeyRules
-from .lifecycle import PERSON
 from .m3u import read_text, upcoming
 from .models import EntryRecord
 from .origin import OriginClient, OriginOptions
 from .origins import OriginBook
-from .parts import wanted_parts
-from .ranges import END, ByteRange, RangeSet
-from .reader import CacheFile, News, Reader, ReaderOptions, VerifyReads
+from .ranges import ByteRange, RangeSet
+from .reader import News, Reader, ReaderOptions, VerifyReads
 from .records import representation_of, vary_from_json
 from .registry import Registry
 from .renewal import ProvenOrigin, Renewals
 from .resolvers import Resolver
 from .retries import RetryPolicy
 from .salvage import open_store
-from .scheduler import Limits, Priority
+from .scheduler import Abandoned, Limits
 from .states import DownloadState
 from .storage import ContentFile, disk_usage, remove_content
-from .stored import Durability, EntryPolicy, Surroundings
+from .surroundings import Durability, EntryPolicy, Surroundings
 from .terms import Terms
+from .throttle import Throttle
 from .units import parse_duration, parse_size
 from .unstored import UnstoredEntry
 from .urls import OriginUrl, parse_url, redact
-from .verify import Scrubber, Verification, find_orphans, verify
+from .verify import Scrubber, find_orphans
 
 if TYPE_CHECKING:
     from .proxy import Server
 
-__all__ = ["Cache", "Entry"]
+__all__ = ["Cache"]
 
 _log = logging.getLogger(__name__)
 
@@ -73,211 +73,6 @@ within the two seconds that a service manager's users expect."""
 
 PAGE_ENTRIES: Final = 2000
 """How many entries are listed at once: the store's lock is held for 50 ms then."""
-
-_PRIORITIES: Final = {
-    "person": (PERSON, Priority.PERSON),
-    "prefetch": ("prefetch", Priority.PREFETCH),
-}
-
-
-def parse_priority(name: str) -> tuple[str, Priority]:
-    """Return who asks, and how urgently, by a priority's *name*.
-
-    Raises:
-        UsageError: there is no such priority.
-    """
-    try:
-        return _PRIORITIES[name]
-    except KeyError:
-        raise UsageError(
-            f"{name!r} is no priority; use {' or '.join(map(repr, _PRIORITIES))}"
-        ) from None
-
-
-class Entry:
-    """One URL of a cache: a light handle, good for as long as the entry exists.
-
-    Thread-safe. Offsets and sizes are bytes, half-open; timeouts are seconds,
-    None for no limit. Every method raises EntryNotFound once the entry has been
-    removed, and CacheClosed once the cache is closed.
-    """
-
-    __slots__ = ("_cache", "id", "url")
-
-    def __init__(self, cache: Cache, entry_id: int, url: str) -> None:
-        self._cache = cache
-        self.id: Final = entry_id
-        self.url: Final = url
-        """The URL as it may be shown: without credentials and query."""
-
-    def __repr__(self) -> str:
-        return f"<Entry {self.id} {self.url}>"
-
-    # -- looking ---------------------------------------------------------------
-
-    @property
-    def state(self) -> DownloadState:
-        """Where the download stands."""
-        with self._leased() as entry:
-            return entry.state
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is in that state, where there is something to say."""
-        with self._leased() as entry:
-            return entry.record.state_reason
-
-    @property
-    def downloaded_bytes(self) -> int:
-        """How many bytes are here."""
-        with self._leased() as entry:
-            return sum(run.size for run in entry.ranges())
-
-    @property
-    def total_bytes(self) -> int | None:
-        """The complete length, or None while it is unknown."""
-        with self._leased() as entry:
-            return entry.content.complete_length
-
-    @property
-    def ranges(self) -> list[ByteRange]:
-        """The byte ranges that are here, in order and coalesced."""
-        with self._leased() as entry:
-            return entry.ranges()
-
-    def has(self, start: int, stop: int) -> bool:
-        """Say whether ``[start, stop)``, clipped to the file, is here."""
-        with self._leased() as entry:
-            return entry.has(start, stop)
-
-    def is_playable(self) -> bool:
-        """Say whether a head and a tail are here, enough for a player to start."""
-        with self._leased() as entry:
-            return entry.is_playable()
-
-    def describe(self) -> dict[str, Any]:
-        """Return what may be shown of the entry as JSON values."""
-        with self._leased() as entry:
-            return entry.describe()
-
-    # -- waiting ---------------------------------------------------------------
-
-    def wait_for(self, start: int, stop: int, timeout: float | None = None) -> bool:
-        """Wait until ``[start, stop)`` is here, fetching it if need be; False on timeout.
-
-        Raises:
-            CacheError: why the bytes will not come, as soon as that is known.
-        """
-        with self._leased() as entry:
-            return entry.wait_for(start, stop, timeout)
-
-    def wait_playable(self, timeout: float | None = None) -> bool:
-        """Wait until enough is here to start playing; as :meth:`wait_for`."""
-        with self._leased() as entry:
-            return entry.wait_playable(timeout)
-
-    def wait_complete(self, timeout: float | None = None) -> bool:
-        """Wait until every byte is here and durable; as :meth:`wait_for`."""
-        with self._leased() as entry:
-            return entry.wait_complete(timeout)
-
-    def open(self) -> io.BufferedReader:
-        """Return a seekable binary file; a read blocks until its bytes are here.
-
-        Raises:
-            CacheError: from reads, why the bytes will not come.
-        """
-        return io.BufferedReader(CacheFile(self._cache.readers(self.id)), 256 << 10)
-
-    # -- orders ----------------------------------------------------------------
-
-    def start(self, priority: str = "person", start: int = 0, stop: int | None = None) -> None:
-        """Put the download in the queue: ``"person"`` goes before ``"prefetch"``.
-
-        Ends a pause, and retries a failure; does nothing to a complete entry.
-        """
-        asked_by, level = parse_priority(priority)
-        with self._leased() as entry:
-            entry.start(asked_by, level, [(start, END if stop is None else stop)])
-
-    def prefetch(
-        self,
-        *,
-        head: str | int | None = None,
-        ranges: Iterable[tuple[int, int | None]] | None = None,
-        deadline: str | float | None = None,
-    ) -> None:
-        """Queue it, or parts of it, behind what people and players wait for.
-
-        *head* is how much of its beginning, *ranges* are further parts, half-open and
-        None for the end; without either, all of it. An order that is not met within
-        *deadline* is given up, with the reason ``deadline``. It takes the place of what
-        was prefetched of it before, and otherwise does as :meth:`start` does.
-
-        Raises:
-            UsageError: a part, size or duration makes no sense.
-        """
-        wanted = wanted_parts(head, ranges)
-        within_s = None if deadline is None else parse_duration(deadline)
-        with self._leased() as entry:
-            entry.start("prefetch", Priority.PREFETCH, wanted, within_s=within_s)
-
-    def pause(self) -> None:
-        """Hold the download until somebody resumes it.
-
-        Raises:
-            IllegalMove: it is not under way.
-        """
-        with self._leased() as entry:
-            entry.pause()
-
-    def resume(self) -> None:
-        """Go on with a paused download; raises IllegalMove if it is not paused."""
-        with self._leased() as entry:
-            entry.resume()
-
-    def cancel(self) -> None:
-        """Give the download up, keeping what is stored; raises IllegalMove if it is over."""
-        with self._leased() as entry:
-            entry.cancel()
-
-    def retry(self) -> None:
-        """Try a failed download again; raises IllegalMove if it has not failed."""
-        with self._leased() as entry:
-            entry.retry()
-
-    def pin(self, pinned: bool = True) -> None:
-        """Keep the entry from eviction, or let it go again."""
-        with self._leased() as entry:
-            entry.update(pinned=pinned)
-
-    def unpin(self) -> None:
-        """Let the entry be evicted again."""
-        self.pin(False)
-
-    def verify(
-        self,
-        progress: Callable[[int, int], None] = lambda _done, _total: None,
-        *,
-        start: int = 0,
-        stop: int | None = None,
-    ) -> Verification:
-        """Compare every stored block with its checksum; what differs is dropped at once.
-
-        *progress* is called with the bytes looked at so far and in all; *start* and
-        *stop* limit the look. To fetch what was dropped again, :meth:`start` the entry.
-        """
-        with self._leased() as entry:
-            return verify(entry, progress, ByteRange(start, END if stop is None else stop))
-
-    def remove(self) -> None:
-        """Forget the entry and delete its bytes; readers are cut off."""
-        self._cache.registry.remove(self.id)
-
-    @contextmanager
-    def _leased(self) -> Iterator[LiveEntry]:
-        with self._cache.registry.lease(self.id) as entry:
-            yield entry
 
 
 class Cache:
@@ -291,6 +86,7 @@ class Cache:
         max_size: evict the least recently used beyond this; None for no limit.
         fill: what is fetched beyond what readers ask for; see :class:`Fill`.
         grace: how long a download goes on after its last reader has left.
+        abandoned: what then becomes of requests under way; see :class:`Abandoned`.
         read_ahead: how far past a reader's position bytes are fetched for it; 0 for
             all that it asks for, at once.
         playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
@@ -300,6 +96,9 @@ class Cache:
         verify_reads: which stored blocks are checked when served; :class:`VerifyReads`.
         scrub_rate: how fast stored bytes are checked in the background, in bytes
             per second; 0 for not at all.
+        limit_rate, limit_rate_per_host, limit_background_rate: the most bytes per second
+            from all origins, from each, and for all that no reader waits for; 0 for as
+            many as come. See :meth:`set_rate_limits`.
         speed, limits, retries, origin: see the classes.
         secrets: sets of request fields that entries are told apart by, such as
             credentials, so that downloads with them go on after a restart.
@@ -332,6 +131,10 @@ class Cache:
         scrub_rate: str | int = 0,
         speed: SpeedLimits | None = None,
         limits: Limits | None = None,
+        abandoned: Abandoned | str = Abandoned.STOP,
+        limit_rate: str | int = 0,
+        limit_rate_per_host: str | int = 0,
+        limit_background_rate: str | int = 0,
         retries: RetryPolicy | None = None,
         origin: OriginOptions | None = None,
         secrets: Iterable[Fields] = (),
@@ -357,7 +160,10 @@ class Cache:
             playable_tail_bytes=parse_size(playable_tail),
             retries=retries or RetryPolicy(),
             speed=speed or SpeedLimits(),
-            limits=limits or Limits(),
+            limits=replace(
+                limits or Limits(),
+                abandoned=_choice(Abandoned, abandoned, "way with abandoned fetches"),
+            ),
         )
         self.clock: Final = clock
         self._closing = threading.Lock()
@@ -379,7 +185,14 @@ class Cache:
         except BaseException:
             self._dirlock.release()
             raise
-        self.origin: Final = OriginClient(origin, clock)
+        self._throttle = Throttle(
+            RateLimits(
+                parse_size(limit_rate),
+                parse_size(limit_rate_per_host),
+                parse_size(limit_background_rate),
+            )
+        )
+        self.origin: Final = OriginClient(origin, clock, self._throttle)
         self._credentials = Credentials(secrets)
         self._keys = KeyRules(key_rules)
         self._events = EventHub()
@@ -391,6 +204,7 @@ class Cache:
             clock=clock,
             origins=OriginBook(clock=clock),
             on_change=lambda _entry: self._conductor.poke(),
+            on_want=self._throttle.wake,
             on_dirty=self._flusher.note,
             on_transition=self._events.publish,
             on_progress=self._events.progressed,
@@ -422,7 +236,7 @@ class Cache:
             self._flusher.start()
             self._scrubber.start()
             self._conductor.poke()
-            self._make_room()
+            self._flusher.look()
 
     def __enter__(self) -> Cache:
         return self
@@ -698,6 +512,31 @@ class Cache:
             with self._tolerant(queued.entry_id), self.registry.lease(queued.entry_id) as entry:
                 entry.restore(queued)
 
+    def rate_limits(self) -> RateLimits:
+        """Return the limits on what is received from origins, in bytes per second."""
+        return self._throttle.limits
+
+    def set_rate_limits(
+        self,
+        *,
+        rate: str | int | None = None,
+        rate_per_host: str | int | None = None,
+        background_rate: str | int | None = None,
+    ) -> RateLimits:
+        """Change what may be received per second, at once; 0 for no limit, None as it is.
+
+        What readers wait for has *rate* and *rate_per_host* for itself: what goes on
+        behind that, within *background_rate*, makes up for it. Returns what holds now.
+        """
+        given = {
+            "rate": rate,
+            "rate_per_host": rate_per_host,
+            "background_rate": background_rate,
+        }
+        changes = {name: parse_size(text) for name, text in given.items() if text is not None}
+        self._throttle.set(replace(self._throttle.limits, **changes))
+        return self._throttle.limits
+
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
         """Call *callback* with every Transition, and with Progress at times; returns the way out.
 
@@ -800,13 +639,24 @@ class Cache:
             with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
 
-    def _make_room(self) -> None:
-        """Keep to the size while downloading, too, and few entries in memory."""
-        # Until it is flushed an entry that was only looked at is busy.
+    def _make_room(self) -> bool:
+        """Keep to the size while downloading, too; return whether it is still exceeded.
+
+        And keep few entries in memory: until it was flushed, one that was only looked
+        at is busy.
+        """
         self.registry.drop_idle()
-        if self.max_size is not None and not self._closed:
-            with suppress(CacheClosed):
-                self.registry.evict(self.max_size)
+        if self.max_size is None or self._closed:
+            return False
+        try:
+            self.registry.stop_endless(self.max_size)
+            excess = self._store.total_bytes() - self.max_size
+            return excess > 0 and self.registry.evict(self.max_size) < excess
+        except CacheClosed:
+            return False
+        except StorageError as error:
+            self._surroundings.trouble.note(error)
+            return True
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, ProvenOrigin(entry, self.origin))

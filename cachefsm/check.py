@@ -42,7 +42,7 @@ def verify(options: argparse.Namespace) -> int:
                 timed=False,
                 debug=options.debug,
                 # What matters of a repair's retries is said in the end.
-                floors={} if options.debug else {"cachefsm.entry": logging.ERROR},
+                floors={} if options.debug else {"cachefsm.filling": logging.ERROR},
             )
         )
         return _Check(options, progress).run()

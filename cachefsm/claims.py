@@ -14,44 +14,22 @@ from typing import Final
 from .content import Content
 from .errors import CacheError
 from .fields import Fields
+from .meters import RateMeter
 from .origin import Fetch
 from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
 from .representation import Representation
-from .scheduler import Open, Priority, StreamView
+from .scheduler import Limits, Open, Priority, StreamView
 from .terms import Terms
+from .throttle import Pace
 
-__all__ = ["Claim", "Claims", "Inquiry", "RateMeter", "SpeedLimits"]
+__all__ = ["Claim", "Claims", "Inquiry", "SpeedLimits"]
+
+THROWN_AWAY: Final = 0.004
+"""The part of a file that may be received a second time, to spare requests."""
 
 _ids: Final = count(1)
-
-
-class RateMeter:
-    """Bytes per second over the last few seconds, from amounts and times."""
-
-    _HALF_LIFE_S: Final = 2.0
-
-    def __init__(self, now_s: float) -> None:
-        self._since_s = now_s
-        self._bytes = 0.0
-        self._seconds = 0.0
-
-    def add(self, size_bytes: int, now_s: float) -> None:
-        """Count *size_bytes* that arrived up to *now_s*."""
-        elapsed = max(0.0, now_s - self._since_s)
-        self._since_s = now_s
-        fade = 0.5 ** (elapsed / self._HALF_LIFE_S)
-        self._bytes = self._bytes * fade + size_bytes
-        self._seconds = self._seconds * fade + elapsed
-
-    def rate_bytes_s(self, now_s: float) -> float:
-        """Return the rate as of *now_s*; silence lets it sink."""
-        silence = max(0.0, now_s - self._since_s)
-        fade = 0.5 ** (silence / self._HALF_LIFE_S)
-        seconds = self._seconds * fade + silence
-        # The first piece of a burst says little: count at least a tenth of a second.
-        return float(self._bytes * fade / max(seconds, 0.1))
 
 
 @dataclass(eq=False)
@@ -64,10 +42,11 @@ class Claim:
     :class:`cachefsm.terms.Terms`), ``conditions`` too where it asks whether what is
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
-    not among those that fill. ``asked_at_s`` is Unix time. A claim that is *cancelled*
-    may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
-    read, and is set by that thread. Its connection stands until it *ended*, which only
-    its thread can say.
+    not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s``
+    is Unix time. A claim that is *cancelled* may write and report nothing more;
+    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread, as
+    is the ``pace`` that keeps it to the rates allowed.
+    Its connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -86,6 +65,7 @@ class Claim:
     asks: bool = False
     hands_on: bool = False
     asked_at_s: float = 0.0
+    begun: int = 0
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     ended: bool = False
@@ -93,6 +73,13 @@ class Claim:
     answered_s: float | None = None
     heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
+    pace: Pace | None = None
+
+    @property
+    def quiet_since_s(self) -> float:
+        """Since when nothing has come though it might have: a rate may have held it back."""
+        held_back_s = self.pace.held_back_s if self.pace is not None else None
+        return self.heard_s if held_back_s is None else max(self.heard_s, held_back_s)
 
     def received(self, size_bytes: int, now_s: float) -> None:
         """Count bytes that came for it."""
@@ -109,6 +96,8 @@ class Claim:
             self.reach,
             self.meter.rate_bytes_s(now_s),
             self.extra,
+            self.begun,
+            0.0 if self.answered_s is None else now_s - self.answered_s,
         )
 
     def mean_rate_bytes_s(self) -> float | None:
@@ -174,10 +163,14 @@ class SpeedLimits:
         """Say whether *claim*'s connection is worth keeping."""
         if claim.answered_s is None:
             return True
-        if now_s >= claim.heard_s + self.silence_s:
+        if now_s >= claim.quiet_since_s + self.silence_s:
             return False
         age_s = now_s - claim.answered_s
-        return age_s < self.window_s or claim.received_bytes >= self.floor_bytes_s * age_s
+        return (
+            age_s < self.window_s
+            or claim.received_bytes >= self.floor_bytes_s * age_s
+            or (claim.pace is not None and claim.pace.held_back_s is not None)
+        )
 
     def due_s(self, claim: Claim) -> float | None:
         """Return when to look at *claim* again, or None while it has no answer.
@@ -187,19 +180,20 @@ class SpeedLimits:
         """
         if claim.answered_s is None:
             return None
-        silent_s = claim.heard_s + self.silence_s
+        silent_s = claim.quiet_since_s + self.silence_s
         judged_s = claim.answered_s + self.window_s
         return min(silent_s, judged_s) if claim.heard_s < judged_s else silent_s
 
 
 class Claims:
-    """The claims on one entry of an origin, at most *most* of them at a time."""
+    """The claims on one entry of an origin."""
 
-    def __init__(self, origin: OriginFacts, most: int) -> None:
+    def __init__(self, origin: OriginFacts, limits: Limits) -> None:
         self.origin = origin
-        self._most = most
+        self._limits = limits
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
+        self._thrown_away_bytes = 0
         self._heard_s = 0.0
         self._begun: dict[int, OriginFacts] = {}  # of which origin each connection is
         known = origin.record.connections
@@ -242,10 +236,12 @@ class Claims:
     def next_look_s(self, now_s: float) -> float | None:
         """Return when there is something to decide about their number, or None.
 
-        That is at the end of a measurement, and when a stream is so near its end
-        that its successor can be opened.
+        That is at the end of a measurement, when a stream has served its turn, and when
+        one is so near its end that its successor can be opened.
         """
         moments = [next_look_s(self._trial, now_s, self._allowed)]
+        turns = (c.answered_s + self._limits.turn_s for c in self if c.answered_s is not None)
+        moments += [turn_s for turn_s in turns if turn_s > now_s]
         latency_s = self.origin.view().latency_s
         for claim in self:
             rate = claim.meter.rate_bytes_s(now_s)
@@ -256,7 +252,7 @@ class Claims:
 
     @property
     def _allowed(self) -> int:
-        return min(self._most, self.origin.view().most)
+        return min(self._limits.most, self.origin.view().most)
 
     def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
         """Note that the origin has answered."""
@@ -264,11 +260,23 @@ class Claims:
         claim.answered_s = claim.heard_s = now_s
         claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
 
-    def received(self, claim: Claim, size_bytes: int, now_s: float) -> None:
-        """Count bytes that came for *claim*."""
-        claim.received(size_bytes, now_s)
-        self._received_bytes += size_bytes
+    def received(self, claim: Claim, stop: int, new_bytes: int, now_s: float) -> None:
+        """Let *claim* go on at *stop*; of the bytes before, *new_bytes* had been missing."""
+        came_bytes = stop - claim.position
+        claim.received(came_bytes, now_s)
+        claim.position = stop
+        self._received_bytes += new_bytes
+        self._thrown_away_bytes += came_bytes - new_bytes
         self._heard_s = now_s
+
+    def skip_bytes(self, length: int) -> int:
+        """Return the longest stored run that may be received once more, of *length* bytes in all.
+
+        Each of several streams may be about to do so, and together they are to stay
+        within the part of the file that may be thrown away.
+        """
+        left_bytes = int(length * THROWN_AWAY) - self._thrown_away_bytes
+        return max(0, left_bytes) // 4 if length < END else 0
 
     def grant(self, content: Content, wish: Open, now_s: float) -> Claim | None:
         """Return a claim for *wish*, cut to what is neither stored nor claimed.
@@ -276,7 +284,11 @@ class Claims:
         None if nothing is left of it: the plan was made before somebody else came.
         """
         start = content.present.run_stop(wish.start)
-        stop = min(wish.stop, content.present.next_start(start), content.length)
+        stop = max(start, min(wish.stop, content.length))
+        for run in content.present.intersection(start, stop):
+            if run.size > wish.skip_bytes or run.stop == stop:
+                stop = run.start
+                break
         for other in self._claims.values():
             if other.position <= start < other.stop:
                 return None
@@ -294,6 +306,7 @@ class Claims:
             heard_s=now_s,
             plain=content.ask_plainly,
             extra=wish.extra,
+            begun=start,
             held=content.representation if content.joinable else None,
         )
         content.file.retain()

@@ -91,12 +91,14 @@ def _run(options: argparse.Namespace) -> int:
         from .check import verify
 
         return verify(options)
-    from . import orders
+    from . import orders, tuning
     from .logs import logging_to
 
     commands = {
         "list": orders.list_entries,
         "show": orders.show,
+        "explain": tuning.explain,
+        "limits": tuning.limits,
         "stats": orders.stats,
         "gc": orders.collect,
         "diagram": orders.diagram,

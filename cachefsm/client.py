@@ -108,6 +108,19 @@ class ServedCache:
         freed: dict[str, int] = self._ask("POST", "/-/gc", {"max_size": max_size})
         return freed
 
+    def explain(self, which: int | str, offset: int) -> Facts:
+        """Return what there is to be said of one byte of an entry."""
+        path = f"/-/entries/{self.find(which)['id']}/explain?offset={offset}"
+        found: Facts = self._ask("GET", path)
+        return found
+
+    def limits(self, changes: dict[str, int]) -> dict[str, int]:
+        """Change the rates named; return those that hold."""
+        found: dict[str, int] = (
+            self._ask("POST", "/-/limits", changes) if changes else self._ask("GET", "/-/limits")
+        )
+        return found
+
     def wait(self, seconds: float) -> None:
         """Let that much time pass before looking again."""
         time.sleep(seconds)

@@ -21,9 +21,9 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .errors import StorageError
 from .wire import BadRequest, RequestHead, check_text, parse_head, parse_request_line
@@ -53,8 +53,6 @@ _LONGEST_POLL_S = 2_000_000.0
 # "0" to 15 hex digits, then extensions, which mean nothing to us (RFC 9112 §7.1.1).
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;.*)?")
 _CHUNK_LINE_BYTES = 1024
-# A filesystem without sendfile (some FUSE ones) says so on the first call.
-_NO_SENDFILE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 _NET_DOWN = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENOTCONN})
 _MSG_MORE = getattr(socket, "MSG_MORE", 0)
 
@@ -122,7 +120,9 @@ class FileSlice:
     The server sends it with ``os.sendfile`` and never sees the bytes; yield it
     only when ``environ["cachefsm.sendfile"]`` is true. To everybody else it is
     an iterable of ``bytes``. Neither moves the file's own position, and the
-    descriptor stays the giver's to close, after the iterable's ``close()``.
+    descriptor stays the giver's to close, after the iterable's ``close()``. What
+    cannot be read is taken from *otherwise*, which is called with where that begins
+    and where the slice stops.
 
     ``wsgi.file_wrapper`` is not offered: it must guess offset and count, and a
     ``GzipFile`` has a ``fileno()`` whose bytes are not the ones it reads.
@@ -131,27 +131,31 @@ class FileSlice:
     fd: int
     offset: int
     count: int
+    otherwise: Callable[[int, int], Iterable[bytes]] | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the bytes in pieces of 256 KiB; StorageError when they cannot be read."""
         position, stop = self.offset, self.offset + self.count
         while position < stop:
             try:
-                piece = os.pread(self.fd, min(_PIECE_BYTES, stop - position), position)
-            except OSError as error:
-                raise _unreadable(error) from error
-            if not piece:
-                raise _file_ended(position, stop)
+                piece = self._read(position, stop)
+            except StorageError:
+                if self.otherwise is None:
+                    raise
+                yield from self.otherwise(position, stop)
+                return
             position += len(piece)
             yield piece
 
-
-def _unreadable(error: OSError) -> StorageError:
-    return StorageError(f"reading the stored file: {error.strerror}")
-
-
-def _file_ended(position: int, stop: int) -> StorageError:
-    return StorageError(f"the stored file ends at {position}, {stop - position} bytes too early")
+    def _read(self, position: int, stop: int) -> bytes:
+        try:
+            piece = os.pread(self.fd, min(_PIECE_BYTES, stop - position), position)
+        except OSError as error:
+            raise StorageError(f"reading the stored file: {error.strerror}") from error
+        if not piece:
+            missing = stop - position
+            raise StorageError(f"the stored file ends at {position}, {missing} bytes too early")
+        return piece
 
 
 class ClientSocket:
@@ -307,7 +311,7 @@ class ClientSocket:
                 pending[0] = memoryview(pending[0])[sent:]
 
     def send_file(self, piece: FileSlice) -> None:
-        """Send *piece* from the page cache; StorageError when the file is shorter."""
+        """Send *piece* from the page cache; StorageError when it cannot be read."""
         position, stop = piece.offset, piece.offset + piece.count
         out = self.sock.fileno()
         while position < stop:
@@ -321,13 +325,12 @@ class ClientSocket:
             except OSError as error:
                 if isinstance(error, ConnectionError) or error.errno in _NET_DOWN:
                     raise ClientGone(f"sending: {error.strerror}") from error
-                if error.errno not in _NO_SENDFILE:
-                    raise _unreadable(error) from error
-                for data in FileSlice(piece.fd, position, stop - position):
+                sent = 0
+            if not sent:
+                # The system cannot, the file has ended, or the disk fails: reading tells.
+                for data in replace(piece, offset=position, count=stop - position):
                     self.send(data)
                 return
-            if not sent:
-                raise _file_ended(position, stop)
             position += sent
 
     def _await_room(self) -> None:

@@ -16,17 +16,21 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Final
 
 from .claims import Claim
 from .entry import LiveEntry
 from .errors import CacheError, OriginUnreachable, StorageError
-from .scheduler import EntryView, Leaving, Limits, Open, SetStop, plan
+from .scheduler import Denied, EntryView, Leaving, Limits, Open, SetStop, decide
 
 __all__ = ["Conductor", "Flusher", "Loop"]
 
 _log = logging.getLogger(__name__)
+
+LACK_OF_ROOM_S: Final = 2.0
+"""How often a cache that is too large looks for something to evict."""
 
 FLUSH_INTERVAL_S: Final = 1.0
 """Received bytes are recorded within this time: it bounds what a kill can cost."""
@@ -119,7 +123,13 @@ class Conductor(Loop):
             if view is not None:
                 views.append(view)
         # After the views: a stream that ends meanwhile is counted twice rather than not.
-        for action in plan(views, self._limits(), self._leaving(views)):
+        decision = decide(views, self._limits(), self._leaving(views))
+        denied: defaultdict[int, list[Denied]] = defaultdict(list)
+        for denial in decision.denied:
+            denied[denial.entry_id].append(denial)
+        for entry in entries.values():
+            entry.denied = tuple(denied[entry.id])
+        for action in decision.actions:
             entry = entries[action.entry_id]
             if isinstance(action, SetStop):
                 entry.set_stop(action.stream_id, action.stop)
@@ -157,18 +167,20 @@ class Conductor(Loop):
 class Flusher(Loop):
     """Flushes entries that have unsynced bytes: the urgent ones now, the others soon.
 
-    *after* is called when bytes may have been added: the place to make room.
+    *after* is called when bytes may have been added: the place to make room. It says
+    whether there is still too little, and is then called again in a while.
     """
 
     def __init__(
         self,
-        after: Callable[[], object] = lambda: None,
+        after: Callable[[], bool] = lambda: False,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__("cachefsm-flusher")
         self._after = after
         self._ticks = ticks
         self._dirty: dict[LiveEntry, float] = {}
+        self._again_s: float | None = None
 
     def note(self, entry: LiveEntry, urgent: bool) -> None:
         """Remember that *entry* has something to flush."""
@@ -180,6 +192,11 @@ class Flusher(Loop):
             self._dirty[entry] = due_s
         self.poke()
 
+    def look(self) -> None:
+        """See to it that there is room, before anything was flushed."""
+        self._again_s = self._ticks()
+        self.poke()
+
     def step(self) -> float | None:
         """Flush what is due; return when the next flush is."""
         with self._condition:
@@ -189,10 +206,12 @@ class Flusher(Loop):
                 del self._dirty[entry]
         for entry in due:
             self._flush(entry)
-        if due:
-            self._after()
+        if due or (self._again_s is not None and self._again_s <= now_s):
+            # Nobody says that what is in the way has come to rest.
+            self._again_s = self._ticks() + LACK_OF_ROOM_S if self._after() else None
+        again = () if self._again_s is None else (self._again_s,)
         with self._condition:
-            return min(self._dirty.values(), default=None)
+            return min((*self._dirty.values(), *again), default=None)
 
     def flush_all(self, entries: Iterable[LiveEntry]) -> None:
         """Flush *entries* in the caller's thread, as at shutdown."""

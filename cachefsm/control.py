@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from dataclasses import asdict, fields
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 from .access import AllowList, is_same_origin
-from .cache import Cache, Entry, parse_priority
+from .buckets import RateLimits
+from .cache import Cache
 from .errors import CacheError, IllegalMove, UsageError
 from .eventstream import event_response
+from .handle import Entry, parse_priority
 from .metrics import CONTENT_TYPE, render
 from .parts import Parts, wanted_parts
 from .ranges import END
@@ -113,6 +116,16 @@ class Control:
                     self._allow(entry)
                 _ORDERS[order](entry)
                 return json_response(entry.describe())
+            case "GET" | "HEAD", ["entries", number, "explain"]:
+                offset = _number(parse_qs(request.query), "offset")
+                if offset is None:
+                    raise UsageError("which byte? Ask with ?offset=<n>")
+                return json_response(self._entry(number).explain(offset))
+            case "GET" | "HEAD", ["limits"]:
+                return json_response(asdict(self._cache.rate_limits()))
+            case "POST", ["limits"]:
+                changes = _rates(request.json())
+                return json_response(asdict(self._cache.set_rate_limits(**changes)))
             case "GET" | "HEAD", ["stats"]:
                 return json_response(self._cache.stats())
             case "GET" | "HEAD", ["events"]:
@@ -250,6 +263,17 @@ def _offsets(body: dict[str, Any]) -> tuple[int, int | None]:
     if stop is not None and stop <= start:
         raise UsageError(f"there is no byte from {start} to {stop}")
     return start, stop
+
+
+def _rates(body: dict[str, Any]) -> dict[str, str | int]:
+    """Return the rates of a request body, as numbers or as texts such as ``"5M"``."""
+    unknown = body.keys() - {field.name for field in fields(RateLimits)}
+    if unknown:
+        raise UsageError(f"there is no limit {min(unknown)!r}")
+    for name, value in body.items():
+        if not isinstance(value, (str, int)):
+            raise UsageError(f"the request body's {name!r} is not a number of bytes")
+    return body
 
 
 def _priority(body: dict[str, Any]) -> str:

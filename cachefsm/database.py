@@ -92,9 +92,21 @@ class Database:
         with suppress(OSError):  # SQLite will say what is wrong
             # It holds URLs in full. What SQLite puts beside it has the same mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            return cls._open(path, busy_timeout_s, "normal")
+        except (DatabaseDamaged, SchemaTooNew):
+            raise
+        except StorageError:
+            # A full disk has no room for the log's index, which is for other programs:
+            # without them it is kept in memory, and what is stored can be served.
+            return cls._open(path, busy_timeout_s, "exclusive")
+
+    @classmethod
+    def _open(cls: type[_D], path: Path, busy_timeout_s: float, locking_mode: str) -> _D:
         database = SqliteDatabase(
             str(path),
             pragmas={
+                "locking_mode": locking_mode,
                 "journal_mode": "wal",
                 "synchronous": "normal",
                 "foreign_keys": 1,

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from .content import Content
+from .explain import Reading
+from .meters import RateMeter
 from .models import QueueRecord
 from .ranges import END
 from .scheduler import Priority, Want
@@ -19,6 +22,9 @@ from .scheduler import Priority, Want
 __all__ = ["DEADLINE", "IDLE", "READER", "Demand", "Demands", "Fill"]
 
 READER = "reader"
+
+PACE_HALF_LIFE_S: Final = 10.0
+"""Players read in bursts: over less, their pace would be the line's."""
 
 IDLE = "idle"
 DEADLINE = "deadline"
@@ -43,7 +49,8 @@ class Demand:
 
     That is when a reader that has left is forgotten, and an order's deadline.
 
-    ``blocked_since_s`` is set while a reader waits for the byte at ``start``.
+    ``blocked_since_s`` is set while a reader waits for the byte at ``start``,
+    ``moved_s`` is when it last came to a byte, ``pace`` how fast it goes on.
     """
 
     asked_by: str
@@ -52,6 +59,8 @@ class Demand:
     stop: int = END
     expires_at_s: float | None = None
     blocked_since_s: float | None = None
+    moved_s: float | None = None
+    pace: RateMeter | None = None
 
     @classmethod
     def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
@@ -85,8 +94,18 @@ class Demand:
             self.blocked_since_s = None
         elif self.blocked_since_s is None or start != self.start:
             self.blocked_since_s = now_s
+        if self.pace is None or not self.start <= start <= self.stop:
+            self.pace = RateMeter(now_s, PACE_HALF_LIFE_S)
+        else:
+            self.pace.add(start - self.start, now_s)
+        self.moved_s = now_s
         self.start, self.stop = start, stop
         self.priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
+
+    def reading(self, now_s: float) -> Reading:
+        """Return where a reader is and how it goes on."""
+        pace = self.pace.rate_bytes_s(now_s) if self.pace is not None else 0.0
+        return Reading(self.start, pace, self.priority is Priority.BLOCKED)
 
     def is_met(self, content: Content) -> bool:
         """Say whether all that is asked for is durably there."""
@@ -133,10 +152,29 @@ class Demands:
                 demand.stop,
                 demand.priority,
                 demand.blocked_since_s is not None and now_s >= demand.blocked_since_s + patience_s,
+                demand.moved_s is not None and now_s < demand.moved_s + patience_s,
             )
             for demand in self
             if demand.stop > demand.start
         )
+
+    def is_read(self, start: int, stop: int) -> bool:
+        """Whether a reader that is here now has some of ``[start, stop)`` in its window."""
+        return any(
+            reader.start < stop and start < reader.stop
+            for reader in self._readers
+            if reader.expires_at_s is None and reader.priority <= Priority.READ_AHEAD
+        )
+
+    @property
+    def readers(self) -> list[Demand]:
+        """Those of the readers that are here now."""
+        return [reader for reader in self._readers if reader.expires_at_s is None]
+
+    @property
+    def fills(self) -> bool:
+        """Whether a reader is here, and more is fetched than it asks for."""
+        return self._rest is not None and any(r.expires_at_s is None for r in self._readers)
 
     def add_reader(self, start: int, stop: int, priority: Priority) -> Demand:
         """Register a reader."""
@@ -162,7 +200,7 @@ class Demands:
         if demand not in self._readers:
             return
         demand.priority = Priority.READ_AHEAD
-        demand.blocked_since_s = None
+        demand.blocked_since_s = demand.moved_s = None
         demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
         live = any(reader.expires_at_s is None for reader in self._readers)
         if self._rest is not None and self._fill is Fill.REST and not live:

@@ -20,7 +20,7 @@ from .integrity import block_at
 from .models import Store
 from .ranges import END, RangeSet
 from .registry import Registry
-from .stored import Durability
+from .surroundings import Durability
 from .verify import verify
 
 __all__ = ["Doubts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 from .acceptance import Answer
@@ -25,6 +26,7 @@ class _Entry(Protocol):
 
     def passes(self, claim: Claim, fetch: Fetch) -> bool: ...
     def answered(self, claim: Claim, answer: Answer) -> bool: ...
+    def is_urgent(self, claim: Claim) -> bool: ...
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None: ...
@@ -88,6 +90,8 @@ class Downloader:
                 return False
             if not self._entry.answered(claim, fetch.answer):
                 return False
+            fetch.pace.is_urgent = partial(self._entry.is_urgent, claim)
+            claim.pace = fetch.pace
             offset = fetch.answer.start
             while data := fetch.read():
                 wanted = self._entry.accept(claim, offset, len(data))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from .picture import EntryView, Priority, StreamView
-from .ranges import END
+from .picture import EntryView, Limit, Priority, StreamView
+from .ranges import END, RangeSet
 
 __all__ = ["Draft", "Planned"]
 
@@ -17,9 +17,12 @@ class Planned:
 
     It is given up if it ends where it begins; ``limit`` is how far it could go, and up
     to ``keeps`` somebody waits for what it brings. An *extra* one is there for speed,
-    unless it is *needed*, as it brings the first missing byte of some want. A new one
-    that *waits* is opened in a later round, when the place that it is to have is free.
-    One that *asks* is for no bytes in particular, but takes a connection like any other.
+    unless it is *needed*, as it brings the first missing byte of some want; one that is
+    *attended* brings what a reader is reading. A new one that *waits* is opened in a
+    later round, when the place that it is to have is free; an *impatient* one is for a
+    reader that has waited for long. One that is *denied* has no place at all. One that
+    *asks* is for no bytes in particular, but
+    takes a connection like any other.
     """
 
     position: int
@@ -29,8 +32,11 @@ class Planned:
     priority: Priority = Priority.FILL
     extra: bool = False
     needed: bool = False
+    attended: bool = False
+    impatient: bool = False
     keeps: int = 0
     waits: bool = False
+    denied: Limit | None = None
     asks: bool = False
 
     @property
@@ -51,15 +57,37 @@ class Planned:
 
 @dataclass(eq=False)
 class Draft:
-    """One entry's part of the plan."""
+    """One entry's part of the plan: what is to be fetched of it, and by whom.
+
+    Of stored bytes between two missing ones, ``skip_bytes`` are received once more and
+    thrown away rather than that a new request is made for what lies behind them.
+    """
 
     view: EntryView
+    missing: RangeSet = field(default_factory=RangeSet)
+    skip_bytes: int = 0
     claims: list[Planned] = field(default_factory=list)
 
     @property
     def kept(self) -> Iterator[Planned]:
         """The claims that are to go on, and those that are to begin."""
         return (claim for claim in self.claims if claim.is_kept)
+
+    def run_stop(self, offset: int) -> int:
+        """Return how far a stream at *offset* would go by itself; *offset* if nowhere."""
+        stop = self.missing.run_stop(offset)
+        while (following := self.missing.next_start(stop)) <= stop + self.skip_bytes:
+            if following == END or not self.view.present.contains(stop, following):
+                break
+            stop = self.missing.run_stop(following)
+        return stop
+
+    def last_missing(self, start: int, stop: int) -> int:
+        """Return *stop*, or where the stored bytes before it begin; at least *start*."""
+        last = start
+        for run in self.missing.intersection(start, max(start, stop)):
+            last = run.stop
+        return last
 
     def open(
         self, start: int, limit: int, priority: Priority = Priority.FILL, *, extra: bool = False

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, ClassVar, Final, Protocol
 
-from .stored import Transition
+from .surroundings import Transition
 
 __all__ = ["Event", "EventHub", "Mailbox", "Progress"]
 

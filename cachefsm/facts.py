@@ -6,16 +6,22 @@ long list need not bring every entry to life.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from .content import Content
 from .fields import value_of
 from .models import EntryRecord
 from .ranges import END
-from .stored import EntryPolicy
+from .surroundings import EntryPolicy
 from .urls import redact
 
-__all__ = ["describe", "is_playable", "playable_ranges"]
+__all__ = ["describe", "is_playable", "opening_ranges", "playable_ranges"]
+
+
+SMALL_BYTES: Final = 32 << 20
+"""Up to this size the tail of a media file comes with the rest of it."""
+
+_MEDIA: Final = ("video/", "audio/", "application/ogg", "application/mp4", "application/x-matroska")
 
 
 def describe(record: EntryRecord, content: Content, policy: EntryPolicy) -> dict[str, Any]:
@@ -63,3 +69,16 @@ def playable_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, in
     if length == END or not content.joinable:
         return [(0, head)]
     return [(0, head), (max(0, length - policy.playable_tail_bytes), length)]
+
+
+def opening_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, int]]:
+    """Return what a player looks at before anything else: head and tail of a media file.
+
+    Nothing of a small one, which is there soon enough, or where answers can't be joined.
+    """
+    if content.representation is None or not content.joinable:
+        return []
+    media_type = (value_of(content.representation.fields, "Content-Type") or "").lower()
+    if not media_type.startswith(_MEDIA) or not SMALL_BYTES < content.length < END:
+        return []
+    return playable_ranges(content, policy)

@@ -25,11 +25,13 @@ from typing import Any, Final
 
 from fsspec import AbstractFileSystem
 
-from .cache import Cache, Entry
+from .cache import Cache
+from .cachefile import CacheFile
 from .errors import CacheError, UsageError
 from .fields import parse_http_date, value_of
+from .handle import Entry
 from .ranges import END
-from .reader import CacheFile, Reader
+from .reader import Reader
 from .representation import Representation
 from .urls import redact
 from .values import default_cache_dir

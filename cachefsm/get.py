@@ -107,7 +107,7 @@ class _Downloads:
                     timed=False,
                     debug=options.debug,
                     # What matters of its retries is said in the end, or the bar shows it.
-                    floors={"cachefsm.entry": logging.ERROR} if level == logging.WARNING else {},
+                    floors={"cachefsm.filling": logging.ERROR} if level == logging.WARNING else {},
                 )
             )
             try:

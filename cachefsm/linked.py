@@ -16,7 +16,8 @@ from .models import EntryRecord
 from .ranges import ByteRange
 from .representation import Representation
 from .states import DownloadState
-from .stored import StoredEntry, Surroundings
+from .stored import StoredEntry
+from .surroundings import Surroundings
 from .urls import OriginUrl, redact
 
 __all__ = ["LinkedEntry"]

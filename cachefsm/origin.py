@@ -36,6 +36,7 @@ from .fields import Fields, end_to_end, value_of, values_of
 from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
+from .throttle import Pace, Throttle
 from .transport import Canceller, MayConnect, exchange, make_session
 from .urls import OriginUrl, parse_url
 
@@ -97,8 +98,11 @@ class Fetch:
         on_read: Callable[[int], None],
         on_close: Callable[[bool], None],
         cancel: Callable[[], None],
+        pace: Pace,
     ):
         self.answer = answer
+        self.pace = pace
+        """Keeps it to the rates that are allowed."""
         self.cancel = cancel
         """Ends it from another thread."""
         self.fields = end_to_end(list(response.raw.headers.items()))
@@ -138,8 +142,9 @@ class Fetch:
                     # the connection can be used again.
                     self._ended = not self._response.raw.read(1, decode_content=False)
                 return b""
-            size = min(PIECE_BYTES, self.answer.stop - self._position)
+            size = self.pace.allow(min(PIECE_BYTES, self.answer.stop - self._position))
             data: bytes = self._response.raw.read1(size, decode_content=False)
+        self.pace.came(len(data))
         self._position += len(data)
         self._on_read(len(data))
         if not data:
@@ -167,19 +172,27 @@ class Relayed:
     """
 
     def __init__(
-        self, status: int, fields: Fields, length: int | None, response: requests.Response
+        self,
+        status: int,
+        fields: Fields,
+        length: int | None,
+        response: requests.Response,
+        pace: Pace,
     ) -> None:
         self.status = status
         self.fields = fields
         self.length = length
         self._response = response
+        self._pace = pace
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the body as it arrives; raise OriginError if it breaks off."""
         received = 0
         while True:
             with _translated():
-                data: bytes = self._response.raw.read1(PIECE_BYTES, decode_content=False)
+                size = self._pace.allow(PIECE_BYTES)
+                data: bytes = self._response.raw.read1(size, decode_content=False)
+            self._pace.came(len(data))
             if not data:
                 break
             received += len(data)
@@ -192,9 +205,13 @@ class OriginClient:
     """Asks origins for ranges; thread-safe. Idle connections are kept for reuse."""
 
     def __init__(
-        self, options: OriginOptions | None = None, clock: Callable[[], float] = time.time
+        self,
+        options: OriginOptions | None = None,
+        clock: Callable[[], float] = time.time,
+        throttle: Throttle | None = None,
     ) -> None:
         self._options = options or OriginOptions()
+        self._throttle = throttle or Throttle()
         self.name = f"cachefsm-{secrets.token_hex(4)}"
         """What it calls itself to origins, so that a request that comes round is known."""
         self.via = f"1.1 {self.name}"
@@ -276,7 +293,8 @@ class OriginClient:
                 if not keep:
                     _discard(session, response)
             finish = partial(self._finish, url.origin, session, response)
-            return Fetch(response, answer, self._received, finish, canceller.cancel)
+            pace = self._pace(url, canceller)
+            return Fetch(response, answer, self._received, finish, canceller.cancel, pace)
         raise OriginError(f"more than {self._options.redirects} redirects")
 
     @contextmanager
@@ -309,9 +327,14 @@ class OriginClient:
         try:
             told = list(response.raw.headers.items())
             length = read_length(method, response.status_code, told, response.raw.version)
-            yield Relayed(response.status_code, end_to_end(told), length, response)
+            pace = self._pace(url, canceller)
+            yield Relayed(response.status_code, end_to_end(told), length, response, pace)
         finally:
             _discard(session, response)
+
+    def _pace(self, url: OriginUrl, canceller: Canceller) -> Pace:
+        canceller.then = self._throttle.wake
+        return Pace(self._throttle, url.origin, lambda: canceller.is_cancelled)
 
     def _fields(self, sent: Sent) -> dict[str, str]:
         """Return what every hop of a request carries; Host is first on the wire, as is usual."""

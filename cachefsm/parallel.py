@@ -47,14 +47,16 @@ class Seen:
 class Trial:
     """How many connections there are to be, and what is known of that number.
 
-    ``width`` is the number, ``proven`` the last one that was worth it and
-    ``proven_rate`` the throughput that it had, 0 until it is measured. The window
-    began with ``since``; ``rate_each`` is what one connection brought in the last.
+    ``width`` is the number and ``proven`` the last one that was worth it. ``base_rate``
+    is the throughput that ``base`` connections had, with which more are compared: more
+    than the number may have been at work, for readers. The window began with ``since``;
+    ``rate_each`` is what one connection brought in the last.
     """
 
     width: int = 1
     proven: int = 1
-    proven_rate: float = 0.0
+    base: int = 0
+    base_rate: float = 0.0
     since: Seen | None = None
     rest_until_s: float = 0.0
     rest_s: float = FIRST_REST_S
@@ -71,7 +73,7 @@ def step(trial: Trial, seen: Seen, most: int) -> Trial:
     if trial.width > most:
         trial = replace(trial, width=most, since=None)
     if trial.proven > most:
-        trial = replace(trial, proven=most, proven_rate=0.0)
+        trial = replace(trial, proven=most)
     since = trial.since
     if since is None or since.at_work != seen.at_work:
         return replace(trial, since=seen if seen.at_work else None)
@@ -80,17 +82,25 @@ def step(trial: Trial, seen: Seen, most: int) -> Trial:
     elapsed_s = seen.now_s - since.now_s
     rate = (seen.received_bytes - since.received_bytes) / elapsed_s
     trial = replace(trial, since=seen, rate_each=rate / seen.at_work)
-    # Fewer than the number are at work where there are no connections left, or no parts.
-    tried = min(seen.at_work, trial.width)
-    is_silent = seen.now_s - seen.heard_s >= WINDOW_S
-    if rate == 0 or is_silent or tried < trial.proven:
+    if rate == 0 or seen.now_s - seen.heard_s >= WINDOW_S:
         return trial
-    if tried == trial.proven:
-        return _try_more(replace(trial, proven_rate=rate), seen.now_s, most)
-    alone = trial.proven_rate * tried / trial.proven
-    if rate - trial.proven_rate >= WORTHWHILE * (alone - trial.proven_rate):
-        better = replace(trial, proven=tried, proven_rate=rate, rest_s=FIRST_REST_S)
-        return _try_more(better, seen.now_s, most)
+    return _judge(trial, rate, seen, most)
+
+
+def _judge(trial: Trial, rate: float, seen: Seen, most: int) -> Trial:
+    # Fewer than the number are at work where there are no connections left, or no parts.
+    tried = seen.at_work
+    if not trial.is_trying:
+        if tried < trial.proven:
+            return trial
+        return _try_more(replace(trial, base=tried, base_rate=rate), seen.now_s, most)
+    if tried <= trial.base:
+        return trial
+    alone = trial.base_rate * tried / trial.base
+    if rate - trial.base_rate >= WORTHWHILE * (alone - trial.base_rate):
+        proven = min(tried, most)
+        better = replace(trial, width=max(trial.width, proven), proven=proven, rest_s=FIRST_REST_S)
+        return _try_more(replace(better, base=tried, base_rate=rate), seen.now_s, most)
     return replace(
         trial,
         width=trial.proven,
@@ -119,6 +129,6 @@ def _is_over(since: Seen, seen: Seen) -> bool:
 
 
 def _try_more(trial: Trial, now_s: float, most: int) -> Trial:
-    if trial.is_trying or now_s < trial.rest_until_s or trial.width >= most:
+    if trial.is_trying or now_s < trial.rest_until_s or trial.base >= most:
         return trial
-    return replace(trial, width=min(2 * trial.width, most), since=None)
+    return replace(trial, width=min(2 * trial.base, most), since=None)

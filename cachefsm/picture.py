@@ -13,10 +13,12 @@ from enum import Enum, IntEnum, auto
 from .ranges import END, RangeSet
 
 __all__ = [
+    "Abandoned",
     "Action",
     "Ask",
     "EntryView",
     "Leaving",
+    "Limit",
     "Limits",
     "Open",
     "OriginView",
@@ -37,25 +39,41 @@ class Priority(IntEnum):
     FILL = 4
 
 
+class Abandoned(str, Enum):
+    """What becomes of a fetch whose bytes nobody wants any more, once the grace is over."""
+
+    STOP = "stop"
+    """It ends at once."""
+    NEARLY = "nearly"
+    """It goes on to the end of what it asked for if a tenth of that is left, or less."""
+    FINISH = "finish"
+    """It goes on to the end of what it asked for."""
+
+
 @dataclass(frozen=True)
 class Want:
     """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
 
-    ``impatient`` is a blocked reader that has waited longer than "soon" takes.
+    ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
+    a reader that has read or waited just now: not one that is paused, or gone. What is
+    wanted *apart* is worth a stream of its own, though another one will come to it later.
     """
 
     start: int
     stop: int
     priority: Priority
     impatient: bool = False
+    active: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
 class StreamView:
     """A connection at work: it has ``position`` next and its claim ends at ``stop``.
 
-    ``reach`` is the stop it asked the origin for, past which it cannot go. An *extra*
-    one was opened for speed, where fewer would have done.
+    It asked the origin for what lies from ``begun`` to ``reach``, past which it cannot
+    go. An *extra* one was opened for speed, where fewer would have done. ``served_s`` ago
+    it was answered.
     """
 
     id: int
@@ -64,6 +82,8 @@ class StreamView:
     reach: int
     rate_bytes_s: float = 0.0
     extra: bool = False
+    begun: int = 0
+    served_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,8 @@ class EntryView:
     ``length`` is END while unknown. ``seekable`` says that bytes of several
     answers may be joined; without it there is one stream, from the front.
     ``settled`` is False until the origin's first answer has told which it is.
-    ``width`` is the number of connections that it is to have where fewer would do.
+    ``width`` is the number of connections that it is to have where fewer would do,
+    ``skip_bytes`` the longest stored run that may be received once more.
     """
 
     id: int
@@ -108,6 +129,7 @@ class EntryView:
     settled: bool = True
     ask: Ask = Ask.NO
     width: int = 1
+    skip_bytes: int = 0
     origin: OriginView = OriginView()
 
 
@@ -126,9 +148,12 @@ class Limits:
     A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
+    Where there are more readers than connections, each has one for ``turn_s`` at least.
 
     A connection more than the wants need takes a part of at least ``part_bytes``, or
     of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
+    No stored run longer than ``skip_bytes`` is received again. What nobody wants any
+    more is dealt with as ``abandoned`` says.
     """
 
     per_entry: int = 6
@@ -137,8 +162,11 @@ class Limits:
     near_bytes: int = 1 << 20
     near_s: float = 0.25
     patience_s: float = 0.5
+    turn_s: float = 2.0
     part_bytes: int = 4 << 20
     part_s: float = 3.0
+    skip_bytes: int = 1 << 20
+    abandoned: Abandoned = Abandoned.STOP
 
     @property
     def most(self) -> int:
@@ -146,11 +174,32 @@ class Limits:
         return min(self.per_entry, self.per_host, self.total)
 
 
+class Limit(str, Enum):
+    """Which limit left no connection for something."""
+
+    ENTRY = "entry"
+    HOST = "host"
+    TOTAL = "total"
+    ORIGIN = "origin"
+    """What the origin itself bears, as it has shown."""
+
+
+@dataclass(frozen=True)
+class Denied:
+    """What would be fetched if there were a connection for it, and which limit there is."""
+
+    entry_id: int
+    start: int
+    stop: int
+    limit: Limit
+
+
 @dataclass(frozen=True)
 class Open:
     """Start a stream for ``[start, stop)``, an *extra* one if fewer would do.
 
-    One that ``asks`` is for whatever is asked.
+    One that ``asks`` is for whatever is asked. Stored runs of up to ``skip_bytes`` in
+    between are to be received again.
     """
 
     entry_id: int
@@ -159,6 +208,7 @@ class Open:
     priority: Priority
     extra: bool = False
     asks: bool = False
+    skip_bytes: int = 0
 
 
 @dataclass(frozen=True)

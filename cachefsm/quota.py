@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import IntEnum, auto
 
 from .draft import Draft, Planned
-from .picture import EntryView, Leaving, Limits, Priority
+from .picture import EntryView, Leaving, Limit, Limits, Priority
 
 __all__ = ["keep_limits"]
 
@@ -31,20 +32,23 @@ class _Room:
         self._hosts[host] += 1
         self._entries[entry_id] += 1
 
-    def is_left_for(self, view: EntryView) -> bool:
-        """Say whether one more for that entry is within all limits."""
-        return (
-            self._total < self._limits.total
-            and self._hosts[view.host] < min(self._limits.per_host, view.origin.most)
-            and self._entries[view.id] < self._limits.per_entry
-        )
+    def lacks_for(self, view: EntryView) -> Limit | None:
+        """Return the limit that leaves no room for one more for that entry, or None."""
+        limits = self._limits
+        if self._total >= limits.total:
+            return Limit.TOTAL
+        if self._hosts[view.host] >= limits.per_host:
+            return Limit.HOST
+        if self._hosts[view.host] >= view.origin.most:
+            return Limit.ORIGIN
+        return Limit.ENTRY if self._entries[view.id] >= limits.per_entry else None
 
 
 def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leaving]) -> None:
     """Give up what is over a limit, and let what has a place wait until it is free."""
     claims = sorted(
         ((draft, claim) for draft in drafts for claim in draft.kept),
-        key=lambda each: _rank(each[1]),
+        key=lambda each: _rank(each[0], each[1], limits),
     )
     _give_places(claims, limits)
     connections = _Room(limits)
@@ -55,29 +59,54 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
             connections.take(draft.view.id, draft.view.host)
     for draft, claim in claims:
         if claim.is_kept and claim.is_new:
-            claim.waits = not connections.is_left_for(draft.view)
+            claim.waits = connections.lacks_for(draft.view) is not None
             if not claim.waits:
                 connections.take(draft.view.id, draft.view.host)
 
 
-def _rank(claim: Planned) -> tuple[int, int, bool, bool, int]:
+class _Rank(IntEnum):
+    """Who is given a place first."""
+
+    KEPT = auto()
+    """Streams that could not be taken up again; those that a reader is reading, for its turn."""
+    LONG_AWAITED = auto()
+    AWAITED = auto()
+    """Streams that a reader is blocked on, its turn being over."""
+    NEW = auto()
+    """Those that a blocked reader needs."""
+    RUNNING = auto()
+    OTHER = auto()
+
+
+def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, bool, bool, int]:
     """Return a key by which claims are given places, the first one first.
 
-    A running stream gives way only to a blocked reader, and only if nobody is blocked
-    on it: anything else would tear down connections to build others. One that is there
-    for speed alone also gives way to whoever is as urgent and has none.
+    A running stream gives way only to a blocked reader: anything else would tear down
+    connections to build others. It doesn't if a reader is reading it, unless that one
+    has had its turn; and if that one is blocked on it, only to a reader that has waited
+    for long. One that is there for speed alone also gives way to whoever is as urgent
+    and has none.
     """
-    if claim.priority is Priority.BLOCKED:
-        return (0, 0, False, claim.is_new, claim.position)
-    if not claim.is_new and not claim.is_spare:
-        return (1, claim.priority, False, False, claim.position)
-    return (2, claim.priority, claim.is_spare, claim.is_new, claim.position)
+    blocked, at = claim.priority is Priority.BLOCKED, claim.position
+    if claim.stream is None:
+        if blocked:
+            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, at)
+        return (_Rank.OTHER, claim.priority, claim.is_spare, True, at)
+    whole = not (draft.view.seekable and draft.view.settled)
+    if whole or (claim.attended and claim.stream.served_s < limits.turn_s):
+        return (_Rank.KEPT, 0, False, False, at)
+    if blocked:
+        return (_Rank.AWAITED, 0, False, False, at)
+    if claim.is_spare:
+        return (_Rank.OTHER, claim.priority, True, False, at)
+    return (_Rank.RUNNING, claim.priority, False, False, at)
 
 
 def _give_places(claims: Sequence[tuple[Draft, Planned]], limits: Limits) -> None:
     places = _Room(limits)
     for draft, claim in claims:
-        if places.is_left_for(draft.view):
+        claim.denied = places.lacks_for(draft.view)
+        if claim.denied is None:
             places.take(draft.view.id, draft.view.host)
         else:
             draft.give_up(claim)

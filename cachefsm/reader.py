@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import random
 from collections.abc import Callable, Iterator
@@ -22,7 +21,6 @@ from .errors import (
     NotStored,
     OriginError,
     OriginStatus,
-    RepresentationChanged,
     StorageError,
     WaitCancelled,
     WaitTimeout,
@@ -30,13 +28,14 @@ from .errors import (
 from .fields import Fields
 from .origin import Fetch, Sent
 from .ranges import END, ByteRange
+from .readahead import ReadAhead
 from .representation import Representation
 from .straight import Straight
 from .terms import ANY_TERMS, Terms, Use
 from .transport import Canceller
 from .urls import OriginUrl
 
-__all__ = ["CacheFile", "Reader", "ReaderOptions", "VerifyReads"]
+__all__ = ["Reader", "ReaderOptions", "VerifyReads"]
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +92,8 @@ _SAMPLE: Final = 1 / 16
 class ReaderOptions:
     """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks.
 
-    A read-ahead of 0 asks at once for all that the reader was opened for.
+    The read-ahead is the most, which a reader gets that reads on; 0 asks at once for
+    all that the reader was opened for.
     """
 
     first_byte_timeout_s: float = 30.0
@@ -147,13 +147,14 @@ class Reader:
         """The fields of an answer that is this reader's alone, as it may not be stored."""
         self._content = entry.attach(terms)
         self._demand: Demand | None = None
+        self._ahead = ReadAhead(options.read_ahead_bytes)
         self._cancelled = False
         self._canceller = Canceller()
         self._started = False
+        self._stop = END  # how far bytes are wanted
         self._settled = False
         self._straight: Straight | None = None
         self._sound: int | None = None
-        self._read_on = self._run_start = 0  # where the last read ended, and its run began
         self._resources = ExitStack()
         self._resources.callback(on_close)
         entry.on_close.add(self._cancel_io)
@@ -266,7 +267,7 @@ class Reader:
         """Wait for an answer of the origin's; return why there is none, if it told."""
         content, news = self._content, self.news
         news.forwarded = self._why_ask()
-        window = self._window(start, stop)
+        window = self._ahead.window_stop(start, stop)
         inquiry = self.entry.inquire(content, self._terms, start, window, self)
         news.collapsed = inquiry.asker is not self
         try:
@@ -319,12 +320,20 @@ class Reader:
         _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
         self.news.stale = True
 
-    def available(self, position: int, stop: int) -> int:
+    def available(
+        self,
+        position: int,
+        stop: int,
+        most_bytes: int = SPAN_BYTES,
+        *,
+        asked_bytes: int | None = None,
+    ) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
         result is at most *stop*, which is how far bytes are wanted, and at most
-        4 MiB on, so that the reader's position keeps moving.
+        *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
+        Who says how many bytes he asks for now may well go on behind *stop*.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -332,14 +341,17 @@ class Reader:
             CacheError: why it will not come.
         """
         content = self._content
+        window = self._ahead.window_stop(position, stop, asked_bytes)
         while True:
-            here = self.entry.stored_until(content, position, min(stop, position + SPAN_BYTES))
+            here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
-                self._advance(here, stop)
+                if asked_bytes is None:
+                    window = self._ahead.window_stop(here, stop)
+                self._advance(here, window)
                 return here
             if position >= min(stop, content.length):
                 return position
-            self._want(position, stop, blocked=True)
+            self._want(position, window, blocked=True)
             options = self._options
             self._wait(
                 lambda: content.present.run_stop(position) > position or position >= content.length,
@@ -371,7 +383,7 @@ class Reader:
         Raises:
             CacheError: why the rest will not come.
         """
-        position = start
+        position, self._stop = start, stop
         while position < stop and self._straight is None:
             try:
                 here = self.available(position, stop)
@@ -392,52 +404,51 @@ class Reader:
                 yield span
                 continue
             for position in range(span.start, span.stop, PIECE_BYTES):
-                size = min(PIECE_BYTES, span.stop - position)
-                yield self._content.file.read_at(position, size)
+                try:
+                    data = self._content.file.read_at(
+                        position, min(PIECE_BYTES, span.stop - position)
+                    )
+                except StorageError:
+                    yield from self.instead(position, span.stop)
+                    break
+                yield data
+
+    def instead(self, position: int, stop: int) -> Iterator[bytes]:
+        """Yield ``[position, stop)``, which is stored and cannot be read, from the origin.
+
+        Raises:
+            CacheError: it cannot be had there either.
+        """
+        _log.warning("%s: byte %d cannot be read; asking for it", self.entry.shown_url, position)
+        straight = self._go_straight(position, self._stop, self._content.representation)
+        yield from straight.pieces(position, stop)
 
     def read(self, position: int, size: int) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
         straight = self._straight
         if straight is None:
             try:
-                stop = self.available(position, position + self._reach(position, size))
-            except StorageError:
-                straight = self._go_straight(position, END, self._content.representation)
-            else:
+                most_bytes = min(size, PIECE_BYTES)
+                stop = self.available(position, position + size, most_bytes, asked_bytes=size)
                 if stop == position:
                     return b""
-                data = self._content.file.read_at(position, min(stop - position, size, PIECE_BYTES))
-                self._read_on = position + len(data)
-                return data
+                return self._content.file.read_at(position, stop - position)
+            except StorageError:
+                straight = self._go_straight(position, END, self._content.representation)
         return straight.read(position, size)
 
-    def _reach(self, position: int, size: int) -> int:
-        """Return how far a read of *size* asks: the further the more was read up to there.
-
-        Who reads on, as a decoder does, soon has the whole read-ahead; who looks here and
-        there, as for an index, gets what he asks for.
-        """
-        if position != self._read_on:
-            self._run_start = position
-        return size + min(position - self._run_start, self._options.read_ahead_bytes)
-
-    def _advance(self, position: int, stop: int) -> None:
+    def _advance(self, position: int, window_stop: int) -> None:
         self._started = True
         if self._demand is not None or not self._content.is_whole:
-            self._want(position, stop, blocked=False)
+            self._want(position, window_stop, blocked=False)
 
-    def _want(self, position: int, stop: int, *, blocked: bool) -> None:
+    def _want(self, position: int, window_stop: int, *, blocked: bool) -> None:
         if not self._terms.may_ask():
             if blocked:
                 raise self._not_stored(position)
             return
-        window = self._window(position, stop)
-        self._demand = self.entry.want(self._demand, position, window, blocked=blocked)
-
-    def _window(self, position: int, stop: int) -> int:
-        """Return how far to ask, reading ahead: never past what the client wants."""
-        ahead = self._options.read_ahead_bytes
-        return min(stop, position + ahead) if ahead else stop
+        stop = max(position, window_stop)
+        self._demand = self.entry.want(self._demand, position, stop, blocked=blocked)
 
     def _let_go(self, *, linger: bool) -> None:
         demand, self._demand = self._demand, None
@@ -513,90 +524,3 @@ class Reader:
         return self._origin.fetch(
             self.entry.url, asked, held=held, canceller=self._canceller, sent=sent
         )
-
-
-class CacheFile(io.RawIOBase):
-    """A seekable binary file over an entry; a read blocks until its bytes are here.
-
-    *open_reader* is called at once, and again if the origin turns out to have another
-    version before the first byte was read.
-    """
-
-    def __init__(self, open_reader: Callable[[], Reader]) -> None:
-        super().__init__()
-        self._open_reader = open_reader
-        self._reader = open_reader()
-        self._settled = False
-        self._position = 0
-
-    def representation(
-        self, start: int = 0, stop: int = END, *, reads_on: bool = False
-    ) -> Representation:
-        """Return what the origin says of the version that is read.
-
-        If it has to be asked first, it is as :meth:`Reader.representation` does.
-
-        Raises:
-            CacheError: it cannot be asked, or does not answer.
-        """
-        for _ in range(QUESTIONS):
-            try:
-                found = self._reader.representation(start, stop, reads_on=reads_on)
-            except RepresentationChanged:
-                if self._settled:
-                    raise
-                self._reader.close()
-                self._reader = self._open_reader()
-            else:
-                self._settled = True
-                return found
-        raise RepresentationChanged("the file changes at the origin all the time")
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield ``[start, stop)`` as it arrives, whatever the position."""
-        self.representation(start, stop)
-        return self._reader.pieces(start, stop)
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position in bytes."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; from the end, this waits for the length to be known."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence)
-        if base is None:
-            base = self._length()
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        """Fill *buffer* with what is here, at least one byte but at the end."""
-        view = memoryview(buffer).cast("B")
-        if len(view) and not self._settled:
-            self.representation(self._position, self._position + len(view), reads_on=True)
-        data = self._reader.read(self._position, len(view))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        """Let the entry go."""
-        if not self.closed:
-            self._reader.close()
-        super().close()
-
-    def _length(self) -> int:
-        length = self.representation().complete_length
-        if length is None:
-            raise io.UnsupportedOperation("the origin has not said how long the file is")
-        return length

@@ -144,6 +144,15 @@ class Registry:
                 freed += record.bytes_present
         return freed
 
+    def stop_endless(self, max_bytes: int) -> None:
+        """Store no more of what has no known end and takes more than *max_bytes* by itself."""
+        for entry in self.live():
+            content = entry.content
+            if content.complete_length is None and content.present.total > max_bytes:
+                entry.stop_storing(
+                    StorageError("it has no known end, and is longer than the cache may be")
+                )
+
     def _evict(self, entry_id: int) -> bool:
         with self._lock:  # so that nobody takes a lease meanwhile
             try:

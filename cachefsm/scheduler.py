@@ -12,12 +12,16 @@ The rules, in the order they are applied:
 0. A question about the file as a whole takes a connection before anything else, and
    while nothing is known of the file no other is opened for it.
 1. A byte is fetched only if it is wanted and missing.
-2. A stream whose next byte is no longer wanted stops; one whose claim reaches
-   past what is wanted is shortened, one that may go further is lengthened.
+2. A stream whose next byte is no longer wanted stops, unless it is told to bring
+   what it asked for all the same; one whose claim reaches
+   past what is wanted is shortened, one that may go further is lengthened. Stored
+   bytes in between are received again and thrown away if that is over sooner than
+   a new request would be answered.
 3. A blocked reader is served by a stream that will be there soon, else by a new
    one at its first missing byte, which takes the rest of the claim it falls in.
 4. Every other want's first missing byte is fetched too: by the claim that it falls
-   in, else by a new stream. So there is at most one stream for each want.
+   in, else by a new stream. So there is at most one stream for each want. What is
+   read ahead waits until half of the window is missing, and is then asked for at once.
 5. An entry that is to have more connections than that gets them where they do most
    good; see :mod:`cachefsm.spread`.
 6. Limits per entry, per host and in all are kept by giving connections to the
@@ -28,12 +32,16 @@ The rules, in the order they are applied:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 from .draft import Draft, Planned
 from .picture import (
+    Abandoned,
     Action,
     Ask,
+    Denied,
     EntryView,
     Leaving,
     Limits,
@@ -49,8 +57,11 @@ from .ranges import END, RangeSet
 from .spread import spread
 
 __all__ = [
+    "Abandoned",
     "Action",
     "Ask",
+    "Decision",
+    "Denied",
     "EntryView",
     "Leaving",
     "Limits",
@@ -60,14 +71,34 @@ __all__ = [
     "SetStop",
     "StreamView",
     "Want",
+    "decide",
     "plan",
 ]
+
+
+NEARLY: Final = 0.1
+"""A fetch is nearly done when no more than this part of what it asked for is left."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now, shortenings and endings before openings; and what has no connection."""
+
+    actions: list[Action]
+    denied: list[Denied]
 
 
 def plan(
     entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
 ) -> list[Action]:
-    """Return what to do now, shortenings and endings before openings.
+    """Return what :func:`decide` says is to be done now."""
+    return decide(entries, limits, leaving).actions
+
+
+def decide(
+    entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
+) -> Decision:
+    """Return what to do now, and what cannot be done.
 
     *leaving* are the connections that stand although no stream in the picture has
     them: they count until they are gone.
@@ -76,52 +107,82 @@ def plan(
     keep_limits(drafts, limits, leaving)
     endings: list[Action] = []
     openings: list[Open] = []
+    denied: list[Denied] = []
     for draft in drafts:
         for claim in draft.claims:
+            if claim.denied is not None and not claim.is_spare:
+                denied.append(Denied(draft.view.id, claim.position, claim.limit, claim.denied))
+            if draft.skip_bytes:  # there is nothing behind the last missing byte
+                claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
                 if claim.stop != claim.stream.stop:
                     endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
             elif claim.is_kept and not claim.waits:
-                openings.append(
-                    Open(
-                        draft.view.id,
-                        claim.position,
-                        claim.stop,
-                        claim.priority,
-                        extra=claim.is_spare,
-                        asks=claim.asks,
-                    )
-                )
+                openings.append(_opening(draft, claim))
     openings.sort(key=lambda action: action.priority)
-    return [*endings, *openings]
+    return Decision([*endings, *openings], denied)
+
+
+def _opening(draft: Draft, claim: Planned) -> Open:
+    return Open(
+        draft.view.id,
+        claim.position,
+        claim.stop,
+        claim.priority,
+        extra=claim.is_spare,
+        asks=claim.asks,
+        skip_bytes=draft.skip_bytes,
+    )
 
 
 def _plan_entry(view: EntryView, limits: Limits) -> Draft:
-    missing = _missing(view)
-    draft = Draft(view)
+    draft = Draft(view, _missing(view))
     if view.ask is Ask.NO or view.settled:  # else its answer is waited for
-        _plan_streams(draft, missing, limits)
+        _plan_streams(draft, limits)
     if view.ask is Ask.WANTED:
         draft.claims.append(Planned(0, 1, 1, None, Priority.BLOCKED, asks=True))
     return draft
 
 
-def _plan_streams(draft: Draft, missing: RangeSet, limits: Limits) -> None:
+def _plan_streams(draft: Draft, limits: Limits) -> None:
     view = draft.view
     if not view.seekable or not view.settled:
-        _plan_single(draft, missing)
+        _plan_single(draft)
         return
+    draft.skip_bytes = _worth_skipping(view, limits)
     for stream in view.streams:
-        stop = min(stream.reach, missing.run_stop(stream.position))
+        stop = min(stream.reach, _goes_on_to(stream, draft, limits))
         draft.claims.append(Planned(stream.position, stop, stop, stream, extra=stream.extra))
     _untangle(draft.claims)
     for want in sorted(view.wants, key=lambda want: want.priority):
-        _serve(draft, want, missing, limits)
-    spread(draft, missing, limits)
+        _serve(draft, want, limits)
+    spread(draft, limits)
     for claim in draft.claims:
-        claim.priority = (
-            _spare_urgency(view) if claim.is_spare else _urgency(claim, view, missing, limits)
-        )
+        claim.priority = _spare_urgency(view) if claim.is_spare else _urgency(claim, draft, limits)
+
+
+def _goes_on_to(stream: StreamView, draft: Draft, limits: Limits) -> int:
+    """Return where *stream* is to end: where nobody wants more, or where that matters not."""
+    wanted = draft.run_stop(stream.position)
+    reach = min(stream.reach, draft.view.length)
+    left, asked = reach - stream.position, reach - stream.begun
+    if limits.abandoned is Abandoned.STOP or (
+        limits.abandoned is Abandoned.NEARLY and left > NEARLY * asked
+    ):
+        return wanted
+    present = draft.view.present
+    if present.run_stop(stream.position) > stream.position:
+        return wanted
+    return max(wanted, present.next_start(stream.position))
+
+
+def _worth_skipping(view: EntryView, limits: Limits) -> int:
+    """Return how many stored bytes are received in the time that a new request takes."""
+    return min(
+        limits.skip_bytes,
+        view.skip_bytes,
+        int(view.origin.rate_bytes_s * view.origin.latency_s),
+    )
 
 
 def _missing(view: EntryView) -> RangeSet:
@@ -134,9 +195,9 @@ def _missing(view: EntryView) -> RangeSet:
     return wanted.difference(view.present)
 
 
-def _plan_single(draft: Draft, missing: RangeSet) -> None:
+def _plan_single(draft: Draft) -> None:
     """One stream does it all: where answers can't be joined, or none has come yet."""
-    view = draft.view
+    view, missing = draft.view, draft.missing
     if not missing:
         draft.claims = [Planned(s.position, s.position, s.stop, s) for s in view.streams]
         return
@@ -162,27 +223,37 @@ def _untangle(claims: list[Planned]) -> None:
             claim.stop = max(claim.position, min(claim.stop, following.position))
 
 
-def _serve(draft: Draft, want: Want, missing: RangeSet, limits: Limits) -> None:
+def _serve(draft: Draft, want: Want, limits: Limits) -> None:
     """Make sure that somebody fetches the first missing byte of *want*."""
-    offset = _first_missing(want, draft.view, missing)
+    offset = _first_missing(want, draft)
     if offset is None:
         return
     holder = next((claim for claim in draft.claims if claim.position <= offset < claim.stop), None)
     blocked = want.priority is Priority.BLOCKED
-    if holder is not None and blocked and not _is_near(holder, offset, want, limits):
+    apart = blocked or want.apart
+    if holder is not None and apart and not _is_near(holder, offset, want, limits):
         holder.stop, holder = offset, None
     if holder is None:
-        holder = draft.open(offset, missing.run_stop(offset), want.priority)
+        if want.priority is Priority.READ_AHEAD and not _runs_dry(want, offset):
+            return  # rather all of it at once, a little later
+        holder = draft.open(offset, draft.run_stop(offset), want.priority)
     holder.needed = True
+    holder.attended |= blocked or (want.active and _runs_dry(want, offset))
     if blocked:
         holder.keeps = max(holder.keeps, offset)
+        holder.impatient |= want.impatient
 
 
-def _first_missing(want: Want, view: EntryView, missing: RangeSet) -> int | None:
+def _runs_dry(want: Want, offset: int) -> bool:
+    """Say whether less than half of a reader's window is there: *offset* is what is missing."""
+    return offset - want.start < want.stop - offset
+
+
+def _first_missing(want: Want, draft: Draft) -> int | None:
     """Return the first byte of *want* that has to be fetched: what a blocked reader waits for."""
     # It may lie past the end, asked for before the length was known.
-    stop = max(want.start, min(want.stop, view.length))
-    gap = next(missing.intersection(want.start, stop), None)
+    stop = max(want.start, min(want.stop, draft.view.length))
+    gap = next(draft.missing.intersection(want.start, stop), None)
     return None if gap is None else gap.start
 
 
@@ -193,13 +264,13 @@ def _is_near(claim: Planned, offset: int, want: Want, limits: Limits) -> bool:
     return offset - claim.position <= near
 
 
-def _urgency(claim: Planned, view: EntryView, missing: RangeSet, limits: Limits) -> Priority:
+def _urgency(claim: Planned, draft: Draft, limits: Limits) -> Priority:
     """Return the priority of the most urgent want that this claim serves soon."""
     near = min(claim.stop, claim.position + limits.near_bytes + 1)
     served = [Priority.FILL]
-    for want in view.wants:
+    for want in draft.view.wants:
         if want.priority is Priority.BLOCKED:
-            offset = _first_missing(want, view, missing)
+            offset = _first_missing(want, draft)
             holds = offset is not None and claim.position <= offset < claim.stop
             if offset is not None and holds and _is_near(claim, offset, want, limits):
                 return Priority.BLOCKED

@@ -160,6 +160,10 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mo
                 verify_reads=options.verify_reads,
                 scrub_rate=options.scrub_rate,
                 limits=limits_from(options),
+                abandoned=options.abandoned,
+                limit_rate=options.limit_rate,
+                limit_rate_per_host=options.limit_rate_per_host,
+                limit_background_rate=options.limit_background_rate,
                 # Asked at every redirect too, so that none leads to where it may not.
                 origin=OriginOptions(
                     may_visit=allowed.__contains__, may_connect=AddressGuard(options.private)

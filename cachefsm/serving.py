@@ -268,6 +268,7 @@ def _body(reader: Reader, body: Multipart, *, sendfile: bool) -> Iterator[Any]:
             if isinstance(span, bytes):
                 yield span
             else:
-                yield FileSlice(reader.content.file.fileno(), span.start, span.size)
+                fd = reader.content.file.fileno()
+                yield FileSlice(fd, span.start, span.size, reader.instead)
     if body.end:
         yield body.end

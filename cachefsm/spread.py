@@ -19,12 +19,12 @@ from typing import Final
 
 from .draft import Draft, Planned
 from .picture import EntryView, Limits, Priority
-from .ranges import END, RangeSet
+from .ranges import END
 
 __all__ = ["spread"]
 
 
-def spread(draft: Draft, missing: RangeSet, limits: Limits) -> None:
+def spread(draft: Draft, limits: Limits) -> None:
     """Bring the number of connections to the entry's width, as far as there is work for them.
 
     Raising it opens connections, lowering it gives those up that only it had opened,
@@ -43,13 +43,15 @@ def spread(draft: Draft, missing: RangeSet, limits: Limits) -> None:
         return
     lasting = sum(not _is_nearly_done(claim, view) for claim in draft.kept)
     for _ in range(view.width - lasting):
-        part = _next_part(draft, missing, limits)
+        part = _next_part(draft, limits)
         if part is None:
             return
         holder, start = part
+        if draft.missing.run_stop(start) == start:  # in the middle of what is skipped
+            start = draft.missing.next_start(start)
         if holder is not None:
             holder.stop = start
-        draft.open(start, missing.run_stop(start), extra=True)
+        draft.open(start, draft.run_stop(start), extra=True)
 
 
 _LATE: Final = 4.0
@@ -68,20 +70,18 @@ _Part = tuple[Planned | None, int, int]
 """What could be begun: whose claim it is, if anybody's, and from where to where it goes."""
 
 
-def _next_part(
-    draft: Draft, missing: RangeSet, limits: Limits
-) -> tuple[Planned | None, int] | None:
+def _next_part(draft: Draft, limits: Limits) -> tuple[Planned | None, int] | None:
     """Return where a further connection is to begin, and whose claim that shortens, if any."""
     least = _least_bytes(draft.view, limits)
     readers = [want.start for want in draft.view.wants if want.priority <= Priority.READ_AHEAD]
     if readers:
         size = max(least, int(limits.part_s * draft.view.origin.rate_bytes_s))
-        parts = [part for part in _parts(draft, missing, least) if _divides(part, size)]
+        parts = [part for part in _parts(draft, least) if _divides(part, size)]
         if parts:
             here = min(readers)
             holder, start, _ = min(parts, key=lambda part: (part[1] < here, part[1]))
             return holder, start + (size if holder else 0)
-    parts = list(_parts(draft, missing, least))
+    parts = list(_parts(draft, least))
     if not parts:
         return None
     holder, start, stop = max(parts, key=lambda part: (part[2] - part[1], -part[1]))
@@ -100,9 +100,9 @@ def _least_bytes(view: EntryView, limits: Limits) -> int:
     return max(1, min(limits.part_bytes, lasting), int(2 * latency_s * rate))
 
 
-def _parts(draft: Draft, missing: RangeSet, least: int) -> Iterator[_Part]:
+def _parts(draft: Draft, least: int) -> Iterator[_Part]:
     """Yield what could be begun: parts without a claim, and claims that can be shared."""
-    free = missing.copy()
+    free = draft.missing.copy()
     for claim in draft.kept:
         free.remove(claim.position, claim.stop)
         start = max(claim.position, claim.keeps)

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import threading
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .errors import StorageError
 __all__ = ["ContentFile", "content_name", "disk_usage", "is_content_name", "remove_content"]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
-_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
@@ -49,6 +50,8 @@ def remove_content(path: Path) -> None:
     """
     try:
         path.unlink(missing_ok=True)
+    except NotADirectoryError:
+        pass  # what it was in is gone
     except OSError as error:
         raise _storage_error("remove", path, error) from error
 
@@ -126,12 +129,12 @@ class ContentFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         writable = True
         try:
-            fd = os.open(self.path, os.O_RDWR | (os.O_CREAT if create else 0) | _CLOEXEC, 0o600)
+            fd = os.open(self.path, os.O_RDWR | (os.O_CREAT if create else 0) | _FLAGS, 0o600)
         except OSError as error:
             if create or error.errno not in _READ_ONLY:
                 raise
             # What is stored on a disk that has become read-only can still be served.
-            fd = os.open(self.path, os.O_RDONLY | _CLOEXEC)
+            fd = os.open(self.path, os.O_RDONLY | _FLAGS)
             writable = self._writable = False
         if self._fd < 0:
             self._fd = fd
@@ -142,17 +145,19 @@ class ContentFile:
         self._writable = writable
 
     def size(self) -> int | None:
-        """Return the file's length in bytes, None where there is none by that name.
+        """Return the file's length in bytes, None where there is no file by that name.
 
         A file that was deleted or replaced while it is open here can still be
         read, but it is not the one that the next process will find.
         """
         try:
-            found = self.path.stat()
+            found = self.path.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                return None
             if self._fd >= 0 and not os.path.samestat(found, os.fstat(self._fd)):
                 return None
             return found.st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _storage_error("look at", self.path, error) from error

@@ -14,74 +14,29 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from .claims import SpeedLimits
 from .content import Content
-from .demands import Fill
-from .errors import CacheError, EntryNotFound, OriginStatus, RepresentationChanged, StorageError
-from .fields import Fields
+from .errors import CacheError, EntryNotFound, RepresentationChanged, StorageError
 from .freshness import VaryKey
 from .integrity import BLOCK_BYTES, block_at, digest
 from .lifecycle import PERSON, Lifecycle, Move
-from .models import EntryRecord, StaleRow, Store
-from .negative import Negatives
-from .origins import OriginBook
+from .models import EntryRecord, StaleRow
 from .ranges import END, ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
-from .retries import RetryPolicy
-from .scheduler import Limits
 from .states import ACTIVE, DownloadState
 from .storage import ContentFile, content_name
+from .surroundings import Durability, Surroundings, Transition
 from .terms import Stored
-from .trouble import Trouble
 from .urls import parse_url, redact
 from .waiting import Waiters
 
-__all__ = ["Durability", "EntryPolicy", "StoredEntry", "Surroundings", "Transition"]
+__all__ = ["StoredEntry"]
 
 _log = logging.getLogger(__name__)
-
-
-class Durability(str, Enum):
-    """What recorded bytes are to survive; see ``docs/durability.md`` for the price."""
-
-    POWER = "power"
-    """The loss of power: content is synced before a row claims it."""
-    PROCESS = "process"
-    """The death of the process: the operating system writes when it likes."""
-
-
-@dataclass(frozen=True)
-class EntryPolicy:
-    """What every entry of one cache goes by; sizes in bytes, times in seconds."""
-
-    fill: Fill = Fill.REST
-    grace_s: float = 10.0
-    playable_head_bytes: int = 1 << 20
-    playable_tail_bytes: int = 256 << 10
-    durability: Durability = Durability.POWER
-    retries: RetryPolicy = field(default_factory=RetryPolicy)
-    speed: SpeedLimits = field(default_factory=SpeedLimits)
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Transition:
-    """One move of one entry, after it was committed."""
-
-    entry_id: int
-    url: str
-    event: str
-    source: DownloadState
-    target: DownloadState
-    reason: str | None
 
 
 @dataclass(frozen=True)
@@ -90,32 +45,6 @@ class Found:
 
     checked_bytes: int
     damaged: tuple[ByteRange, ...]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What an entry is handed: its store, its directory, clocks, and whom to tell.
-
-    ``clock`` is Unix time, for what is written down; ``ticks`` is monotonic, for
-    what is waited for. The callbacks may be called with the entry's lock held,
-    and must neither block nor take it.
-    """
-
-    store: Store
-    directory: Path
-    policy: EntryPolicy = field(default_factory=EntryPolicy)
-    clock: Callable[[], float] = time.time
-    ticks: Callable[[], float] = time.monotonic
-    trouble: Trouble = field(default_factory=Trouble)
-    negatives: Negatives = field(default_factory=Negatives)
-    origins: OriginBook = field(default_factory=OriginBook)
-    make_file: Callable[[Path], ContentFile] = ContentFile
-    on_change: Callable[[Any], None] = lambda _entry: None
-    on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
-    on_transition: Callable[[Transition], None] = lambda _transition: None
-    on_progress: Callable[[Any], None] = lambda _entry: None
-    secrets_of: Callable[[str], Fields | None] = lambda _key: ()
-    renew: Callable[[Any, OriginStatus], None] | None = None
 
 
 class StoredEntry:

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol, cast
 
-from .errors import OriginUnreachable, RepresentationChanged, StorageError, UnsatisfiedByOrigin
+from .errors import (
+    OriginTimeout,
+    OriginUnreachable,
+    RepresentationChanged,
+    StorageError,
+    UnsatisfiedByOrigin,
+)
 from .fields import Fields
 from .origin import Fetch
 from .ranges import END, ByteRange
@@ -41,6 +47,7 @@ class Straight:
         self._fetch: Fetch | None = None
         self._left = b""  # received and not handed over yet
         self._at = 0  # the offset of that
+        self._has_brought = False  # the present answer, any byte
 
     def close(self) -> None:
         """Let the present answer go."""
@@ -84,6 +91,7 @@ class Straight:
         """Read from *fetch*, an answer to somebody's question; it is closed with this."""
         self.close()
         self._fetch, self._left, self._at = fetch, b"", fetch.answer.start
+        self._has_brought = False
         self._told = fetch.answer.representation
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
@@ -115,7 +123,20 @@ class Straight:
         return data
 
     def _receive(self, position: int, end: int, stop: int) -> bytes:
-        """Return some of ``[position, end)``, or b"" where the file ends."""
+        """Return some of ``[position, end)``, or b"" where the file ends.
+
+        A connection that breaks is replaced, as long as each brings something.
+        """
+        while True:
+            try:
+                return self._receive_from_one(position, end, stop)
+            except (OriginUnreachable, OriginTimeout):
+                if not (self._has_brought and self.representation.joinable):
+                    raise
+                self._has_brought = False
+                self.close()
+
+    def _receive_from_one(self, position: int, end: int, stop: int) -> bytes:
         try:
             fetch = self._answer(position, stop)
         except UnsatisfiedByOrigin as error:
@@ -127,6 +148,7 @@ class Straight:
             self._left = fetch.read()
             if not self._left:
                 return b""
+            self._has_brought = True
         skipped = position - self._at
         wanted = self._left[skipped : end - self._at]
         self._left = self._left[skipped + len(wanted) :]
@@ -137,20 +159,24 @@ class Straight:
         """Return the present answer if it comes to *start* soon enough, or a new one."""
         fetch, told = self._fetch, self._told
         joinable = told is not None and told.joinable
-        if fetch is not None and self._at <= start < fetch.answer.stop:
-            skipped = start - self._at - len(self._left)
-            if skipped <= SKIP_BYTES or not joinable:
-                return fetch
+        if fetch is not None and self._brings(fetch, start, stop, joinable):
+            return fetch
         if self._given and not joinable:
             raise StorageError("what cannot be stored cannot be joined from several answers")
         self.close()
         fetch = self._ask_for(start, stop, told if joinable else None)
-        self._fetch, self._left, self._at = fetch, b"", fetch.answer.start
-        new = fetch.answer.representation
-        if told is not None and not joinable and not _fits(told, new):
+        self.take(fetch)
+        if told is not None and not joinable and not _fits(told, self.representation):
             raise RepresentationChanged("the origin's second answer tells of another version")
-        self._told = new
         return fetch
+
+    def _brings(self, fetch: Fetch, start: int, stop: int, joinable: bool) -> bool:
+        """Say whether *fetch* comes to *start*, and soon; or to *stop*, if it is the only one."""
+        if not self._at <= start < fetch.answer.stop:
+            return False
+        if joinable:
+            return start - self._at - len(self._left) <= SKIP_BYTES
+        return self._given or min(stop, self.length) <= fetch.answer.stop
 
     def _ask_for(self, start: int, stop: int, held: Representation | None) -> Fetch:
         try:

@@ -59,6 +59,8 @@ class Canceller:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._cancelled = False
+        self.then: Callable[[], None] = lambda: None
+        """Called after each :meth:`cancel`: what else may be waited for in the exchange."""
 
     @property
     def is_cancelled(self) -> bool:
@@ -77,6 +79,7 @@ class Canceller:
         with self._lock:
             self._cancelled = True
             self._shut_down()
+        self.then()
 
     def _shut_down(self) -> None:
         if self._socket is not None:

@@ -10,7 +10,7 @@ from .errors import CacheError, StorageError
 from .models import unsaved_entry
 from .scheduler import EntryView
 from .storage import content_name
-from .stored import Surroundings
+from .surroundings import Surroundings
 from .urls import OriginUrl
 
 __all__ = ["UnstoredEntry"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from http.client import HTTPResponse, IncompleteRead
 from pathlib import Path
 
 import pytest
 
 from cachefsm import Cache, Entry
-from cachefsm.storage import content_name
-from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
-from tests.support.clients import ask, at_once, readers, serve_mounted
+from cachefsm.storage import content_name, disk_usage
+from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
+from tests.support.clients import ask, at_once, opened, readers, serve_mounted
 from tests.support.faults import hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -19,6 +20,7 @@ from tests.support.threads import in_thread
 MIB = 1 << 20
 SIZE = 2 * MIB
 LIMIT = 5 * MIB
+ENOUGH = 300 * MIB  # of what has no end
 
 
 def _put(origin: Origin, *names: str, size: int = SIZE) -> None:
@@ -40,8 +42,9 @@ def _stored(cache: Cache) -> int:
 
 
 def _held(cache: Cache) -> list[str]:
-    """Return the names of what is held, oldest entry first."""
-    return [entry.url.rpartition("/")[2] for entry in cache.entries() if entry.downloaded_bytes]
+    """Return the names of what is held, oldest entry first; takes no lease."""
+    found = rows(cache.directory, "SELECT url FROM cache_entries WHERE bytes_present > 0")
+    return [url.rpartition("/")[2] for (url,) in found]
 
 
 @pytest.mark.fault(
@@ -124,6 +127,56 @@ def test_a_file_larger_than_the_limit_goes_when_it_is_not_used_and_comes_again(
     eventually(lambda: _held(cache) == ["song"])
     assert _stored(cache) <= LIMIT
     assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, 20 * MIB)
+
+
+@pytest.mark.fault(
+    "capacity",
+    "a file without a known end is longer than --max-size",
+    client="the right bytes, straight from the origin; a cut where answers cannot be joined",
+    kept="nothing, once nobody reads it",
+    next_reader="the same",
+)
+@pytest.mark.parametrize("etag", ['"v0"', None])
+def test_what_never_ends_takes_little_more_room_than_there_is(
+    open_cache: OpenCache, origin: Origin, etag: str | None
+) -> None:
+    origin.put("/radio", Resource(None, etag=etag))
+    cache = open_cache(max_size=LIMIT, grace=0)
+    with serve_mounted(cache, origin) as proxy:
+        with opened(f"{proxy.url}m/radio") as response:
+            got = 0
+            with suppress(IncompleteRead):
+                got = _read(response, ENOUGH)
+        assert etag or not got
+        assert _disk_bytes(cache) < ENOUGH // 2
+    eventually(lambda: origin.open_connections == 0)
+    eventually(lambda: _stored(cache) == 0)
+
+
+def _read(response: HTTPResponse, size: int) -> int:
+    """Read *size* right bytes."""
+    position = 0
+    while position < size:
+        data = response.read(MIB)
+        assert data == content(position, position + len(data))
+        position += len(data)
+    return position
+
+
+def _disk_bytes(cache: Cache) -> int:
+    return sum(disk_usage(file) for file in (cache.directory / "content").glob("*/*"))
+
+
+@pytest.mark.fault("capacity", "a file without a known end is longer than --max-size")
+def test_what_has_an_end_that_nobody_tells_is_read_to_it(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(100 * MIB, framing="chunked"))
+    cache = open_cache(max_size=LIMIT, grace=0)
+    with serve_mounted(cache, origin) as proxy:
+        body = ask(f"{proxy.url}m/film").body
+    assert body == content(0, 100 * MIB)
+    eventually(lambda: _stored(cache) <= LIMIT)
 
 
 def test_a_smaller_limit_holds_from_the_start(open_cache: OpenCache, origin: Origin) -> None:

@@ -117,7 +117,7 @@ def test_a_stream_that_meets_stored_bytes_goes_around_them(
     open_cache: OpenCache, origin: Origin
 ) -> None:
     origin.put("/film", Resource(1_000_000, etag='"same"'))
-    cache = open_cache(fill="requested")
+    cache = open_cache(fill="requested", read_ahead=0)
     film = cache.entry(origin.url("/film"))
     fetch(cache, film, 400_000, 500_000)
     # Other bytes under the same ETag: no honest origin does so, but it shows who wrote what.
@@ -473,19 +473,73 @@ def test_a_downloader_that_breaks_tells_its_waiters_and_harms_nobody_else(
     assert fetch(cache, cache.entry(_serve(origin))) == content(0, SIZE)
 
 
+@pytest.mark.parametrize(("abandoned", "stored"), [("stop", 9 * MIB), ("finish", SIZE)])
+def test_a_request_that_nobody_needs_any_more_is_broken_off_or_finished(
+    open_cache: OpenCache, origin: Origin, abandoned: str, stored: int
+) -> None:
+    cache = open_cache(abandoned=abandoned, grace=0)
+    moves = Moves(cache)
+    hold = origin.script(hold_after(9 * MIB))
+    film = cache.entry(_serve(origin))
+    with film.open() as stream:
+        assert stream.read(1000) == content(0, 1000)
+        assert hold.reached.wait(WAIT_S)
+        assert film.wait_for(0, 9 * MIB, WAIT_S)
+    if abandoned == "stop":
+        moves.wait_for(film, "pause")
+    hold.release()
+    if abandoned == "finish":
+        moves.wait_for(film, "finish")
+    assert film.downloaded_bytes == stored
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("media_type", "fill", "size", "tail_comes"),
+    [
+        ("video/mp4", "rest", 40 * MIB, True),
+        ("audio/flac", "finish", 40 * MIB, True),
+        ("video/mp4", "requested", 40 * MIB, False),
+        ("application/zip", "rest", 40 * MIB, False),
+        ("video/mp4", "rest", 20 * MIB, False),
+    ],
+)
+def test_the_tail_of_a_film_comes_as_soon_as_it_is_opened(
+    open_cache: OpenCache, origin: Origin, media_type: str, fill: str, size: int, tail_comes: bool
+) -> None:
+    origin.put("/film", Resource(size, content_type=media_type))
+    hold = origin.script(hold_after(2 * MIB))
+    cache = open_cache(fill=fill)
+    film = cache.entry(origin.url("/film"))
+    tail = size - 256 * KIB
+    with closing(cache.open_reader(film.id)) as reader:
+        pieces = reader.pieces(0, size)
+        got = 0
+        while got < 2 * MIB:
+            got += len(next(pieces))
+        if tail_comes:
+            eventually(lambda: film.has(tail, size))
+            assert film.is_playable()
+            assert _asked(origin)[1:] == [f"bytes={tail}-{size - 1}"]
+        else:
+            assert not film.has(tail, size)
+            assert all(request.range != f"bytes={tail}-{size - 1}" for request in origin.requests)
+        hold.release()
+
+
 # -- who gets a connection ---------------------------------------------------------
 
 
 def test_a_prefetch_yields_to_a_reader_and_then_goes_on(
     open_cache: OpenCache, origin: Origin
 ) -> None:
-    cache = open_cache(limits=Limits(total=1), fill="requested", grace=0)
+    cache = open_cache(limits=Limits(total=1), fill="requested", grace=0, read_ahead=0)
     later = cache.entry(_serve(origin, path="/later"))
     hold = origin.script(hold_after(MIB), path="/later")
     later.start(priority="prefetch")
     assert hold.reached.wait(WAIT_S)
     assert later.wait_for(0, MIB, WAIT_S)
-    film = cache.entry(_serve(origin, 4 * MIB))  # within one window of read-ahead
+    film = cache.entry(_serve(origin, 4 * MIB))
     assert fetch(cache, film) == content(0, 4 * MIB)
     assert later.wait_complete(WAIT_S)
     assert _asked(origin, "/later") == ["bytes=0-", f"bytes={MIB}-{SIZE - 1}"]

@@ -12,7 +12,7 @@ import pytest
 
 from cachefsm import ByteRange
 from cachefsm.storage import ContentFile
-from cachefsm.stored import Durability
+from cachefsm.surroundings import Durability
 from tests.support.entries import SIZE, OneEntry
 
 

@@ -12,7 +12,7 @@ from cachefsm.ranges import RangeSet
 from cachefsm.representation import Representation
 from cachefsm.semantics import Validator
 from cachefsm.storage import ContentFile
-from cachefsm.stored import EntryPolicy
+from cachefsm.surroundings import EntryPolicy
 
 POLICY = EntryPolicy(playable_head_bytes=100, playable_tail_bytes=10)
 STRONG, WEAK = '"1"', 'W/"1"'

@@ -21,40 +21,49 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 # A module imports from the lines above its own and never from its own or below.
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
-    tables picture
-    database draft parallel
-    fields urls units integrity models quota storage dirlock waiting transport wire metrics spread
-    parts
+    tables picture buckets meters
+    database draft parallel throttle explain
+    fields urls units integrity models quota readahead storage dirlock waiting transport wire
+    metrics spread parts
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
     acceptance terms credentials playlists m3u keys
     getting
+    pacing
     arguments
     content records server output progress forwarding negative
     origin origins demands retries signposts
     claims
+    surroundings
     stored downloader straight
     linked
     renewal
     facts events
+    asking
+    filling
     entry eventstream
     registry reader conductor unstored
-    verify
+    verify cachefile
+    handle
     doubts
     cache
     control serving relay fsspec_filesystem
     proxy
     backend requests_adapter
-    serve get orders
+    serve get orders tuning
     check
     cli
     __main__
 """
 
 # What looks the other way does so when it is called: the front door, which names what
-# embedders use, and Cache.serve, a convenience.
-UPWARDS: Final = {("cache", "proxy"), *(("__init__", name) for name in LAYERS.split())}
+# embedders use, Cache.serve, a convenience, and what a handle is one on.
+UPWARDS: Final = {
+    ("cache", "proxy"),
+    ("handle", "cache"),
+    *(("__init__", name) for name in LAYERS.split()),
+}
 
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {

@@ -669,8 +669,9 @@ class LifecycleMachine(RuleBasedStateMachine):
         if event == "resume":
             return self.model.state_reason != PERSON or move.asked_by == PERSON
         if event == "retry":
-            due = self.model.retry_at
-            return move.asked_by == PERSON or due is None or due <= move.now_s
+            due, since = self.model.retry_at, self.model.state_since
+            put_back = move.now_s < since  # the clock was, and nobody waits for that
+            return move.asked_by == PERSON or due is None or due <= move.now_s or put_back
         return True
 
     def moved(self, event: str, move: Move) -> None:

@@ -124,6 +124,16 @@ def test_as_many_are_proved_as_find_work() -> None:
     assert (trial.width, trial.proven) == (4, 3)
 
 
+@pytest.mark.parametrize(("rate", "width"), [(60 * MIB, 6), (32 * MIB, 1)])
+def test_more_are_compared_with_what_readers_have_had_opened(rate: float, width: int) -> None:
+    begun = step(Trial(), Seen(0.0, 3, 0, 0.0), 6)
+    trying = step(begun, Seen(WINDOW_S, 3, int(30 * MIB * WINDOW_S), WINDOW_S), 6)
+    assert (trying.width, trying.proven) == (6, 1)
+    begun = step(trying, Seen(1.0, 6, 0, 1.0), 6)
+    after = step(begun, Seen(2.0, 6, int(rate), 2.0), 6)
+    assert (after.width, after.proven) == (width, width)
+
+
 def test_a_lower_limit_holds_at_once_and_a_higher_one_is_tried() -> None:
     transfer = Transfer(each(20 * MIB))
     transfer.run(5)

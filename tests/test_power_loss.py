@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from cachefsm import Cache, DownloadState, Entry
-from cachefsm.stored import Surroundings
+from cachefsm.surroundings import Surroundings
 from tests.support.audit import Patterned, complaints
 from tests.support.caches import HASTY, UNHURRIED, WAIT_S, OpenCache
 from tests.support.faults import cut_after, hold_after, trickle

@@ -21,7 +21,7 @@ from cachefsm.ranges import ByteRange
 from cachefsm.registry import IDLE_ENTRIES, Registry
 from cachefsm.scheduler import Priority
 from cachefsm.storage import ContentFile
-from cachefsm.stored import Surroundings
+from cachefsm.surroundings import Surroundings
 from cachefsm.unstored import UnstoredEntry
 from cachefsm.urls import parse_url
 from tests.support.caches import WAIT_S

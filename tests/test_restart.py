@@ -314,7 +314,15 @@ def _empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-_HARMS = [_delete, _delete_all, _truncate, _empty]
+def _symlink(file: Path) -> None:
+    """Let it lead to another file of that size."""
+    target = file.parent.parent.parent.parent / "precious"
+    target.write_bytes(bytes(SIZE))
+    file.unlink()
+    file.symlink_to(target)
+
+
+_HARMS = [_delete, _delete_all, _truncate, _empty, _symlink]
 _USES = {
     "read": lambda cache, film: None,
     "wait_for": lambda cache, film: film.wait_for(HALF, SIZE, WAIT_S),

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from cachefsm.ranges import END, RangeSet
 from cachefsm.scheduler import (
+    Abandoned,
     Action,
     EntryView,
     Leaving,
@@ -42,7 +43,7 @@ from tests.support.drawings import LIMITS, NEAR, drawn, drawn_stream, planned
         ("DDDDDDDDDD", "wwwwwwwwww", []),
         ("..DDD.....", "..www.....", []),
         ("..DDD.....", ".wwwwww...", [".N........"]),  # then the rest
-        (".DDDD.....", ".wwwwww...", [".....N=..."]),
+        (".DD.......", ".wwwwww...", ["...N===..."]),
         ("D.........", "w.........", []),
     ],
 )
@@ -96,6 +97,73 @@ def test_a_stream_whose_bytes_nobody_wants_any_more_ends_at_once() -> None:
 def test_the_second_of_two_streams_never_goes_over_the_first_one_s_bytes() -> None:
     view = drawn("..........", ".>==----..", "....>====.", fill="wwwwwwwwww")
     assert planned(view) == ["N.........", ".>==......", "....>====."]
+
+
+SKIPPING = {"skip_bytes": 9, "origin": OriginView(rate_bytes_s=10.0, latency_s=0.3)}
+
+
+@pytest.mark.parametrize(
+    ("present", "streams", "after"),
+    [
+        ("...DDD....", [">==-------"], [">========="]),  # over it
+        ("...DDD....", [], ["N========="]),  # a new one, too
+        ("...DDD....", ["....>====="], ["N==.......", "....>====="]),  # in its midst
+        ("...DDDD...", [">==-------"], [">==......."]),  # it is longer than an answer takes
+        (".D.D.DDDDD", [">=-......."], [">==......."]),  # as far as it asked
+    ],
+)
+def test_a_few_stored_bytes_are_received_again_to_spare_a_request(
+    present: str, streams: list[str], after: list[str]
+) -> None:
+    assert planned(drawn(present, *streams, more=SKIPPING, person="wwwwwwwwww")) == after
+
+
+def test_no_more_is_received_again_than_may_be() -> None:
+    for most, stop in [(0, 3), (2, 3), (3, 10)]:
+        view = drawn("...DDD....", more={**SKIPPING, "skip_bytes": most}, person="wwwwwwwwww")
+        assert plan([view], LIMITS)[0] == Open(1, 0, stop, Priority.PERSON, skip_bytes=most)
+    view = drawn("...DDD....", more=SKIPPING, person="wwwwwwwwww")
+    assert plan([view], replace(LIMITS, skip_bytes=2)) == [
+        Open(1, 0, 3, Priority.PERSON, skip_bytes=2)
+    ]
+
+
+@pytest.mark.parametrize("wants", [("wwwww.....", "wwwww....."), ("www.......", "......wwww")])
+def test_stored_bytes_are_not_received_again_for_what_nobody_wants(wants: tuple[str, str]) -> None:
+    view = drawn("...DD.....", ">==-------", more=SKIPPING, person=wants[0], prefetch=wants[1])
+    assert planned(view)[0] == ">==......."
+
+
+def test_a_stream_does_not_go_on_for_stored_bytes_before_the_next_one() -> None:
+    streams = (">==-------", ".....>====")
+    view = drawn("...DD.....", *streams, more=SKIPPING, person="wwwwwwwwww")
+    assert planned(view) == [">==.......", ".....>===="]
+
+
+@pytest.mark.parametrize(
+    ("policy", "present", "stream", "after"),
+    [
+        ("stop", "DDDDDDDDD.....", ".........>----", []),
+        ("nearly", "DDDDDDDDD.....", ".........>----", []),
+        ("nearly", "D.............", ">-------------", []),
+        ("finish", "D.............", ".>------------", [".>============"]),
+        ("finish", "D....DD.......", ".>------------", [".>==="]),  # what is stored is stored
+    ],
+)
+def test_a_request_whose_bytes_nobody_wants_ends_or_goes_on(
+    policy: str, present: str, stream: str, after: list[str]
+) -> None:
+    limits = replace(LIMITS, abandoned=Abandoned(policy))
+    view = drawn(present, stream)
+    assert planned(view, limits) == [drawing.ljust(14, ".") for drawing in after]
+
+
+@pytest.mark.parametrize(("position", "goes_on"), [(88, False), (89, False), (90, True)])
+def test_a_request_is_nearly_done_when_a_tenth_of_it_is_left(position: int, goes_on: bool) -> None:
+    stream = StreamView(1, position, position + 1, 100, begun=0)
+    view = EntryView(1, "a", RangeSet([(0, position)]), (), (stream,), length=200)
+    (action,) = plan([view], replace(LIMITS, abandoned=Abandoned.NEARLY))
+    assert action == SetStop(1, 1, 100 if goes_on else position)
 
 
 # -- rule 3: blocked readers --------------------------------------------------
@@ -159,6 +227,31 @@ def test_two_blocked_readers_far_from_each_other_get_a_stream_each() -> None:
 def test_every_want_has_a_stream_at_its_first_missing_byte() -> None:
     view = drawn("..D..D....", person="...ww.....", prefetch=".......ww.", fill="wwwwwwwwww")
     assert planned(view) == ["N=........", "...N=.....", ".......N=="]
+
+
+@pytest.mark.parametrize(
+    ("present", "streams", "after"),
+    [
+        ("DDDDD.....", [], []),  # half of the window is there
+        ("DDDD......", [], ["....N====="]),
+        ("DDDDD.....", [".....>===="], [".....>===="]),  # that may go on, though
+    ],
+)
+def test_what_is_read_ahead_is_asked_for_by_half_windows(
+    present: str, streams: list[str], after: list[str]
+) -> None:
+    assert planned(drawn(present, *streams, read_ahead="wwwwwwwwww")) == after
+
+
+def test_what_is_wanted_apart_does_not_wait_for_the_stream_that_will_come_to_it() -> None:
+    view = drawn("..........", ">=========", read_ahead="........ww", fill="wwwwwwwwww")
+    assert planned(view) == [">========="]
+    tail, fill = view.wants
+    apart = replace(view, wants=(replace(tail, apart=True), fill))
+    assert planned(apart) == [">=======..", "........N="]
+    assert planned(apart, replace(LIMITS, per_entry=1)) == [">========="]
+    near = replace(view, wants=(replace(tail, start=3, apart=True), fill))
+    assert planned(near) == [">========="]
 
 
 def test_wants_that_begin_with_the_same_byte_share_a_stream() -> None:
@@ -279,6 +372,44 @@ def test_blocked_readers_do_not_take_streams_from_each_other() -> None:
     assert plan([running, other], replace(LIMITS, total=1)) == []
 
 
+def reading(*, blocked: bool, served_s: float, active: bool = True, here: int = 0) -> EntryView:
+    """An entry with a stream at byte 4, and a reader that has *here* bytes before it."""
+    (view,) = crowd(hosts="a", priority=Priority.FILL, running=False)
+    priority = Priority.BLOCKED if blocked else Priority.READ_AHEAD
+    return replace(
+        view,
+        present=RangeSet([(0, 4)]),
+        wants=(Want(4 - here, 10 - here, priority, active=active),),
+        streams=(StreamView(1, 4, 10, 10, served_s=served_s),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "patient", "impatient"),
+    [
+        # A reader that reads, or waits, keeps its stream for its turn.
+        (reading(blocked=False, served_s=1.9), False, False),
+        (reading(blocked=True, served_s=1.9), False, False),
+        # After that it gives way; but if it waits itself, only to one that has waited long.
+        (reading(blocked=False, served_s=2.0), True, True),
+        (reading(blocked=True, served_s=2.0), False, True),
+        # It has no turn if it is paused, or has half of its window.
+        (reading(blocked=False, served_s=0.0, active=False), True, True),
+        (reading(blocked=False, served_s=0.0, here=3), True, True),
+        (reading(blocked=False, served_s=0.0, here=2), False, False),
+    ],
+)
+def test_readers_take_turns_where_there_are_too_few_connections(
+    view: EntryView, patient: bool, impatient: bool
+) -> None:
+    (waiting,) = crowd(hosts="a", priority=Priority.BLOCKED, running=False)
+    for is_impatient, gives_way in [(False, patient), (True, impatient)]:
+        want = replace(waiting.wants[0], impatient=is_impatient)
+        other = replace(waiting, id=7, wants=(want,))
+        actions = plan([view, other], replace(LIMITS, total=1))
+        assert (SetStop(view.id, 1, 4) in actions) == gives_way
+
+
 @pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])
 def test_a_stream_that_could_not_be_taken_up_again_is_not_ended(nature: dict[str, Any]) -> None:
     (running,) = crowd(hosts="a", priority=Priority.FILL, running=True)
@@ -381,6 +512,7 @@ class Entry:
     settled: bool = False
     length: int = END
     width: int = 1
+    skip: int = 0
 
     def view(self, bears: int) -> EntryView:
         return EntryView(
@@ -396,6 +528,7 @@ class Entry:
             seekable=self.seekable or not self.settled,
             settled=self.settled,
             width=self.width,
+            skip_bytes=self.skip,
             origin=OriginView(rate_bytes_s=40.0, latency_s=0.05, most=bears),
         )
 
@@ -416,6 +549,14 @@ class Entry:
             (o for o in self.missing if want.start <= o < want.stop),
             default=None,
         )
+
+    def lacks(self, want: Want) -> bool:
+        """Whether *want* is still to be served: of what is read ahead, half will do."""
+        offset = self.awaited(want)
+        if offset is None:
+            return False
+        half = want.priority is Priority.READ_AHEAD and not self.single
+        return not half or offset - want.start < want.stop - offset
 
     def serves_soon(self, stream: Stream, want: Want) -> bool:
         offset = self.awaited(want)
@@ -448,7 +589,7 @@ class Entry:
             self.answer(stream)
         stop = min(stream.position + size, stream.stop, SIZE)
         if stop > stream.position:
-            assert self.present.add(stream.position, stop) == stop - stream.position
+            self.present.add(stream.position, stop)
             stream.position = stop
         if stream.position >= SIZE:
             self.length = SIZE  # the body has ended: that is how long it was
@@ -541,6 +682,13 @@ class Conducting(RuleBasedStateMachine):
         self.carry_out()
 
     @precondition(lambda self: self.entries)
+    @rule(which=st.integers(0, 2), size=st.integers(0, 3))
+    def spare_requests(self, which: int, size: int) -> None:
+        """So much may be received once more from now on."""
+        self.entries[which % len(self.entries)].skip = size
+        self.carry_out()
+
+    @precondition(lambda self: self.entries)
     @rule(host=st.sampled_from(HOSTS), most=st.sampled_from([1, 2, 3, END]))
     def bear(self, host: str, most: int) -> None:
         """An origin has refused one more connection than there were, or bears it again."""
@@ -611,18 +759,25 @@ class Conducting(RuleBasedStateMachine):
         assert all(number <= self.bears[host] for host, number in running.items())
 
     def check_claims(self, entry: Entry) -> None:
-        """No byte is claimed twice, none that is stored, none that nobody wants."""
+        """No byte is claimed twice, none that nobody wants, none that is stored.
+
+        But for as few stored bytes in between as may be received again.
+        """
         if entry.single:
             assert len(entry.streams) <= 1
             assert bool(entry.streams) <= bool(entry.missing)
             return
-        claimed = [
-            offset
-            for stream in entry.streams.values()
-            for offset in range(stream.position, min(stream.stop, SIZE))
-        ]
-        assert len(claimed) == len(set(claimed))
-        assert set(claimed) <= entry.missing
+        claimed: Counter[int] = Counter()
+        missing = entry.missing
+        for stream in entry.streams.values():
+            stop = min(stream.stop, SIZE)
+            claimed.update(range(stream.position, stop))
+            assert stop - 1 in missing
+            for run in entry.present.intersection(stream.position, stop):
+                assert run.size <= entry.skip
+        assert max(claimed.values(), default=1) == 1
+        stored = {offset for run in entry.present for offset in range(*run)}
+        assert set(claimed) <= missing | stored
 
     def check_blocked_readers(self, entry: Entry) -> None:
         """Each is served soon, or every connection there may be is needed by another one."""
@@ -677,7 +832,7 @@ class Conducting(RuleBasedStateMachine):
             self.carry_out()
         else:
             raise AssertionError("it never comes to rest")
-        assert [entry.missing for entry in self.entries if entry.missing] == []
+        assert [want for entry in self.entries for want in entry.wants if entry.lacks(want)] == []
 
 
 TestConducting = Conducting.TestCase

@@ -158,9 +158,19 @@ def test_a_device_that_refuses_is_named_by_what_was_tried(tmp_path: Path) -> Non
 
 
 def test_the_size_of_what_cannot_be_looked_at_is_an_error(file: ContentFile, path: Path) -> None:
-    path.parent.write_bytes(b"a file where the directory should be")
+    path.parent.symlink_to(path.parent)
     with pytest.raises(StorageError, match="cannot look at content"):
         file.size()
+
+
+@pytest.mark.parametrize("other", ["directory", "link", "file above"])
+def test_what_is_no_file_has_no_size(file: ContentFile, path: Path, other: str) -> None:
+    if other == "file above":
+        path.parent.write_bytes(b"a file where the directory should be")
+    else:
+        path.parent.mkdir()
+        path.mkdir() if other == "directory" else path.symlink_to(__file__)
+    assert file.size() is None
 
 
 # -- who holds it open --------------------------------------------------------

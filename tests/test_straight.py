@@ -16,7 +16,7 @@ import pytest
 from cachefsm import Cache
 from cachefsm.errors import CacheError, OriginUnreachable, RepresentationChanged, StorageError
 from cachefsm.proxy import Server
-from tests.support.caches import WAIT_S
+from tests.support.caches import WAIT_S, OpenCache
 from tests.support.clients import ask, opened, serve_mounted
 from tests.support.databases import aborting
 from tests.support.faults import (
@@ -96,7 +96,7 @@ def test_an_origin_that_is_not_allowed_is_not_asked(
 
 
 def test_a_short_body_is_a_visible_cut(origin: Origin, proxy: Server) -> None:
-    origin.script(short_body(1))
+    origin.script(short_body(1), times=None)
     with pytest.raises(http.client.IncompleteRead):
         ask(f"{proxy.url}m/film")
 
@@ -267,17 +267,61 @@ def test_an_answer_that_gives_less_than_was_asked_for_is_followed_by_another(
     assert all(after > before for before, after in pairwise(starts))
 
 
+def test_a_connection_that_breaks_is_replaced_as_long_as_each_brings_something(
+    origin: Origin, proxy: Server
+) -> None:
+    origin.script(cut_after(MIB), times=None)
+    assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
+    assert _ranges(origin) == [
+        "bytes=0-",
+        f"bytes={MIB}-{SIZE - 1}",
+        f"bytes={2 * MIB}-{SIZE - 1}",
+    ]
+
+
+def test_an_origin_that_brings_nothing_any_more_is_a_cut(origin: Origin, proxy: Server) -> None:
+    origin.script(cut_after(MIB))
+    origin.script(cut_after(0), nth=2, times=None)
+    with pytest.raises(http.client.IncompleteRead):
+        ask(f"{proxy.url}m/film")
+    assert len(origin.requests) == 2
+
+
+def test_an_origin_that_is_gone_is_a_cut(origin: Origin, proxy: Server) -> None:
+    hold = origin.script(hold_after(MIB))
+    with opened(f"{proxy.url}m/film") as response:
+        assert response.read(MIB) == content(0, MIB)
+        assert hold.reached.wait(WAIT_S)
+        with origin.outage(), pytest.raises(http.client.IncompleteRead):
+            response.read()
+
+
 def test_a_body_that_ends_early_is_an_error_and_no_end_of_file(
     origin: Origin, stream: io.BufferedReader
 ) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
     origin.script(cut_after(MIB))
     with pytest.raises(OriginUnreachable):
         stream.read()
 
 
+def test_what_may_not_be_stored_is_asked_for_as_far_as_it_is_wanted(
+    origin: Origin, open_cache: OpenCache
+) -> None:
+    """Of parts that could not be joined, the first one alone would not do."""
+    private = (("Cache-Control", "no-store"),)
+    origin.put("/film", Resource(SIZE, etag=None, headers=private))
+    cache = open_cache("another", fill="requested", read_ahead=MIB)
+    with serve_mounted(cache, origin) as proxy:
+        assert ask(f"{proxy.url}m/film").body == content(0, SIZE)
+        part = ask(f"{proxy.url}m/film", {"Range": f"bytes=1000-{SIZE - 1001}"})
+    assert part.body == content(1000, SIZE - 1000)
+
+
 def test_a_cut_body_of_known_length_is_an_error_even_if_no_length_came_with_it(
     origin: Origin, proxy: Server
 ) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
     origin.script(drop_headers("Content-Length"))
     origin.script(cut_after(MIB))
     with pytest.raises((http.client.IncompleteRead, CacheError)):

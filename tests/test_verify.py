@@ -250,7 +250,7 @@ _by_name = pytest.mark.parametrize("harm", _LEFT, ids=lambda harm: harm.__name__
 @pytest.mark.fault(
     "file",
     "it is gone, emptied, cut off or replaced while the cache runs",
-    client="the right bytes; a cut for who was reading there",
+    client="the right bytes; a cut for who was reading there, where the origin cannot help",
     kept="the part that is still there",
     next_reader="the right bytes: what is lost is fetched again",
 )

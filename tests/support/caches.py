@@ -6,7 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from cachefsm.ranges import END
 from cachefsm.retries import RetryPolicy
 
 __all__ = [
+    "EAGER",
     "HASTY",
     "UNHURRIED",
     "WAIT_S",
@@ -41,6 +42,9 @@ HASTY = RetryPolicy(
     cancelled_s=3600.0,
 )
 """Asks again at once and gives up soon, so that no test waits for a back-off."""
+
+EAGER = replace(HASTY, exhausted_s=0.0)
+"""Tries again to store as soon as somebody wants bytes, not after three seconds."""
 
 UNHURRIED = SpeedLimits(silence_s=3600.0, window_s=3600.0)
 """Keeps a connection that the origin holds, however long a slow machine takes."""

@@ -6,6 +6,7 @@ Nothing is patched: the kernel refuses. Where mounting is not allowed, tests are
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import resource
 import subprocess
@@ -15,14 +16,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.caches import recorded
+from tests.support.origin import content
+
 __all__ = [
     "abort",
+    "assert_true",
+    "episodes",
     "failing_disk",
     "file_size_limit",
     "fill",
     "open_files",
     "read_only",
     "small_disk",
+    "unreadable",
 ]
 
 _BLOCK = bytes(4096)
@@ -81,6 +88,33 @@ def file_size_limit(size_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """Let every read of *file* fail with EIO that goes by a descriptor open now.
+
+    The descriptors lead elsewhere for a while: to this process's own memory, at an
+    address where there is none.
+    """
+    links = [link for link in Path("/proc/self/fd").iterdir() if _leads_to(link, file)]
+    kept = {int(link.name): os.dup(int(link.name)) for link in links}
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    for fd in kept:
+        os.dup2(memory, fd, inheritable=False)
+    os.close(memory)
+    try:
+        yield
+    finally:
+        for fd, real in kept.items():
+            os.dup2(real, fd, inheritable=False)
+            os.close(real)
+
+
+def _leads_to(link: Path, file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # the descriptor by which we look
+        return link.readlink() == file
+    return False
+
+
 def fill(directory: Path, leave_bytes: int = 0) -> Path:
     """Fill the disk but for *leave_bytes*; delete the file returned to have the space back."""
     filler = directory / "filler"
@@ -123,3 +157,23 @@ def _run_or_skip(command: list[str]) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         why = getattr(error, "stderr", None) or str(error)
         pytest.skip(f"such a disk cannot be made here: {why.strip()}")
+
+
+# -- what came of it ---------------------------------------------------------------
+
+
+def episodes(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines about storage, shortened to what they say."""
+    lines = [record for record in caplog.records if record.name == "cachefsm.trouble"]
+    assert {line.levelno for line in lines} <= {logging.WARNING}
+    return ["refuses" if "refuses" in line.getMessage() else "works" for line in lines]
+
+
+def assert_true(directory: Path) -> int:
+    """Check that whatever is recorded is in the file; return how much that is."""
+    found = recorded(directory)
+    for start, data in found.stored():
+        assert data == content(start, start + len(data))
+    size = sum(len(data) for _, data in found.stored())
+    assert found.bytes_present == sum(chunk.size for chunk in found.chunks) == size
+    return size

@@ -16,7 +16,7 @@ from cachefsm.representation import Representation
 from cachefsm.scheduler import Open, Priority
 from cachefsm.semantics import Validator
 from cachefsm.storage import ContentFile
-from cachefsm.stored import Durability, EntryPolicy, Surroundings
+from cachefsm.surroundings import Durability, EntryPolicy, Surroundings
 from tests.support.databases import add_entry, execute, open_store
 from tests.support.origin import content
 

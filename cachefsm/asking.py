@@ -1,0 +1,406 @@
+"""What an entry asks its origin about the file as a whole, and what comes of the answers.
+
+The first question of all, and whether what is stored is still current: on whose terms
+it is asked, who waits for it, and what is done where the answer may not be stored, tells
+of another version, or does not come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Final
+
+from .acceptance import Answer, read_not_modified
+from .claims import Claim, Claims, Inquiry
+from .content import Content
+from .demands import READER, Demand, Demands, Fill
+from .errors import (
+    CacheError,
+    NotModified,
+    OriginError,
+    RepresentationChanged,
+    StorageError,
+    UnsatisfiedByOrigin,
+)
+from .fields import cookies_of, value_of, without
+from .lifecycle import PERSON, is_resting
+from .linked import LinkedEntry
+from .models import EntryRecord
+from .origin import Fetch
+from .ranges import END
+from .records import vary_from_json
+from .representation import Representation, update_fields
+from .retries import Attempts
+from .scheduler import Ask, Priority
+from .states import ACTIVE, DownloadState
+from .storage import ContentFile
+from .surroundings import Surroundings
+from .terms import ANY_TERMS, Terms, Use
+from .urls import OriginUrl
+
+__all__ = ["NOT_STORED", "AskingEntry", "unexpected"]
+
+NOT_STORED: Final = "the origin's answer may not be stored"
+
+PASSING_S: Final = 60.0
+"""How long after an answer that could not be stored nobody waits for somebody else's."""
+
+SAYS_SOON_S: Final = 0.5
+"""How long it takes from the origin's answer to a reader's first wish, at the very most."""
+
+
+class AskingEntry(LinkedEntry):
+    """An entry with its claims, its demands, and at most one question under way."""
+
+    def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
+        super().__init__(record, surroundings)
+        self._policy = surroundings.policy
+        # Read write, under the lock.
+        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits)
+        self._demands = Demands(self._policy.fill, self._policy.grace_s)
+        self._readers = 0
+        self._attempts = Attempts(self._policy.retries)
+        self._inquiry: Inquiry | None = None
+        self._terms: Terms | None = None
+        """On whose terms the origin was last asked."""
+        self._passing_until_s = float("-inf")
+
+    # -- those who wait for an answer ------------------------------------------
+
+    def use_of(self, content: Content, terms: Terms) -> Use:
+        """Return what may be done with *content*, if anything is known of it, on *terms*."""
+        with self._lock:
+            stored = content.stored
+            if stored is None:
+                return Use.AFTER_ASKING if terms.may_ask() else Use.NEVER
+            if content.confirmed_s >= terms.since_s or self._is_held():
+                return Use.NOW
+            return terms.use_of(stored, self._around.clock())
+
+    def own_terms(self, terms: Terms) -> Terms:
+        """Return *terms* with the fields that this entry is told apart by, whoever asks."""
+        with self._lock:
+            selected_by = vary_from_json(self._lifecycle.record.vary)
+        others = without(terms.forwarded, (name for name, _ in selected_by))
+        chosen = ((name, value) for name, value in selected_by if value is not None)
+        secrets = self._around.secrets_of(self.key) or ()
+        return replace(terms, forwarded=(*others, *chosen), secrets=tuple(secrets))
+
+    def selects(self, content: Content, terms: Terms) -> bool:
+        """Say whether *content* is what a request with these fields selects. RFC 9111 §4.1."""
+        with self._lock:
+            if content is not self._content or terms.fresh_s is not None:
+                return True
+            selected_by = vary_from_json(self._lifecycle.record.vary)
+        return all(value == value_of(terms.forwarded, name) for name, value in selected_by)
+
+    def may_use_on_error(self, content: Content, terms: Terms) -> bool:
+        """Say whether *content* may stand in for an origin that cannot answer."""
+        with self._lock:
+            stored = content.stored
+        return stored is not None and terms.may_use_on_error(stored, self._around.clock())
+
+    def is_for_each(self, content: Content) -> bool:
+        """Say whether who must ask about *content* had better get an answer of his own.
+
+        The origin's last answer could not be stored, not long ago: the next one likely
+        cannot either. Or nothing tells whether *content* is current, and others read it
+        while it comes: an answer that took its place would cut them off.
+        """
+        with self._lock:
+            if content.representation is None:
+                return self._is_passing()
+            is_read = self._readers > 1 and len(self._claims) > 0
+            return is_read and not content.representation.validator.request_fields
+
+    def inquire(
+        self, content: Content, terms: Terms, start: int, stop: int, asker: object | None
+    ) -> Inquiry:
+        """Have the origin asked about *content*, or join whoever asks; :meth:`leave` it later.
+
+        It is done at once if the answer to somebody else's question has just come.
+        *asker* is None where nobody waits for the answer.
+
+        Raises:
+            CacheError: the entry has failed and must rest.
+        """
+        with self._lock:
+            if content is not self._content or self.use_of(content, terms) is Use.NOW:
+                return Inquiry(terms, start, stop, asker, waiting=1, done=True)
+            if content.representation is None:
+                self._revive(terms)
+            inquiry = self._inquiry
+            if inquiry is None:
+                # Unless nothing but what is asked for is to come, its answer may go on.
+                to_the_end = self._policy.fill is not Fill.REQUESTED
+                start = start if start < END else 0
+                stop = END if to_the_end else max(stop, start + 1)
+                inquiry = self._inquiry = Inquiry(terms, start, stop, asker)
+                if self._content.representation is None:
+                    # Somebody is asking already, on a person's order.
+                    inquiry.claim = next(iter(self._claims), None)
+                if inquiry.claim is not None:
+                    inquiry.claim.inquiry = inquiry
+            if asker is not None:
+                inquiry.waiting += 1
+        self._around.on_change(self)
+        return inquiry
+
+    def wait_answer(
+        self, inquiry: Inquiry, ready: Callable[[], bool], timeout_s: float | None
+    ) -> bool:
+        """Wait until *inquiry* is done or *ready* says so; False on timeout.
+
+        Raises:
+            CacheError: there will be no answer.
+        """
+        content = self.content
+
+        def hopeless(deadline_s: float | None) -> CacheError | None:
+            if content.representation is None:
+                return self._hopeless(content, deadline_s)
+            return self._closed  # what is stored stays, whatever the answer
+
+        with self._lock:
+            return self._waiters.wait(lambda: inquiry.done or ready(), hopeless, timeout_s)
+
+    def leave(self, inquiry: Inquiry) -> None:
+        """Wait for *inquiry* no more; if nobody does, it is given up."""
+        passed = None
+        with self._lock:
+            inquiry.waiting -= 1
+            if inquiry.waiting:
+                return
+            claim = inquiry.claim
+            if inquiry.done:
+                passed, inquiry.passed = inquiry.passed, None
+            elif claim is None:
+                self._inquiry = None
+            elif claim.content.representation is None:
+                self._linger(inquiry)  # the answer is still wanted for a while
+            else:
+                self._claims.cancel(claim)
+        if passed is not None:
+            passed.close()
+        self._around.on_change(self)
+
+    # -- answers ---------------------------------------------------------------
+
+    def passes(self, claim: Claim, fetch: Fetch) -> bool:
+        """Say whether an answer may not be stored and was handed to the one who asked.
+
+        If nobody did, none is stored but what a person ordered, and whoever waits for it
+        gets it elsewhere.
+        """
+        inquiry, old = claim.inquiry, None
+        fields = fetch.answer.representation.fields
+        with self._lock:
+            if claim.cancelled:
+                return False
+            if inquiry is None:
+                # A client's own words were about the answer to that client.
+                terms = replace(self._terms or ANY_TERMS, request_fields=())
+                if not terms.may_store(HTTPStatus.OK, fields) and self._demands.are_readers:
+                    self._claims.cancel_all()
+                    self._let_pass()
+                return False
+            inquiry.cookies = cookies_of(fetch.fields)
+            if inquiry.terms.may_store(HTTPStatus.OK, fields):
+                return False
+            if claim.content is self._content:
+                self._claims.forget(claim)
+                old = self._invalidate(NOT_STORED)
+                self._demands.drop_left()
+                if not inquiry.terms.forbids_storing:  # else the next answer may be stored
+                    self._let_pass()
+            handed = inquiry.waiting > 0 and inquiry.asker is not None
+            inquiry.passed = fetch if handed else None
+            self._resolve(inquiry)
+            claim.cancelled = True
+        if old is not None:
+            old.discard()
+        self._around.on_change(self)
+        return handed
+
+    # -- with the lock held ----------------------------------------------------
+
+    def _replace(self, claim: Claim, inquiry: Inquiry, answer: Answer) -> ContentFile | None:
+        """Begin a generation with what answers a question; None if what is stored is current."""
+        content, new = claim.content, answer.representation
+        if content is not self._content:
+            self._resolve(inquiry)  # it moved on meanwhile
+            return None
+        if content.representation is not None and new.validator.same_version(
+            content.representation.validator
+        ):
+            # An origin that does not know conditions says so by sending it all.
+            fields = update_fields(content.representation.fields, new.fields)
+            self._hear(claim, replace(content.representation, fields=fields))
+            inquiry.status = HTTPStatus.OK.value
+            self._resolve(inquiry)
+            return None
+        old = self._invalidate("changed at the origin")
+        self._send("initialize")
+        self._claims.adopt(claim, self._content)
+        return old
+
+    def _hear(self, claim: Claim, new: Representation) -> None:
+        """Write down what the origin said in answer to *claim*."""
+        terms = self._terms or Terms(forwarded=claim.forwarded)
+        self._learn(
+            claim.content,
+            new,
+            asked_at_s=claim.asked_at_s,
+            selected_by=terms.vary_key(new.fields) or (),
+        )
+
+    def _resolve(self, inquiry: Inquiry, error: CacheError | None = None) -> None:
+        """End an inquiry: whoever waits for it looks again."""
+        inquiry.done, inquiry.error = True, error
+        if self._inquiry is inquiry:
+            self._inquiry = None
+        self._waiters.wake_all()
+
+    def _linger(self, inquiry: Inquiry) -> None:
+        """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
+        demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
+        self._demands.drop_reader(demand, self._around.ticks())
+        # Without a grace, too: or the answer would be broken off before that.
+        demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
+        self._enqueue(Demand(READER, Priority.FILL))
+
+    def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
+        """Do what the answer to a question calls for that brought no bytes."""
+        content, inquiry = claim.content, claim.inquiry
+        if inquiry is None or inquiry.done:
+            return None
+        if content is not self._content:
+            self._resolve(inquiry)
+        elif isinstance(error, NotModified) and content.representation is not None:
+            try:
+                current = read_not_modified(error.told, held=content.representation)
+            except RepresentationChanged:
+                return self._outdate(inquiry)
+            self._hear(claim, current)
+            inquiry.status = HTTPStatus.NOT_MODIFIED.value
+            self._resolve(inquiry)
+        elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
+            return self._outdate(inquiry)
+        elif error is not None:
+            self._resolve(inquiry, error if isinstance(error, CacheError) else unexpected(error))
+        return None
+
+    def _outdate(self, inquiry: Inquiry) -> ContentFile:
+        """Drop what is stored, as the origin has another version: that is asked for anew."""
+        old = self._invalidate("changed at the origin")
+        self._resolve(inquiry)
+        return old
+
+    def _ask_again(self, claim: Claim) -> None:
+        """See to it that an inquiry whose connection is over is answered, or asked once more."""
+        inquiry = claim.inquiry
+        if inquiry is None or inquiry.done or inquiry.claim not in (None, claim):
+            return
+        if claim.asks or claim.content.representation is None:
+            inquiry.claim = None
+            if not inquiry.waiting:
+                self._resolve(inquiry)
+        else:
+            self._resolve(inquiry)  # there are no bytes, and that is all to be known
+
+    def _send_along(self, claim: Claim) -> Claim:
+        """Give a claim the request fields that it goes out with."""
+        # Or as whoever asked before the last start of the program did.
+        terms = self._terms or self.own_terms(ANY_TERMS)
+        claim.forwarded, claim.secrets = terms.forwarded, terms.secrets
+        claim.hands_on = terms.hands_on
+        if claim.inquiry is not None:
+            claim.conditions += terms.directives
+        claim.asked_at_s = self._around.clock()
+        if claim.inquiry is not None:
+            claim.inquiry.claim = claim
+        return claim
+
+    def _ask(self) -> Ask:
+        if self._inquiry is None:
+            return Ask.NO
+        return Ask.WANTED if self._inquiry.claim is None else Ask.UNDER_WAY
+
+    def _is_asking(self) -> bool:
+        return bool(self._claims) or self._ask() is Ask.UNDER_WAY
+
+    def _revive(self, terms: Terms = ANY_TERMS) -> None:
+        """Retry a failed entry on a reader's behalf, or raise why it cannot be read."""
+        if self._closed is not None:
+            raise self._closed.again()
+        failure = self.failure()
+        if failure is None:
+            return
+        answer = self._around.negatives.of(self.id)
+        given = answer.again(terms, self._around.clock()) if answer is not None else None
+        if given is not None:
+            raise given
+        if is_resting(self._lifecycle.record, self._around.clock()):
+            raise failure.again()
+        self._send("retry")
+
+    def _is_held(self) -> bool:
+        record = self._lifecycle.record
+        return record.state == DownloadState.PAUSED and record.state_reason == PERSON
+
+    def _enqueue(self, *order: Demand) -> None:
+        now_s = self._around.clock()
+        offset_s = now_s - self._around.ticks()
+        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
+
+    def _let_pass(self) -> None:
+        """Let nobody wait for what could not be stored, for a while."""
+        self._passing_until_s = self._around.ticks() + PASSING_S
+        self._demands.drop_left()
+        self._demands.calm()
+        self._waiters.refuse(StorageError(NOT_STORED))
+
+    def _is_passing(self) -> bool:
+        return self._around.ticks() < self._passing_until_s
+
+    # What the ground asks of this layer.
+
+    def _hopeless(self, content: Content | None, deadline_s: float | None) -> CacheError | None:
+        cause, next_s = self._attempts.cause, self._attempts.not_before_s
+        if isinstance(cause, CacheError) and not self._claims:
+            # The next attempt comes too late for this wait; or what it would bring
+            # cannot be stored, so whoever waits had better get it elsewhere.
+            if deadline_s is not None and next_s > deadline_s:
+                return cause
+            if isinstance(cause, StorageError) and next_s > self._around.ticks():
+                return cause
+        return super()._hopeless(content, deadline_s)
+
+    def _finished(self) -> None:
+        self._demands.drop_others()
+        self._around.store.dequeue(self.id)
+        self._attempts.reset()
+
+    def _hold_off(self, error: CacheError) -> None:
+        self._attempts.hold_off(error, self._around.ticks())
+
+    def _stop_filling(self) -> None:
+        self._claims.cancel_all()
+
+    def _move(self, url: OriginUrl) -> None:
+        super()._move(url)
+        self._negative = None
+        self._claims.origin = self._around.origins.of(url.origin)
+
+    def _give_up(self, error: CacheError) -> None:
+        if self._inquiry is not None:
+            self._resolve(self._inquiry, error)
+        if self._lifecycle.state in (*ACTIVE, DownloadState.PAUSED):
+            self._fail(error, rest_s=self._policy.retries.rest_s(error))
+
+
+def unexpected(error: Exception) -> CacheError:
+    """Return what is told of an error that nobody foresaw: its text might tell secrets."""
+    return OriginError(f"internal error: {type(error).__name__}")

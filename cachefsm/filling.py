@@ -1,0 +1,383 @@
+"""An entry as it is filled: what the conductor is shown and grants, and what downloaders bring."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Final, TypeGuard
+
+from . import facts
+from .acceptance import Answer
+from .asking import AskingEntry, unexpected
+from .claims import Claim
+from .content import Content
+from .demands import READER, Demand
+from .errors import (
+    CacheError,
+    OriginStatus,
+    OriginTimeout,
+    RepresentationChanged,
+    StorageError,
+    UnsatisfiedByOrigin,
+)
+from .meters import RateMeter
+from .models import EntryRecord
+from .negative import Negative
+from .ranges import END, ByteRange
+from .representation import Representation
+from .retries import Verdict, judge
+from .scheduler import Ask, EntryView, Open, Priority, Want
+from .semantics import Validator
+from .states import ACTIVE, DownloadState
+from .storage import ContentFile
+from .surroundings import Surroundings
+
+__all__ = ["FillingEntry"]
+
+_log = logging.getLogger(__name__)
+
+FLUSH_BYTES: Final = 16 << 20
+"""Unsynced bytes at which a flush is asked for at once. A coalesced range row
+every 16 MiB costs about 4 ms/GiB; a row per 256 KiB would cost 305 ms/GiB."""
+
+_AHEAD: Final = (Priority.READ_AHEAD, Priority.FILL)
+
+
+class FillingEntry(AskingEntry):
+    """An entry that the conductor plans for, and downloader threads write into."""
+
+    def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
+        super().__init__(record, surroundings)
+        self._meter = RateMeter(surroundings.ticks())
+
+    # -- the conductor ---------------------------------------------------------
+
+    def view(self) -> EntryView | None:
+        """Return what the scheduler should know, or None if there is nothing to decide.
+
+        Also lets expired demands go, and an active entry that nobody wants come
+        to rest.
+        """
+        with self._lock:
+            now_s = self._around.ticks()
+            lapsed = self._expire_demands(now_s)
+            self._replace_stalled(now_s)
+            state, content, ask = self._lifecycle.state, self._content, self._ask()
+            if self._closed is not None or self._renewing or self._is_held():
+                return None
+            if state in (DownloadState.COMPLETE, DownloadState.FAILED):
+                return self._view((), ask) if ask is not Ask.NO else None
+            wants = self._demands.wants(now_s, self._policy.limits.patience_s)
+            if self._is_passing():
+                # Nothing is fetched ahead of anybody where it could not be stored.
+                wants = tuple(want for want in wants if want.priority not in _AHEAD)
+            if content.is_here and not self._claims:
+                if wants and state is DownloadState.PAUSED:
+                    self._send("resume")
+                if self._lifecycle.state in ACTIVE:
+                    self._around.on_dirty(self, True)  # the flush will finish it
+                return self._view((), ask) if ask is not Ask.NO else None
+            if not wants and not self._claims and ask is Ask.NO:
+                if lapsed and state not in ACTIVE:  # it never came to its turn
+                    self._send("resume" if state is DownloadState.PAUSED else "initialize")
+                if self._lifecycle.state in ACTIVE:
+                    self._send("pause", reason=self._demands.ended)
+                return None
+            if self._demands.fills:
+                opening = facts.opening_ranges(content, self._policy)
+                wants += tuple(Want(*part, Priority.READ_AHEAD, apart=True) for part in opening)
+            if wants and content.asked_past_end and content.representation is None:
+                wants = (Want(0, 1, Priority.BLOCKED), *wants)
+            if self._around.secrets_of(self.key) is None and ask is Ask.NO:
+                return None  # whoever has the credentials for it has not come back yet
+            return self._view(wants, ask)
+
+    def _view(self, wants: tuple[Want, ...], ask: Ask) -> EntryView:
+        content, now_s = self._content, self._around.ticks()
+        return EntryView(
+            id=self.id,
+            host=self.url.origin,
+            present=content.present.copy(),
+            wants=wants,
+            streams=self._claims.views(now_s),
+            length=content.length,
+            seekable=content.joinable,
+            settled=content.representation is not None,
+            ask=ask,
+            width=self._claims.width(now_s),
+            skip_bytes=self._claims.skip_bytes(content.length),
+            origin=self._claims.origin.view(),
+        )
+
+    def grant(self, wish: Open) -> Claim | None:
+        """Return a claim for what the plan wants opened, or None if that went stale.
+
+        Moves the entry to where a download may run.
+
+        Raises:
+            StorageError: the move could not be written; nothing has changed.
+        """
+        self.check_file()
+        old: ContentFile | None = None
+        with self._lock:
+            now_s = self._around.ticks()
+            if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
+                return None
+            if self._renewing or (self._unproven and self._is_asking()):
+                return None  # one connection proves a fresh link, and then there may be more
+            inquiry = self._inquiry if wish.asks else None
+            if wish.asks:
+                if inquiry is None or inquiry.claim is not None:
+                    return None
+                self._terms = inquiry.terms
+                if self._content.representation is not None:
+                    return self._send_along(self._claims.ask(self._content, inquiry, now_s))
+                wish = replace(wish, start=inquiry.start, stop=inquiry.stop)
+                if self._content.asked_past_end:
+                    wish = replace(wish, start=0, stop=1)
+            if self._content.is_here:
+                return None  # the last of it came after the plan was made
+            if not self._content.joinable and not self._claims:
+                # What is stored, or what readers were told, can't be joined with what
+                # a new answer brings: begin again.
+                old = self._invalidate("the origin's answers cannot be joined")
+                wish = replace(wish, start=0, stop=END)
+            state = self._lifecycle.state
+            if state is DownloadState.NOT_STARTED:
+                self._send("initialize")
+            elif state is DownloadState.PAUSED:
+                self._send("resume")
+            elif state not in ACTIVE:
+                return None
+            claim = self._claims.grant(self._content, wish, now_s)
+            if claim is not None:
+                claim.inquiry = inquiry
+                self._send_along(claim)
+            if state not in ACTIVE and READER in self._demands.askers:
+                self._enqueue(Demand(READER, Priority.FILL))
+        if old is not None:
+            old.discard()
+        return claim
+
+    def refuse(self, error: CacheError) -> None:
+        """Let nobody wait for what cannot be stored; try again after a rest."""
+        self._around.trouble.note(error)
+        self.stop_storing(error)
+
+    def stop_storing(self, error: CacheError) -> None:
+        """Store nothing more for a while, because of *error*: readers go straight, if they can."""
+        with self._lock:
+            self._claims.cancel_all()
+            self._attempts.rest(self._around.ticks(), error)
+            self._waiters.refuse(error)
+
+    def set_stop(self, claim_id: int, stop: int) -> None:
+        """Let a claim end at *stop*; at its position or before, it is cancelled."""
+        with self._lock:
+            claim = self._claims.get(claim_id)
+            if claim is not None:
+                self._claims.set_stop(claim, stop)
+
+    def due_s(self) -> float | None:
+        """Return the monotonic time at which the conductor should look again, or None."""
+        with self._lock:
+            now_s = self._around.ticks()
+            moments: list[float | None] = [
+                self._policy.speed.due_s(claim) for claim in self._claims
+            ]
+            moments += [
+                self._demands.next_due_s(now_s, self._policy.limits.patience_s),
+                self._claims.next_look_s(now_s),
+            ]
+            not_before_s = self._attempts.not_before_s
+            if (self._demands or self._inquiry) and not_before_s > now_s:
+                moments.append(not_before_s)
+            due = min((moment for moment in moments if moment is not None), default=None)
+            # Whatever is overdue has just been looked at: never spin on it.
+            return None if due is None else max(due, now_s + 0.05)
+
+    # -- downloaders -----------------------------------------------------------
+
+    def answered(self, claim: Claim, answer: Answer) -> bool:
+        """Take note of an acceptable answer; False if the claim is not wanted any more.
+
+        Raises:
+            RepresentationChanged: its bytes cannot be joined with the stored ones.
+        """
+        replaced: ContentFile | None = None
+        with self._lock:
+            if claim.cancelled:
+                return False
+            if claim.asks and claim.inquiry is not None:
+                replaced = self._replace(claim, claim.inquiry, answer)
+                if replaced is None:
+                    return False
+            self._take_note(claim, answer)
+        if replaced is not None:
+            replaced.discard()
+        self._around.on_change(self)
+        return True
+
+    def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
+        """Return which parts of the received ``[start, start + size)`` to write.
+
+        None once the claim is cancelled or filled: the stream should end.
+        """
+        with self._lock:
+            if claim.cancelled or start >= claim.stop:
+                return None
+            return list(claim.content.present.gaps(start, min(start + size, claim.stop)))
+
+    def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None:
+        """Publish bytes that are in the file now; the claim goes on at *stop*."""
+        with self._lock:
+            content, now_s = claim.content, self._around.ticks()
+            size = sum(content.present.add(start, end) for start, end in written)
+            self._claims.received(claim, stop, size, now_s)
+            if self._around.trouble.is_on:
+                self._written_in_trouble = True
+            self._meter.add(size, now_s)
+            self._waiters.wake()
+            urgent = self._content.dirty_bytes >= FLUSH_BYTES
+        self._around.on_dirty(self, urgent)
+        self._around.on_progress(self)
+
+    def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
+        """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
+        old: ContentFile | None = None
+        with self._lock:
+            counts = not claim.cancelled and self._closed is None
+            if claim.inquiry is not None and isinstance(error, OriginStatus):
+                claim.inquiry.cookies = error.cookies
+            refused = error is not None and counts and self._claims.origin.refused(error)
+            one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
+            self._claims.end(claim)
+            if counts and self._expires(error):
+                pass  # a fresh link is asked for; until then there are no connections
+            elif counts and claim.asks:
+                old = self._question_over(claim, error)
+            elif counts:
+                try:
+                    if one_too_many and (self._claims.at_work or self._attempts.excuse()):
+                        _log.info("%s: goes on with fewer connections", self.shown_url)
+                    elif error is not None:
+                        old = self._after_error(claim, error)
+                    elif at_end and claim.content.complete_length is None:
+                        self._length_is(claim.content, claim.position)
+                except StorageError as refusal:
+                    # The database will not be told: memory stays as the row is.
+                    self.refuse(refusal)
+            self._ask_again(claim)
+            urgent = self._content.is_here
+            self._waiters.wake_all()
+        if old is not None:
+            old.discard()
+        self._around.on_dirty(self, urgent)
+        self._around.on_change(self)
+
+    # -- with the lock held ----------------------------------------------------
+
+    def _take_note(self, claim: Claim, answer: Answer) -> None:
+        content, new, inquiry = claim.content, answer.representation, claim.inquiry
+        old = content.representation
+        if old is not None and not new.validator.same_version(old.validator):
+            raise RepresentationChanged("the answer cannot be joined with the stored bytes")
+        if answer.start != claim.position or not new.accepts_ranges:
+            self._claims.take_all(claim, answer.start, answer.stop)
+        claim.reach = answer.stop
+        self._claims.answered(claim, self._around.ticks(), accepts_ranges=new.accepts_ranges)
+        claim.stop = min(claim.stop, answer.stop)
+        self._renewals = 0
+        self._hear(claim, new)
+        if inquiry is not None and not inquiry.done:
+            self._linger(inquiry)
+            self._resolve(inquiry)
+        self._waiters.wake()
+
+    def _after_error(self, claim: Claim, error: Exception) -> ContentFile | None:
+        """Do what an attempt's error calls for; return a file to discard, if any."""
+        content = claim.content
+        verdict = judge(error, content, claim.position)
+        if claim.inquiry is not None and _is_an_answer(error):
+            # Whoever asks is there to hear it, and knows better whether to ask again.
+            self._fail(error, rest_s=0.0)
+            answer = Negative.of(
+                error,
+                claim.inquiry.terms,
+                requested_s=claim.asked_at_s,
+                received_s=self._around.clock(),
+                guess_s=self._policy.retries.permanent_s,
+            )
+            self._around.negatives.note(self.id, answer)
+        elif verdict is Verdict.TRY_AGAIN:
+            self._try_again(claim, error)
+        elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
+            self.refuse(error)
+        elif verdict is Verdict.LENGTH_TOLD:
+            told = getattr(error, "complete_length", None)
+            self._length_is(content, claim.position if told is None else told)
+        elif verdict is Verdict.ASK_PLAINLY:
+            content.ask_plainly = True
+        elif verdict is Verdict.ASK_FROM_FRONT:
+            content.asked_past_end = True
+        elif verdict is Verdict.INVALIDATE:
+            return self._invalidate("changed at the origin")
+        else:
+            cause = error if isinstance(error, CacheError) else unexpected(error)
+            self._fail(cause, rest_s=self._policy.retries.rest_s(cause))
+        return None
+
+    def _replace_stalled(self, now_s: float) -> None:
+        """Break off streams that bring nothing, or next to nothing, for too long."""
+        speed = self._policy.speed
+        for claim in self._claims:
+            if not speed.is_enough(claim, now_s):
+                self._claims.cancel(claim)
+                self._try_again(claim, OriginTimeout("the origin's connection is too slow"))
+
+    def _try_again(self, claim: Claim, error: Exception) -> None:
+        delay_s = self._attempts.failed(
+            error,
+            self._around.ticks(),
+            begun=self._content.representation is not None,
+            # Bytes that the next attempt must throw away are no progress.
+            progressed=claim.received_bytes > 0 and claim.content.joinable,
+        )
+        cause = error if isinstance(error, CacheError) else unexpected(error)
+        if delay_s is None:
+            self._fail(cause, rest_s=self._policy.retries.rest_s(error))
+            return
+        count = self._attempts.count
+        _log.warning("%s: %s; attempt %d, next in %.1f s", self.shown_url, cause, count, delay_s)
+        self._around.store.note_attempt(
+            self.id, attempts=count, not_before=self._around.clock() + delay_s, error=str(cause)
+        )
+
+    def _length_is(self, content: Content, length: int) -> None:
+        known = content.representation or _EMPTY
+        self._learn(content, replace(known, complete_length=length))
+
+    def _expire_demands(self, now_s: float) -> bool:
+        before = self._demands.askers
+        lapsed = self._demands.expire(now_s, self._content)
+        for asker in before - self._demands.askers:
+            self._around.store.dequeue(self.id, asker)
+        return lapsed
+
+    def _may_finish(self) -> bool:
+        return super()._may_finish() and not self._claims
+
+
+_EMPTY: Final = Representation(
+    complete_length=None, validator=Validator(), fields=(), accepts_ranges=True
+)
+"""What a 416 to the very first question tells: there is no byte, and nothing else."""
+
+
+def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:
+    """Say whether the origin gave a final answer, if not the one that was hoped for."""
+    return (
+        isinstance(error, OriginStatus)
+        and not isinstance(error, UnsatisfiedByOrigin)
+        and error.retry_after_s is None
+    )
