@@ -201,7 +201,8 @@ class AskingEntry(LinkedEntry):
             if claim.cancelled:
                 return False
             if inquiry is None:
-                terms = self._terms or ANY_TERMS
+                # A client's own words were about the answer to that client.
+                terms = replace(self._terms or ANY_TERMS, request_fields=())
                 if not terms.may_store(HTTPStatus.OK, fields) and self._demands.are_readers:
                     self._claims.cancel_all()
                     self._let_pass()
@@ -212,6 +213,7 @@ class AskingEntry(LinkedEntry):
             if claim.content is self._content:
                 self._claims.forget(claim)
                 old = self._invalidate(NOT_STORED)
+                self._demands.drop_left()
                 if not inquiry.terms.forbids_storing:  # else the next answer may be stored
                     self._let_pass()
             handed = inquiry.waiting > 0 and inquiry.asker is not None

@@ -242,7 +242,8 @@ class Reader:
             if use is Use.NOW:
                 break
             if use is Use.MEANWHILE:
-                entry.inquire(content, terms, start, stop, None)
+                # Not for this client, whose own words are about what it is served now.
+                entry.inquire(content, replace(terms, request_fields=()), start, stop, None)
                 self.news.stale = True
                 break
             if entry.is_for_each(content):
