@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote, urljoin
 
 import requests
@@ -320,7 +320,7 @@ class OriginClient:
         prepared.method = method  # in capitals as it came
         prepared.headers.pop("Content-Length", None)
         if body is not None:
-            prepared.body = iter(body)  # type: ignore[assignment]
+            prepared.body = cast(Any, iter(body))  # which requests sends piece by piece
             if body.length is not None:
                 prepared.headers["Content-Length"] = str(body.length)
         session, response = self._exchange(prepared, url, canceller)

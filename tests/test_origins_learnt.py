@@ -251,7 +251,8 @@ def test_the_next_run_begins_with_what_was_learnt(open_cache: OpenCache, clock: 
         # Both connections at once, and no third one.
         first, second = sorted(request.range or "" for request in origin.requests[asked:])[:2]
         assert first == "bytes=0-"
-        assert second.startswith("bytes=1258291")
+        begun = int(second.removeprefix("bytes=").partition("-")[0])
+        assert 11 * MIB < begun < 14 * MIB  # half of what was missing just then
         assert all(request.body_bytes_sent for request in origin.requests[asked:])
 
 
