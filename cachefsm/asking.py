@@ -30,7 +30,6 @@ from .linked import LinkedEntry
 from .models import EntryRecord
 from .origin import Fetch
 from .ranges import END
-from .readahead import FIRST_BYTES
 from .records import vary_from_json
 from .representation import Representation, update_fields
 from .retries import Attempts
@@ -266,8 +265,7 @@ class AskingEntry(LinkedEntry):
 
     def _linger(self, inquiry: Inquiry) -> None:
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
-        stop = min(inquiry.stop, inquiry.start + FIRST_BYTES)
-        demand = self._demands.add_reader(inquiry.start, stop, Priority.READ_AHEAD)
+        demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
