@@ -251,7 +251,7 @@ class Reader:
                 self.own_fields = self._go_straight(start, end, None).fields
                 return
             try:
-                error = self._ask(start, stop)
+                error = self._ask(start, end)
             except StorageError:
                 self._go_straight(start, end, None)
                 return
