@@ -116,12 +116,20 @@ class AskingEntry(LinkedEntry):
             return is_read and not content.representation.validator.request_fields
 
     def inquire(
-        self, content: Content, terms: Terms, start: int, stop: int, asker: object | None
+        self,
+        content: Content,
+        terms: Terms,
+        start: int,
+        stop: int,
+        asker: object | None,
+        *,
+        end: int = 0,
     ) -> Inquiry:
         """Have the origin asked about *content*, or join whoever asks; :meth:`leave` it later.
 
         It is done at once if the answer to somebody else's question has just come.
-        *asker* is None where nobody waits for the answer.
+        *asker* is None where nobody waits for the answer. What is to be read of an answer
+        that cannot be joined with others goes on to *end*.
 
         Raises:
             CacheError: the entry has failed and must rest.
@@ -143,6 +151,7 @@ class AskingEntry(LinkedEntry):
                     inquiry.claim = next(iter(self._claims), None)
                 if inquiry.claim is not None:
                     inquiry.claim.inquiry = inquiry
+            inquiry.end = max(inquiry.end, end)
             if asker is not None:
                 inquiry.waiting += 1
         self._around.on_change(self)

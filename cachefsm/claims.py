@@ -119,7 +119,8 @@ class Inquiry:
     (RFC 9111 §4: requests are collapsed). An answer that may not be stored goes to the
     one who asked, and everybody else asks for himself.
 
-    ``terms`` are the asker's, ``start`` and ``stop`` the bytes that an answer brings.
+    ``terms`` are the asker's, ``start`` and ``stop`` the bytes that an answer brings, and
+    ``end`` is how far the one answer has to go that cannot be joined with others.
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
     with ``error``, or ``passed`` to the asker, or taken note of by the entry; ``status``
@@ -131,6 +132,7 @@ class Inquiry:
     start: int
     stop: int
     asker: object | None = None
+    end: int = 0
     waiting: int = 0
     claim: Claim | None = None
     done: bool = False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Final, TypeGuard
+from typing import Final, TypeGuard, cast
 
 from . import facts
 from .acceptance import Answer
 from .asking import AskingEntry, unexpected
-from .claims import Claim
+from .claims import Claim, Inquiry
 from .content import Content
 from .demands import READER, Demand
 from .errors import (
@@ -212,6 +212,9 @@ class FillingEntry(AskingEntry):
                 replaced = self._replace(claim, claim.inquiry, answer)
                 if replaced is None:
                     return False
+            elif _falls_short(claim, answer):
+                self._ask_on(claim)
+                return False
             self._take_note(claim, answer)
         if replaced is not None:
             replaced.discard()
@@ -276,6 +279,13 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _ask_on(self, claim: Claim) -> None:
+        """Ask once more, for all that is to be read: there will be no second answer to join."""
+        inquiry = cast(Inquiry, claim.inquiry)
+        inquiry.stop, inquiry.claim = inquiry.end, None
+        self._claims.cancel(claim)
+        self._around.on_change(self)
 
     def _take_note(self, claim: Claim, answer: Answer) -> None:
         content, new, inquiry = claim.content, answer.representation, claim.inquiry
@@ -372,6 +382,15 @@ _EMPTY: Final = Representation(
     complete_length=None, validator=Validator(), fields=(), accepts_ranges=True
 )
 """What a 416 to the very first question tells: there is no byte, and nothing else."""
+
+
+def _falls_short(claim: Claim, answer: Answer) -> bool:
+    """Say whether an answer that nothing can be joined with ends before what is to be read."""
+    inquiry, new = claim.inquiry, answer.representation
+    if inquiry is None or claim.content.representation is not None or new.joinable:
+        return False
+    length = END if new.complete_length is None else new.complete_length
+    return answer.stop < min(inquiry.end, length) and inquiry.stop < inquiry.end
 
 
 def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:

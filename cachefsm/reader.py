@@ -251,7 +251,7 @@ class Reader:
                 self.own_fields = self._go_straight(start, end, None).fields
                 return
             try:
-                error = self._ask(start, end)
+                error = self._ask(start, stop, end)
             except StorageError:
                 self._go_straight(start, end, None)
                 return
@@ -263,12 +263,16 @@ class Reader:
         if not entry.selects(content, terms):
             raise AnotherVariant("what is stored answers requests with other fields")
 
-    def _ask(self, start: int, stop: int) -> CacheError | None:
-        """Wait for an answer of the origin's; return why there is none, if it told."""
+    def _ask(self, start: int, stop: int, end: int) -> CacheError | None:
+        """Wait for an answer of the origin's; return why there is none, if it told.
+
+        Of ``[start, stop)`` no more is asked for than the read-ahead, or all the way to
+        *end* if what comes of that cannot be joined with anything else.
+        """
         content, news = self._content, self.news
         news.forwarded = self._why_ask()
         farthest = self._ahead.farthest(start, stop)
-        inquiry = self.entry.inquire(content, self._terms, start, farthest, self)
+        inquiry = self.entry.inquire(content, self._terms, start, farthest, self, end=end)
         news.collapsed = inquiry.asker is not self
         try:
             error = self._await(inquiry)

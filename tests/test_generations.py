@@ -10,6 +10,7 @@ from cachefsm import Cache
 from cachefsm.errors import RepresentationChanged
 from cachefsm.scheduler import Open, Priority
 from tests.support.caches import WAIT_S, OpenCache
+from tests.support.clients import ask, serve_mounted
 from tests.support.faults import Hold
 from tests.support.messages import pattern
 from tests.support.origin import Origin, Resource
@@ -32,6 +33,36 @@ def test_what_cannot_be_joined_never_comes_from_two_answers_though_the_first_had
             origin.wait_until(lambda: origin.open_connections == 0)
         with pytest.raises(RepresentationChanged):
             reader.read(0, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("asked", "start", "stop", "asks"),
+    [
+        (None, 0, SIZE, 2),
+        ("bytes=5-60000", 5, 60_001, 2),
+        ("bytes=5-9999", 5, 10_000, 1),
+    ],
+    ids=["whole", "more than the window", "within it"],
+)
+def test_what_cannot_be_joined_is_asked_for_as_far_as_its_client_reads(
+    open_cache: OpenCache, origin: Origin, asked: str | None, start: int, stop: int, asks: int
+) -> None:
+    """The first question is no longer than the window: of it nothing more could be had."""
+    origin.put("/film", Resource(SIZE, etag=None))
+    cache = open_cache(fill="requested", read_ahead=10_000)
+    with serve_mounted(cache, origin) as proxy:
+        reply = ask(f"{proxy.url}m/film", {"Range": asked} if asked else {})
+    assert reply.body == pattern()(start, stop)
+    assert len(origin.requests) == asks
+
+
+def test_a_python_reader_of_what_cannot_be_joined_gets_all_of_it(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
+    film = open_cache(fill="requested", read_ahead=10_000).entry(origin.url("/film"))
+    with film.open() as file:
+        assert file.read() == pattern()(0, SIZE)
 
 
 def test_a_reader_that_is_ready_keeps_what_was_stored_though_the_entry_moves_on(
