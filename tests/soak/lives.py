@@ -118,6 +118,8 @@ class Life:
         for name, spare in (("threads", THREADS_GROWN), ("sockets", SOCKETS_GROWN)):
             if now[name] > first[name] + spare:
                 busy.append(f"{first[name]} {name} at first, {now[name]} now")
+                if name == "sockets":
+                    busy += _connections(self._child.pid)
         if now["deleted files"]:
             busy.append(f"{now['deleted files']} deleted files are open")
         return busy
@@ -149,6 +151,19 @@ class Life:
         self._report.peak("milliseconds to end", int(1000 * (time.monotonic() - began_s)))
         if status != 0:
             self._report.wrong(f"SIGTERM ended it with status {status}")
+
+
+def _connections(pid: int) -> Iterator[str]:
+    """Yield the TCP connections of a process, as the kernel has them: ports and state."""
+    held = {target for target in _links(Path(f"/proc/{pid}/fd")) if target.startswith("socket:")}
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, state, queues, *_ = words = line.split()
+        if f"socket:[{words[9]}]" in held:
+            ports = " to ".join(str(int(end.rpartition(":")[2], 16)) for end in (local, remote))
+            yield f"{ports}, {_TCP_STATES.get(state, state)}, bytes waiting {queues}"
+
+
+_TCP_STATES: Final = {"01": "established", "08": "close wait", "0A": "listening"}
 
 
 def _links(directory: Path) -> Iterator[str]:
