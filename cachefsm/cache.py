@@ -74,6 +74,13 @@ within the two seconds that a service manager's users expect."""
 ORIGINS_KEPT_S: Final = 90 * 86_400.0
 """How long what was learnt of an origin is kept after it was last asked for something."""
 
+LACK_OF_ROOM_S: Final = 2.0
+"""How often a cache that is too large looks for something to evict."""
+
+EVICTED_AT_ONCE: Final = 64
+"""After so many, what has come meanwhile is flushed before more are evicted: dropping
+thousands takes a while, in which no download could finish."""
+
 PAGE_ENTRIES: Final = 2000
 """How many entries are listed at once: the store's lock is held for 50 ms then."""
 
@@ -642,8 +649,8 @@ class Cache:
             with self._tolerant(record.id), self.registry.lease(record.id) as entry:
                 entry.recover()
 
-    def _after_flush(self) -> bool:
-        """Write down what has been learnt; make room, and return whether that is not enough."""
+    def _after_flush(self) -> float | None:
+        """Write down what has been learnt, and make room; return when to make more, if at all."""
         self._save_origins()
         return self._make_room()
 
@@ -656,24 +663,28 @@ class Cache:
         except StorageError as error:  # without it, it is learnt once more
             self._surroundings.trouble.note(error)
 
-    def _make_room(self) -> bool:
-        """Keep to the size while downloading, too; return whether it is still exceeded.
+    def _make_room(self) -> float | None:
+        """Keep to the size while downloading, too; return in how many seconds to go on with it.
 
         And keep few entries in memory: until it was flushed, one that was only looked
         at is busy.
         """
         self.registry.drop_idle()
         if self.max_size is None or self._closed:
-            return False
+            return None
         try:
             self.registry.stop_endless(self.max_size)
             excess = self._store.total_bytes() - self.max_size
-            return excess > 0 and self.registry.evict(self.max_size) < excess
+            freed = self.registry.evict(self.max_size, most=EVICTED_AT_ONCE) if excess > 0 else 0
         except CacheClosed:
-            return False
+            return None
         except StorageError as error:
             self._surroundings.trouble.note(error)
-            return True
+            return LACK_OF_ROOM_S
+        if freed >= excess:
+            return None
+        # Nobody says that what is in the way has come to rest.
+        return 0.0 if freed else LACK_OF_ROOM_S
 
     def _start_download(self, entry: LiveEntry, claim: Claim) -> None:
         download = Downloader(entry, claim, ProvenOrigin(entry, self.origin))

@@ -29,9 +29,6 @@ __all__ = ["Conductor", "Flusher", "Loop"]
 
 _log = logging.getLogger(__name__)
 
-LACK_OF_ROOM_S: Final = 2.0
-"""How often a cache that is too large looks for something to evict."""
-
 FLUSH_INTERVAL_S: Final = 1.0
 """Received bytes are recorded within this time: it bounds what a kill can cost."""
 
@@ -167,13 +164,13 @@ class Conductor(Loop):
 class Flusher(Loop):
     """Flushes entries that have unsynced bytes: the urgent ones now, the others soon.
 
-    *after* is called when bytes may have been added: the place to make room. It says
-    whether there is still too little, and is then called again in a while.
+    *after* is called when bytes may have been added: the place to make room. If there is
+    still too little, it returns in how many seconds to call it again, else None.
     """
 
     def __init__(
         self,
-        after: Callable[[], bool] = lambda: False,
+        after: Callable[[], float | None] = lambda: None,
         ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__("cachefsm-flusher")
@@ -207,8 +204,8 @@ class Flusher(Loop):
         for entry in due:
             self._flush(entry)
         if due or (self._again_s is not None and self._again_s <= now_s):
-            # Nobody says that what is in the way has come to rest.
-            self._again_s = self._ticks() + LACK_OF_ROOM_S if self._after() else None
+            wait_s = self._after()
+            self._again_s = None if wait_s is None else self._ticks() + wait_s
         again = () if self._again_s is None else (self._again_s,)
         with self._condition:
             return min((*self._dirty.values(), *again), default=None)

@@ -7,7 +7,7 @@ transaction, or a part of the caller's where it stands inside
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -51,6 +51,9 @@ __all__ = [
 ]
 
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
+
+_PAGE_ROWS: Final = 256
+"""How many rows are read at once by those who likely need only the first of them."""
 
 
 class StaleRow(StorageError):
@@ -183,15 +186,32 @@ class Store(Database):
         with self.reading():
             return {path for (path,) in query.execute(self._database)}
 
-    def least_recently_used(self) -> list[EntryRecord]:
-        """Return what may be evicted: not pinned, holding bytes; longest unused first."""
-        query = (
-            CacheEntry.select(*ENTRY_COLUMNS)
-            .where((CacheEntry.pinned == False) & (CacheEntry.bytes_present > 0))  # noqa: E712
-            .order_by(CacheEntry.last_accessed_at, CacheEntry.id)
-        )
-        with self.reading():
-            return [EntryRecord(*row) for row in query.tuples().execute(self._database)]
+    def least_recently_used(self) -> Iterator[tuple[int, int]]:
+        """Yield what may be evicted, longest unused first: ids, and the bytes they hold.
+
+        Pinned entries are not among it. It is read piece by piece: who wants a few of a
+        hundred thousand does not wait for the rest.
+        """
+        held = (CacheEntry.pinned == False) & (CacheEntry.bytes_present > 0)  # noqa: E712
+        used_at, last_id = float("-inf"), 0
+        while True:
+            later = (CacheEntry.last_accessed_at > used_at) | (
+                (CacheEntry.last_accessed_at == used_at) & (CacheEntry.id > last_id)
+            )
+            query = (
+                CacheEntry.select(
+                    CacheEntry.id, CacheEntry.bytes_present, CacheEntry.last_accessed_at
+                )
+                .where(held & (CacheEntry.last_accessed_at >= used_at) & later)
+                .order_by(CacheEntry.last_accessed_at, CacheEntry.id)
+                .limit(_PAGE_ROWS)
+            )
+            with self.reading():
+                page = list(query.tuples().execute(self._database))
+            yield from ((entry_id, size) for entry_id, size, _ in page)
+            if len(page) < _PAGE_ROWS:
+                return
+            last_id, _, used_at = page[-1]
 
     # -- chunks ----------------------------------------------------------------
 

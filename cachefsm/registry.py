@@ -129,19 +129,21 @@ class Registry:
             file = entry.content.file
         file.discard()
 
-    def evict(self, max_bytes: int) -> int:
+    def evict(self, max_bytes: int, *, most: int | None = None) -> int:
         """Drop the bytes of idle entries, least recently used first, until *max_bytes* hold.
 
         Pinned entries and those in use stay, so the result may be above the
-        limit while a single file is larger than it. Returns the bytes freed.
+        limit while a single file is larger than it; so it may after *most* entries.
+        Returns the bytes freed.
         """
         excess = self._store.total_bytes() - max_bytes
-        freed = 0
-        for record in self._store.least_recently_used() if excess > 0 else ():
-            if freed >= excess:
+        freed = evicted = 0
+        for entry_id, size in self._store.least_recently_used() if excess > 0 else ():
+            if freed >= excess or evicted == most:
                 break
-            if self._evict(record.id):
-                freed += record.bytes_present
+            if self._evict(entry_id):
+                freed += size
+                evicted += 1
         return freed
 
     def stop_endless(self, max_bytes: int) -> None:

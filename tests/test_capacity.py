@@ -234,6 +234,17 @@ def _many(directory: Path, count: int) -> None:
         path.write_bytes(b"\0")
 
 
+def test_thousands_are_evicted_while_others_come(
+    open_cache: OpenCache, tmp_path: Path, origin: Origin
+) -> None:
+    _put(origin, "film")
+    open_cache().close()
+    _many(tmp_path / "cache", 1000)
+    cache = open_cache(max_size=100, grace=0)
+    _complete(cache, origin, "film")
+    eventually(lambda: _stored(cache) <= 100)
+
+
 @pytest.mark.fault(
     "capacity",
     "there are very many entries",

@@ -432,8 +432,16 @@ def test_what_may_be_evicted_comes_longest_unused_first(store: Store) -> None:
     ):
         entry = store.update(add_entry(store, name), last_accessed_at=used_at, pinned=pinned)
         save(store, entry, bytes_present=size)
-    candidates = [entry.key for entry in store.least_recently_used()]
+    candidates = [store.entry(entry_id).key for entry_id, _ in store.least_recently_used()]
     assert candidates == ["older", "old", "old too", "recent"]
+
+
+def test_all_of_many_that_may_be_evicted_come_once_and_in_order(store: Store, path: Path) -> None:
+    for number in range(600):
+        add_entry(store, f"film{number}")
+    # Many were used at the same moment, as after an import.
+    execute(path, "UPDATE cache_entries SET bytes_present = id, last_accessed_at = id / 400")
+    assert list(store.least_recently_used()) == [(number, number) for number in range(1, 601)]
 
 
 # -- chunks -------------------------------------------------------------------
@@ -638,7 +646,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "total_bytes": lambda store, film: store.total_bytes(),
     "count_by_state": lambda store, film: store.count_by_state(),
     "content_files": lambda store, film: store.content_files(),
-    "least_recently_used": lambda store, film: store.least_recently_used(),
+    "least_recently_used": lambda store, film: list(store.least_recently_used()),
     "chunks": lambda store, film: store.chunks(film.id),
     "checksums": lambda store, film: store.checksums(film.id),
     "enqueue": lambda store, film: store.enqueue(demand(film)),
@@ -700,7 +708,7 @@ def test_neither_the_queue_nor_the_evictable_are_sorted_by_the_query(
 ) -> None:
     with caplog.at_level(logging.DEBUG, "peewee"):
         store.queue()
-        store.least_recently_used()
+        list(store.least_recently_used())
     steps = query_steps(path, caplog)
     assert not any("TEMP B-TREE" in step for step in steps)
 

@@ -311,6 +311,13 @@ def test_no_more_is_evicted_than_has_to_be(registry: Registry, stored: Stored) -
     assert registry.evict(45) == 0
 
 
+def test_no_more_are_evicted_at_once_than_asked_for(registry: Registry, stored: Stored) -> None:
+    for number in range(5):
+        stored(f"film-{number}", 10, used_at=number)
+    assert registry.evict(0, most=2) == 20
+    assert registry.evict(0, most=4) == 30
+
+
 def test_an_evicted_entry_starts_afresh_in_a_new_file(
     registry: Registry, store: Store, stored: Stored
 ) -> None:
@@ -354,10 +361,10 @@ def test_who_is_removed_while_space_is_made_is_passed_over(
     class Meddled(Store):
         """Somebody removes the first candidate as soon as it is one."""
 
-        def least_recently_used(self) -> list[EntryRecord]:
-            candidates = super().least_recently_used()
-            self.delete(candidates[0].id)
-            return candidates
+        def least_recently_used(self) -> Iterator[tuple[int, int]]:
+            candidates = list(super().least_recently_used())
+            self.delete(candidates[0][0])
+            return iter(candidates)
 
     for number in range(3):
         stored(f"film-{number}", 10, used_at=number)
