@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum, auto
 
 from .draft import Draft, Planned
-from .picture import EntryView, Leaving, Limit, Limits, Priority
+from .picture import Ask, EntryView, Leaving, Limit, Limits, Priority
 
 __all__ = ["keep_limits"]
 
@@ -50,7 +50,7 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
         ((draft, claim) for draft in drafts for claim in draft.kept),
         key=lambda each: _rank(each[0], each[1], limits),
     )
-    _give_places(claims, limits)
+    _give_places(drafts, claims, limits)
     connections = _Room(limits)
     for gone in leaving:
         connections.take(gone.entry_id, gone.host)
@@ -102,8 +102,13 @@ def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, boo
     return (_Rank.RUNNING, claim.priority, False, False, at)
 
 
-def _give_places(claims: Sequence[tuple[Draft, Planned]], limits: Limits) -> None:
+def _give_places(
+    drafts: Sequence[Draft], claims: Sequence[tuple[Draft, Planned]], limits: Limits
+) -> None:
     places = _Room(limits)
+    for draft in drafts:
+        if draft.view.ask is Ask.UNDER_WAY and draft.view.settled:
+            places.take(draft.view.id, draft.view.host)  # it is none of the streams
     for draft, claim in claims:
         claim.denied = places.lacks_for(draft.view)
         if claim.denied is None:

@@ -112,7 +112,7 @@ def decide(
         for claim in draft.claims:
             if claim.denied is not None and not claim.is_spare:
                 denied.append(Denied(draft.view.id, claim.position, claim.limit, claim.denied))
-            if draft.skip_bytes:  # there is nothing behind the last missing byte
+            if draft.skip_bytes and not claim.asks:  # nothing is behind the last missing byte
                 claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
                 if claim.stop != claim.stream.stop:
@@ -137,8 +137,10 @@ def _opening(draft: Draft, claim: Planned) -> Open:
 
 def _plan_entry(view: EntryView, limits: Limits) -> Draft:
     draft = Draft(view, _missing(view))
-    if view.ask is Ask.NO or view.settled:  # else its answer is waited for
+    if view.ask is Ask.NO or view.settled:
         _plan_streams(draft, limits)
+    else:  # its answer is waited for
+        draft.claims = [_undisturbed(stream) for stream in view.streams]
     if view.ask is Ask.WANTED:
         draft.claims.append(Planned(0, 1, 1, None, Priority.BLOCKED, asks=True))
     return draft
@@ -204,9 +206,7 @@ def _plan_single(draft: Draft) -> None:
         draft.claims = [Planned(s.position, s.position, s.stop, s) for s in view.streams]
         return
     if view.streams:
-        draft.claims = [
-            Planned(s.position, s.stop, s.stop, s, Priority.BLOCKED) for s in view.streams
-        ]
+        draft.claims = [_undisturbed(stream) for stream in view.streams]
         return
     first = min(view.wants, key=lambda want: (want.priority, want.start))
     if view.settled:  # and not seekable: it can only come from the front, and whole
@@ -215,6 +215,10 @@ def _plan_single(draft: Draft) -> None:
     gap = missing.intersection(first.start, END)
     start, stop = next(iter(gap), None) or next(iter(missing))
     draft.open(start, stop, first.priority)
+
+
+def _undisturbed(stream: StreamView) -> Planned:
+    return Planned(stream.position, stream.stop, stream.stop, stream, Priority.BLOCKED)
 
 
 def _untangle(claims: list[Planned]) -> None:

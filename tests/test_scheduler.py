@@ -19,6 +19,7 @@ from cachefsm.ranges import END, RangeSet
 from cachefsm.scheduler import (
     Abandoned,
     Action,
+    Ask,
     EntryView,
     Leaving,
     Limits,
@@ -116,6 +117,16 @@ def test_a_few_stored_bytes_are_received_again_to_spare_a_request(
     present: str, streams: list[str], after: list[str]
 ) -> None:
     assert planned(drawn(present, *streams, more=SKIPPING, person="wwwwwwwwww")) == after
+
+
+@pytest.mark.parametrize("wants", [{}, {"person": "wwwwwwwwww"}])
+def test_a_question_is_asked_wherever_stored_bytes_may_be_received_again(
+    wants: dict[str, str],
+) -> None:
+    view = drawn("DDDDDDDDDD", more={**SKIPPING, "ask": Ask.WANTED}, **wants)
+    (asked,) = plan([view], LIMITS)
+    assert isinstance(asked, Open)
+    assert asked.asks
 
 
 def test_no_more_is_received_again_than_may_be() -> None:
@@ -510,6 +521,7 @@ class Entry:
     wants: list[Want] = field(default_factory=list)
     streams: dict[int, Stream] = field(default_factory=dict)
     leaving: int = 0
+    question: Ask = Ask.NO
     settled: bool = False
     length: int = END
     width: int = 1
@@ -528,10 +540,21 @@ class Entry:
             length=self.length,
             seekable=self.seekable or not self.settled,
             settled=self.settled,
+            ask=self.question,
             width=self.width,
             skip_bytes=self.skip,
             origin=OriginView(rate_bytes_s=40.0, latency_s=0.05, most=bears),
         )
+
+    @property
+    def unseen(self) -> int:
+        """How many connections it has that no view shows."""
+        return self.leaving + (self.settled and self.question is Ask.UNDER_WAY)
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether nothing but an answer can tell what to do."""
+        return self.question is not Ask.NO and not self.settled
 
     @property
     def single(self) -> bool:
@@ -574,7 +597,7 @@ class Entry:
 
     def answer(self, stream: Stream) -> None:
         """Take note of what the first answer tells."""
-        self.settled = True
+        self.settled, self.question = True, Ask.NO
         if self.tells_length:
             self.length = SIZE
         if not self.seekable:
@@ -666,6 +689,26 @@ class Conducting(RuleBasedStateMachine):
         entry.wants.remove(want)
         self.carry_out()
 
+    @precondition(lambda self: self.entries)
+    @rule(which=st.integers(0, 2))
+    def question(self, which: int) -> None:
+        """Somebody must know whether what is stored is current, or what there is at all."""
+        entry = self.entries[which % len(self.entries)]
+        if entry.question is Ask.NO:
+            is_asked = entry.streams and not entry.settled
+            entry.question = Ask.UNDER_WAY if is_asked else Ask.WANTED
+        self.carry_out()
+
+    @precondition(lambda self: any(entry.question is not Ask.NO for entry in self.entries))
+    @rule(which=st.integers(0, 2))
+    def reply(self, which: int) -> None:
+        """What is stored is current."""
+        asking = [entry for entry in self.entries if entry.question is not Ask.NO]
+        entry = asking[which % len(asking)]
+        if entry.settled:
+            entry.question = Ask.NO
+        self.carry_out()
+
     @precondition(lambda self: any(entry.streams for entry in self.entries))
     @rule(which=st.integers(0, 8), size=st.integers(0, 9), rate=st.sampled_from([0.0, 40.0]))
     def bring(self, which: int, size: int, rate: float) -> None:
@@ -694,7 +737,8 @@ class Conducting(RuleBasedStateMachine):
     def bear(self, host: str, most: int) -> None:
         """An origin has refused one more connection than there were, or bears it again."""
         entries = [entry for entry in self.entries if entry.host == host]
-        self.bears[host] = max(most, sum(len(entry.streams) for entry in entries))
+        standing = sum(len(entry.streams) + entry.unseen - entry.leaving for entry in entries)
+        self.bears[host] = max(most, standing)
         self.carry_out()
 
     @precondition(lambda self: any(entry.leaving for entry in self.entries))
@@ -707,7 +751,7 @@ class Conducting(RuleBasedStateMachine):
 
     def plan(self) -> list[Action]:
         leaving = [
-            Leaving(entry.id, entry.host) for entry in self.entries for _ in range(entry.leaving)
+            Leaving(entry.id, entry.host) for entry in self.entries for _ in range(entry.unseen)
         ]
         views = [entry.view(self.bears[entry.host]) for entry in self.entries]
         return plan(views, FEW, leaving)
@@ -726,6 +770,7 @@ class Conducting(RuleBasedStateMachine):
         else:
             raise AssertionError("the plan is never content with its own work")
         for entry in self.entries:
+            self.check_question(entry)
             self.check_blocked_readers(entry)
 
     def do(self, action: Action) -> None:
@@ -739,8 +784,16 @@ class Conducting(RuleBasedStateMachine):
         if stream.stop <= stream.position:
             del entry.streams[action.stream_id]
             entry.leaving += 1
+            if entry.is_awaiting:
+                entry.question = Ask.WANTED
 
     def open(self, entry: Entry, action: Open) -> None:
+        if action.asks:
+            assert entry.question is Ask.WANTED
+            entry.question = Ask.UNDER_WAY
+            if entry.settled:
+                return
+            action = replace(action, start=0, stop=END)
         if entry.settled and not entry.seekable:
             # It begins again from the front, and what was stored is dropped.
             assert not entry.streams
@@ -752,8 +805,8 @@ class Conducting(RuleBasedStateMachine):
     def check_limits(self) -> None:
         hosts: Counter[str] = Counter()
         for entry in self.entries:
-            assert len(entry.streams) + entry.leaving <= FEW.per_entry
-            hosts[entry.host] += len(entry.streams) + entry.leaving
+            assert len(entry.streams) + entry.unseen <= FEW.per_entry
+            hosts[entry.host] += len(entry.streams) + entry.unseen
         assert hosts.total() <= FEW.total
         assert all(number <= FEW.per_host for number in hosts.values())
         running = Counter(entry.host for entry in self.entries for _ in entry.streams)
@@ -767,7 +820,7 @@ class Conducting(RuleBasedStateMachine):
         if entry.single:
             assert len(entry.streams) <= 1
             is_read = any(want.priority <= Priority.READ_AHEAD for want in entry.wants)
-            assert bool(entry.streams) <= bool(entry.missing or is_read)
+            assert bool(entry.streams) <= bool(entry.missing or is_read or entry.is_awaiting)
             return
         claimed: Counter[int] = Counter()
         missing = entry.missing
@@ -781,8 +834,15 @@ class Conducting(RuleBasedStateMachine):
         stored = {offset for run in entry.present for offset in range(*run)}
         assert set(claimed) <= missing | stored
 
+    def check_question(self, entry: Entry) -> None:
+        """It is asked at once, if there may be one more connection."""
+        if entry.question is Ask.WANTED:
+            assert self.is_full(entry), f"nobody asks about {entry}"
+
     def check_blocked_readers(self, entry: Entry) -> None:
         """Each is served soon, or every connection there may be is needed by another one."""
+        if entry.is_awaiting:
+            return
         for want in entry.wants:
             if want.priority is not Priority.BLOCKED or entry.awaited(want) is None:
                 continue
@@ -796,6 +856,7 @@ class Conducting(RuleBasedStateMachine):
                 for stream in other.streams.values()
                 if other.is_waited_for(stream)
             )
+            needed += Counter({other.id: other.unseen - other.leaving for other in self.entries})
             host = sum(needed[e.id] for e in self.entries if e.host == entry.host)
             assert (
                 needed[entry.id] == FEW.per_entry
@@ -806,6 +867,14 @@ class Conducting(RuleBasedStateMachine):
 
     def has_to_wait(self, entry: Entry) -> bool:
         """Whether a connection that is about to be gone stands in the way of another one."""
+        return any(other.leaving for scope in self.full_scopes(entry) for other in scope)
+
+    def is_full(self, entry: Entry) -> bool:
+        """Whether there are as many connections as there may be."""
+        return any(self.full_scopes(entry))
+
+    def full_scopes(self, entry: Entry) -> list[list[Entry]]:
+        """Return whose connections together are as many as some limit lets them be."""
         scopes = [
             ([entry], FEW.per_entry),
             (
@@ -814,17 +883,19 @@ class Conducting(RuleBasedStateMachine):
             ),
             (self.entries, FEW.total),
         ]
-        return any(
-            sum(other.leaving for other in scope) > 0
-            and sum(len(other.streams) + other.leaving for other in scope) >= limit
+        return [
+            scope
             for scope, limit in scopes
-        )
+            if sum(len(other.streams) + other.unseen for other in scope) >= limit
+        ]
 
     def teardown(self) -> None:
         """Let the streams bring their bytes: it ends, with all that is wanted fetched."""
         for turn in range(1000):
             for entry in self.entries:
                 entry.leaving = 0
+                if entry.settled:
+                    entry.question = Ask.NO
             self.carry_out()
             running = [(entry, number) for entry in self.entries for number in entry.streams]
             if not running:
