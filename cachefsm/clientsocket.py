@@ -71,7 +71,7 @@ class Limits:
       about 15 minutes, so only living clients use this up, each costing a
       thread (17 KiB) and its socket buffers.
     - ``max_connections``: half of the usual limit of 1024 descriptors; the
-      other half is for origins and files.
+      other half is for origins and files. Where there are fewer, half of those.
     - ``max_header_bytes``, ``max_target_bytes``: signed URLs reach 4 KiB.
     """
 

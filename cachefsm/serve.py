@@ -23,6 +23,7 @@ from .addresses import AddressGuard
 from .arguments import default_cache_dir
 from .backend import PATIENCE_S
 from .cache import Cache
+from .descriptors import raise_descriptors
 from .dirlock import DirectoryLock
 from .errors import CacheBusy, UsageError
 from .logs import logging_to
@@ -51,6 +52,7 @@ def serve(options: argparse.Namespace) -> int:
     ends = {signal.SIGTERM, signal.SIGINT}
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
         ends.add(signal.SIGHUP)
+    raise_descriptors()
     with ExitStack() as stack:
         stack.enter_context(_blocked(ends))
         level = _level(options)

@@ -37,6 +37,7 @@ from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 from .answer import Answer
 from .clientsocket import ClientGone, ClientSocket, FileSlice, Limits, RequestBody, StopSignal
 from .clientwatch import ClientWatch
+from .descriptors import descriptors
 from .errors import CacheError, UsageError, WaitCancelled
 from .metrics import Traffic
 from .wire import BadRequest, RequestHead, plain_answer
@@ -179,6 +180,7 @@ class _Server(ThreadedWSGIServer):
         self._live: dict[socket.socket, threading.Thread] = {}
         self._ending: list[threading.Thread] = []  # let go, perhaps not quite ended
         self._full = False
+        self._short = False  # of descriptors
         host, port = listener.getsockname()[:2]
         # Handing over the descriptor keeps Werkzeug from printing and exiting.
         super().__init__(host, port, app, _Handler, fd=listener.fileno())
@@ -216,16 +218,20 @@ class _Server(ThreadedWSGIServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return self.socket.accept()
+            accepted = self.socket.accept()
         except OSError as error:
             if error.errno in _OUT_OF_DESCRIPTORS:
                 # The connection stays in the backlog and would be reported at
                 # once again; give others a moment to end.
-                _log.warning("cannot accept a connection: %s", error.strerror)
+                if not self._short:
+                    self._short = True
+                    _log.warning("cannot accept connections: %s", error.strerror)
                 poller = select.poll()
                 poller.register(self.stop, select.POLLIN)
                 poller.poll(100)
             raise
+        self._short = False
+        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
         thread = threading.Thread(
@@ -329,7 +335,7 @@ class ProxyServer:
             idle_timeout_s=idle_timeout_s,
             header_timeout_s=header_timeout_s,
             send_timeout_s=send_timeout_s,
-            max_connections=max_connections,
+            max_connections=min(max_connections, descriptors() // 2),
             max_header_bytes=max_header_bytes,
             max_target_bytes=max_target_bytes,
         )

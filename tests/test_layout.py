@@ -21,6 +21,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 # A module imports from the lines above its own and never from its own or below.
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
+    descriptors
     tables picture buckets meters
     database draft parallel throttle explain
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
@@ -80,7 +81,15 @@ DATABASE: Final = {"database", "salvage"}
 
 # Two halves that meet in `proxy`: what speaks HTTP to clients knows nothing of caching,
 # and what caches knows nothing of clients.
-SERVING: Final = {"wire", "clientsocket", "clientwatch", "answer", "server", "metrics"}
+SERVING: Final = {
+    "answer",
+    "clientsocket",
+    "clientwatch",
+    "descriptors",
+    "metrics",
+    "server",
+    "wire",
+}
 CACHING: Final = {"cache", "registry", "entry", "stored", "reader", "downloader", "origin"}
 
 IO: Final = {

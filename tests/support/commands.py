@@ -90,6 +90,7 @@ class CommandLine:
     def __init__(self, home: Path, **environ: str) -> None:
         self.home = home
         self.cache_dir = home / "cache"
+        self.python: str | Path = sys.executable
         unwanted = ("CACHEFSM_", "PYTHONUNBUFFERED")  # the latter hides a forgotten flush
         mine = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         self.environ = {
@@ -106,7 +107,7 @@ class CommandLine:
     def started(self, *arguments: str | Path, **environ: str) -> Iterator[Running]:
         """Start a command; kill it if the block leaves it running."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "cachefsm", *map(str, arguments)],
+            [self.python, "-m", "cachefsm", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
