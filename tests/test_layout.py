@@ -24,7 +24,7 @@ LAYERS: Final = """
     tables picture buckets meters
     database draft parallel throttle explain
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
-    metrics spread parts
+    metrics spread parts loop workers
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
@@ -32,7 +32,7 @@ LAYERS: Final = """
     getting
     pacing
     arguments
-    content records server output progress forwarding negative
+    content records server output progress forwarding negative flusher
     origin origins demands retries signposts
     claims
     surroundings
@@ -44,9 +44,9 @@ LAYERS: Final = """
     filling
     entry eventstream
     registry reader conductor unstored
-    verify cachefile
-    handle
-    doubts
+    verify cachefile catalogue overview readers restart policies playlist_items
+    handle doubts upkeep
+    engine
     cache
     control serving relay fsspec_filesystem
     proxy
@@ -58,10 +58,9 @@ LAYERS: Final = """
 """
 
 # What looks the other way does so when it is called: the front door, which names what
-# embedders use, Cache.serve, a convenience, and what a handle is one on.
+# embedders use, and Cache.serve, a convenience that they expect on it.
 UPWARDS: Final = {
     ("cache", "proxy"),
-    ("handle", "cache"),
     *(("__init__", name) for name in LAYERS.split()),
 }
 
@@ -81,7 +80,18 @@ DATABASE: Final = {"database", "salvage"}
 # Two halves that meet in `proxy`: what speaks HTTP to clients knows nothing of caching,
 # and what caches knows nothing of clients.
 SERVING: Final = {"wire", "clientsocket", "clientwatch", "answer", "server", "metrics"}
-CACHING: Final = {"cache", "registry", "entry", "stored", "reader", "downloader", "origin"}
+CACHING: Final = {
+    "cache",
+    "engine",
+    "catalogue",
+    "upkeep",
+    "registry",
+    "entry",
+    "stored",
+    "reader",
+    "downloader",
+    "origin",
+}
 
 IO: Final = {
     "fcntl",
