@@ -311,10 +311,11 @@ class Cache:
         self._check_open()
         return {
             "directory": str(self.directory),
-            **self._overview.totals(),
+            **self._overview.stored(),
             "max_size": self.max_size,
             "bytes_free": shutil.disk_usage(self.directory).free,
             "bytes_from_origin": self.origin.received_bytes,
+            **self._overview.in_use(),
         }
 
     # -- keeping it in order ---------------------------------------------------

@@ -1,11 +1,11 @@
 """A live entry: where readers, downloaders, people and the conductor meet.
 
 Downloaders bring bytes, readers wait for them, people give orders, the conductor
-decides who fetches what; threads meet only here. It stands on four layers, each a
-module of its own: :mod:`cachefsm.stored` (row, file and machine, whose lock rules hold
-everywhere), :mod:`cachefsm.linked` (the link it comes by), :mod:`cachefsm.asking`
-(questions to the origin) and :mod:`cachefsm.filling` (bytes). What is left here is what
-readers and people do.
+decides who fetches what; threads meet only here. It stands on five layers, each a
+module of its own: :mod:`cachefsm.moving` (row and machine, whose lock rules hold
+everywhere), :mod:`cachefsm.stored` (the file), :mod:`cachefsm.linked` (the link it comes
+by), :mod:`cachefsm.asking` (questions to the origin) and :mod:`cachefsm.filling` (bytes).
+What is left here is what readers and people do.
 """
 
 from __future__ import annotations
@@ -298,22 +298,18 @@ class LiveEntry(FillingEntry):
 
     def outdate(self, reason: str) -> None:
         """Invalidate the entry if there is anything to it."""
-        old = None
-        with self._lock:
+        with self._letting_go():
             if self._content.representation is not None:
-                old = self._invalidate(reason)
+                self._invalidate(reason)
                 self._demands.drop_left()
-        if old is not None:
-            old.discard()
         self._around.on_change(self)
 
     def evict(self) -> bool:
         """Invalidate the entry if nobody uses it; return whether it was so."""
-        with self._lock:
+        with self._letting_go():
             if self.is_busy or not self._content.present:
                 return False
-            old = self._invalidate("evicted")
-        old.discard()
+            self._invalidate("evicted")
         return True
 
     def restore(self, queued: QueueRecord) -> None:

@@ -49,18 +49,23 @@ class Overview:
             after = found[-1]["id"]
         return found
 
-    def totals(self) -> dict[str, Any]:
+    def stored(self) -> dict[str, Any]:
         """Return how much there is; sizes are in bytes."""
         kinds = self._store.count_by_state()
         states: Counter[str] = Counter()
         for state, _, count, _ in kinds:
             states[state] += count
-        live = [entry.describe() for entry in self._registry.live()]
         return {
             "entries": sum(states.values()),
             "states": {state.value: states[state] for state in DownloadState if states[state]},
             "bytes_stored": sum(size for _, _, _, size in kinds),
             "bytes_pinned": sum(size for _, pinned, _, size in kinds if pinned),
+        }
+
+    def in_use(self) -> dict[str, int]:
+        """Return how many read and fetch now."""
+        live = [entry.describe() for entry in self._registry.live()]
+        return {
             "streams": sum(len(entry["streams"]) for entry in live),
             "readers": sum(entry["readers"] for entry in live),
         }

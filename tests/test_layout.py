@@ -36,7 +36,8 @@ LAYERS: Final = """
     origin origins demands retries signposts
     claims
     surroundings
-    stored downloader straight
+    moving downloader straight
+    stored
     linked
     renewal
     facts events
@@ -87,6 +88,7 @@ CACHING: Final = {
     "upkeep",
     "registry",
     "entry",
+    "moving",
     "stored",
     "reader",
     "downloader",
