@@ -27,7 +27,7 @@ from .errors import (
 from .fields import cookies_of, value_of, without
 from .lifecycle import PERSON, is_resting
 from .linked import LinkedEntry
-from .models import EntryRecord
+from .models import EntryRecord, QueueRecord
 from .origin import Fetch
 from .ranges import END
 from .records import vary_from_json
@@ -274,10 +274,17 @@ class AskingEntry(LinkedEntry):
         self._demands.drop_reader(demand, self._around.ticks())
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
-        self._enqueue(Demand(READER, Priority.FILL))
+        try:
+            self._enqueue(Demand(READER, Priority.FILL))
+        except StorageError as error:  # only the next start would have read it
+            self._around.trouble.note(error)
 
     def _question_over(self, claim: Claim, error: Exception | None) -> None:
-        """Do what the answer to a question calls for that brought no bytes."""
+        """Do what the answer to a question calls for that brought no bytes.
+
+        Raises:
+            StorageError: what it calls for cannot be written down.
+        """
         content, inquiry = claim.content, claim.inquiry
         if inquiry is None or inquiry.done:
             return
@@ -289,11 +296,17 @@ class AskingEntry(LinkedEntry):
             except RepresentationChanged:
                 self._outdate(inquiry)
                 return
-            self._hear(claim, current)
+            try:
+                self._hear(claim, current)
+            except StorageError as refusal:  # it is current, if only this process knows
+                self._around.trouble.note(refusal)
+                content.confirmed_s = self._around.ticks()
             inquiry.status = HTTPStatus.NOT_MODIFIED.value
             self._resolve(inquiry)
         elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
             self._outdate(inquiry)
+        elif isinstance(error, StorageError):
+            raise error
         elif error is not None:
             self._resolve(inquiry, error if isinstance(error, CacheError) else unexpected(error))
 
@@ -355,9 +368,13 @@ class AskingEntry(LinkedEntry):
         return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
     def _enqueue(self, *order: Demand) -> None:
+        self._around.store.enqueue(*self._queued(*order))
+
+    def _queued(self, *order: Demand) -> tuple[QueueRecord, ...]:
+        """Return the rows that one asker's demands have in the queue."""
         now_s = self._around.clock()
         offset_s = now_s - self._around.ticks()
-        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
+        return tuple(demand.record(self.id, now_s, offset_s) for demand in order)
 
     def _let_pass(self) -> None:
         """Let nobody wait for what could not be stored, for a while."""
@@ -394,7 +411,7 @@ class AskingEntry(LinkedEntry):
 
     def _move(self, url: OriginUrl) -> None:
         super()._move(url)
-        self._negative = None
+        self._around.negatives.forget(self.id)
         self._claims.origin = self._around.origins.of(url.origin)
 
     def _give_up(self, error: CacheError) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from .claims import Claim
 from .entry import LiveEntry
-from .errors import CacheError, OriginUnreachable
+from .errors import CacheError, OriginUnreachable, StorageError
 from .loop import Loop
 from .scheduler import Denied, EntryView, Leaving, Limits, Open, SetStop, decide
 
@@ -47,6 +47,9 @@ class Conductor(Loop):
         for entry in entries.values():
             try:
                 view = entry.view()
+            except StorageError as error:
+                entry.refuse(error)  # it is looked at again after a rest
+                continue
             except CacheError as error:
                 _log.warning("entry %s: %s", entry.id, error)
                 continue

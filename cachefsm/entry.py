@@ -263,11 +263,13 @@ class LiveEntry(FillingEntry):
             if all(demand.is_met(self._content) for demand in order):
                 return
             if state in (DownloadState.PAUSED, DownloadState.FAILED):
-                self._send("resume" if state is DownloadState.PAUSED else "retry", asked_by=PERSON)
+                event = "resume" if state is DownloadState.PAUSED else "retry"
+                self._send(event, asked_by=PERSON, demands=self._queued(*order))
+            else:
+                self._enqueue(*order)
             self._demands.drop(asked_by)
             for demand in order:
                 self._demands.add(demand)
-            self._enqueue(*order)
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -359,10 +361,9 @@ class LiveEntry(FillingEntry):
     def _go_on(self, event: str) -> None:
         # Takes the lock itself: the common part of two orders.
         with self._lock:
-            self._send(event, asked_by=PERSON)
-            self._attempts.reset()
             order = Demand(PERSON, Priority.PERSON)
+            self._send(event, asked_by=PERSON, demands=self._queued(order))
+            self._attempts.reset()
             self._demands.drop(PERSON)
             self._demands.add(order)
-            self._enqueue(order)
         self._around.on_change(self)

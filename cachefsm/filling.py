@@ -140,19 +140,12 @@ class FillingEntry(AskingEntry):
                 # a new answer brings: begin again.
                 self._invalidate("the origin's answers cannot be joined")
                 wish = replace(wish, start=0, stop=END)
-            state = self._lifecycle.state
-            if state is DownloadState.NOT_STARTED:
-                self._send("initialize")
-            elif state is DownloadState.PAUSED:
-                self._send("resume")
-            elif state not in ACTIVE:
+            if not self._go_active():
                 return None
             claim = self._claims.grant(self._content, wish, now_s)
             if claim is not None:
                 claim.inquiry = inquiry
                 self._send_along(claim)
-            if state not in ACTIVE and READER in self._demands.askers:
-                self._enqueue(Demand(READER, Priority.FILL))
         return claim
 
     def refuse(self, error: CacheError) -> None:
@@ -186,7 +179,9 @@ class FillingEntry(AskingEntry):
                 self._claims.next_look_s(now_s),
             ]
             not_before_s = self._attempts.not_before_s
-            if (self._demands or self._inquiry) and not_before_s > now_s:
+            # Or nobody is left, and only the move to rest was refused.
+            wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
+            if wanted and not_before_s > now_s:
                 moments.append(not_before_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
@@ -248,11 +243,11 @@ class FillingEntry(AskingEntry):
             self._claims.end(claim)
             if counts and self._expires(error, claim.url):
                 pass  # a fresh link is asked for; until then there are no connections
-            elif counts and claim.asks:
-                self._question_over(claim, error)
             elif counts:
                 try:
-                    if one_too_many and (self._claims.at_work or self._attempts.excuse()):
+                    if claim.asks:
+                        self._question_over(claim, error)
+                    elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
                         _log.info("%s: goes on with fewer connections", self.shown_url)
                     elif error is not None:
                         self._after_error(claim, error)
@@ -268,6 +263,16 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _go_active(self) -> bool:
+        """Move to where a download may run; return whether there is such a way."""
+        state, fill = self._lifecycle.state, Demand(READER, Priority.FILL)
+        queued = self._queued(fill) if READER in self._demands.askers else ()
+        if state is DownloadState.NOT_STARTED:
+            self._send("initialize", demands=queued)
+        elif state is DownloadState.PAUSED:
+            self._send("resume", demands=queued)
+        return state in (DownloadState.NOT_STARTED, DownloadState.PAUSED, *ACTIVE)
 
     def _ask_on(self, claim: Claim) -> None:
         """Ask once more, for all that is to be read: there will be no second answer to join."""

@@ -56,6 +56,7 @@ class MovingEntry:
         self._waiters = Waiters(self._lock)
         self._failure: CacheError | None = None
         self._closed: CacheError | None = None
+        self._removed = False
         self._given_up: list[ContentFile] = []
 
     def _load_content(self, record: EntryRecord) -> Content:
@@ -199,6 +200,7 @@ class MovingEntry:
         """
         with self._lock:
             self._around.store.delete(self.id)
+            self._removed = True
             self.close(EntryNotFound(f"entry {self.id} was removed"))
 
     def release_file(self) -> None:

@@ -167,6 +167,8 @@ class StoredEntry(MovingEntry):
         """
         with self._flush_lock:
             with self._lock:
+                if self._removed:
+                    return  # there is no row to record anything in
                 content = self._content
                 fresh = content.present.difference(content.durable)
                 content.file.retain()
