@@ -190,6 +190,7 @@ class AskingEntry(LinkedEntry):
                 self._linger(inquiry)  # the answer is still wanted for a while
             else:
                 self._claims.cancel(claim)
+                self._resolve(inquiry)  # at once: who comes next asks for himself
         if passed is not None:
             passed.close()
         self._around.on_change(self)
