@@ -47,7 +47,8 @@ class Entry:
 
     Thread-safe. Offsets and sizes are bytes, half-open; timeouts are seconds,
     None for no limit. Every method raises EntryNotFound once the entry has been
-    removed, and CacheClosed once the cache is closed.
+    removed, or forgotten because it held no byte and nobody asked for it for a week (see
+    :mod:`cachefsm.upkeep`), and CacheClosed once the cache is closed.
     """
 
     __slots__ = ("_readers", "_registry", "id", "url")

@@ -34,12 +34,9 @@ from statemachine.exceptions import TransitionNotAllowed
 from .errors import IllegalMove, StorageError
 from .models import EntryRecord, QueueRecord, StaleRow, Store
 from .ranges import ByteRange
-from .states import ACTIVE, DownloadState
+from .states import ACTIVE, PERSON, DownloadState
 
 __all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move", "is_resting"]
-
-PERSON = "person"
-"""Who asked, when a human did; also the reason of a pause that only a human ends."""
 
 
 @dataclass(frozen=True)

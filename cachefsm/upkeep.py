@@ -12,7 +12,7 @@ from typing import Final
 from .errors import CacheClosed, StorageError
 from .models import Store
 from .origins import OriginBook
-from .registry import Registry
+from .registry import TOUCHED_S, Registry
 from .storage import disk_usage, remove_content
 from .trouble import Trouble
 from .verify import find_orphans
@@ -21,6 +21,21 @@ __all__ = ["Upkeep"]
 
 ORIGINS_KEPT_S: Final = 90 * 86_400.0
 """How long what was learnt of an origin is kept after it was last asked for something."""
+
+BLANK_KEPT_S: Final = 7 * 86_400.0
+"""How long an entry that holds no byte is kept after somebody asked for it."""
+
+BLANK_MOST: Final = 10_000
+"""Of so many they go sooner, the longest unused first: a client that walks through a site
+must not grow the database for ever. 10,000 take 5 MB."""
+
+SPARED_S: Final = 2 * TOUCHED_S
+"""Nobody who has just been given an entry's number is to find it gone."""
+
+FORGET_EVERY_S: Final = 600.0
+"""How often there may be something to forget."""
+
+FORGOTTEN_AT_ONCE: Final = 500
 
 LACK_OF_ROOM_S: Final = 2.0
 """How often a cache that is too large looks for something to evict."""
@@ -51,6 +66,7 @@ class Upkeep:
         self._origins = origins
         self._trouble = trouble
         self._clock = clock
+        self._forgot_s = float("-inf")
 
     def step(self) -> float | None:
         """Write down what has been learnt, and make room; return in how many seconds to go on.
@@ -59,7 +75,9 @@ class Upkeep:
         """
         try:
             self._save_origins()
-            return self._make_room()
+            forgotten = self._forget()
+            wait_s = self._make_room()
+            return 0.0 if forgotten == FORGOTTEN_AT_ONCE else wait_s
         except CacheClosed:
             return None
         except StorageError as error:
@@ -93,6 +111,22 @@ class Upkeep:
         learnt = self._origins.changes()
         if learnt:
             self._store.save_origins(learnt, self._clock() - ORIGINS_KEPT_S)
+
+    def _forget(self) -> int:
+        """Forget entries that hold no byte and that nobody asks for; return how many."""
+        now_s = self._clock()
+        if self._forgot_s <= now_s < self._forgot_s + FORGET_EVERY_S:
+            return 0
+        before_s = now_s - BLANK_KEPT_S
+        crowded_out_s = self._store.crowded_out_s(BLANK_MOST)
+        if crowded_out_s is not None:
+            before_s = max(before_s, min(crowded_out_s, now_s - SPARED_S))
+        names = self._registry.forget(before_s, FORGOTTEN_AT_ONCE)
+        for name in names:
+            remove_content(self._directory / name)  # what came may not have been recorded
+        if len(names) < FORGOTTEN_AT_ONCE:
+            self._forgot_s = now_s
+        return len(names)
 
     def _make_room(self) -> float | None:
         """Keep to the size while downloading, too; return in how many seconds to go on with it.
