@@ -27,7 +27,7 @@ from .errors import (
 from .fields import cookies_of, value_of, without
 from .lifecycle import PERSON, is_resting
 from .linked import LinkedEntry
-from .models import EntryRecord
+from .models import EntryRecord, QueueRecord
 from .origin import Fetch
 from .ranges import END
 from .records import vary_from_json
@@ -35,7 +35,6 @@ from .representation import Representation, update_fields
 from .retries import Attempts
 from .scheduler import Ask, Priority
 from .states import ACTIVE, DownloadState
-from .storage import ContentFile
 from .surroundings import Surroundings
 from .terms import ANY_TERMS, Terms, Use
 from .urls import OriginUrl
@@ -191,6 +190,7 @@ class AskingEntry(LinkedEntry):
                 self._linger(inquiry)  # the answer is still wanted for a while
             else:
                 self._claims.cancel(claim)
+                self._resolve(inquiry)  # at once: who comes next asks for himself
         if passed is not None:
             passed.close()
         self._around.on_change(self)
@@ -203,9 +203,8 @@ class AskingEntry(LinkedEntry):
         If nobody did, none is stored but what a person ordered, and whoever waits for it
         gets it elsewhere.
         """
-        inquiry, old = claim.inquiry, None
-        fields = fetch.answer.representation.fields
-        with self._lock:
+        inquiry, fields = claim.inquiry, fetch.answer.representation.fields
+        with self._letting_go():
             if claim.cancelled:
                 return False
             if inquiry is None:
@@ -220,7 +219,7 @@ class AskingEntry(LinkedEntry):
                 return False
             if claim.content is self._content:
                 self._claims.forget(claim)
-                old = self._invalidate(NOT_STORED)
+                self._invalidate(NOT_STORED)
                 self._demands.drop_left()
                 if not inquiry.terms.forbids_storing:  # else the next answer may be stored
                     self._let_pass()
@@ -228,19 +227,17 @@ class AskingEntry(LinkedEntry):
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
             claim.cancelled = True
-        if old is not None:
-            old.discard()
         self._around.on_change(self)
         return handed
 
     # -- with the lock held ----------------------------------------------------
 
-    def _replace(self, claim: Claim, inquiry: Inquiry, answer: Answer) -> ContentFile | None:
-        """Begin a generation with what answers a question; None if what is stored is current."""
+    def _replace(self, claim: Claim, inquiry: Inquiry, answer: Answer) -> bool:
+        """Begin a generation with what answers a question; False if what is stored is current."""
         content, new = claim.content, answer.representation
         if content is not self._content:
             self._resolve(inquiry)  # it moved on meanwhile
-            return None
+            return False
         if content.representation is not None and new.validator.same_version(
             content.representation.validator
         ):
@@ -249,11 +246,11 @@ class AskingEntry(LinkedEntry):
             self._hear(claim, replace(content.representation, fields=fields))
             inquiry.status = HTTPStatus.OK.value
             self._resolve(inquiry)
-            return None
-        old = self._invalidate("changed at the origin")
+            return False
+        self._invalidate("changed at the origin")
         self._send("initialize")
         self._claims.adopt(claim, self._content)
-        return old
+        return True
 
     def _hear(self, claim: Claim, new: Representation) -> None:
         """Write down what the origin said in answer to *claim*."""
@@ -278,34 +275,46 @@ class AskingEntry(LinkedEntry):
         self._demands.drop_reader(demand, self._around.ticks())
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
-        self._enqueue(Demand(READER, Priority.FILL))
+        try:
+            self._enqueue(Demand(READER, Priority.FILL))
+        except StorageError as error:  # only the next start would have read it
+            self._around.trouble.note(error)
 
-    def _question_over(self, claim: Claim, error: Exception | None) -> ContentFile | None:
-        """Do what the answer to a question calls for that brought no bytes."""
+    def _question_over(self, claim: Claim, error: Exception | None) -> None:
+        """Do what the answer to a question calls for that brought no bytes.
+
+        Raises:
+            StorageError: what it calls for cannot be written down.
+        """
         content, inquiry = claim.content, claim.inquiry
         if inquiry is None or inquiry.done:
-            return None
+            return
         if content is not self._content:
             self._resolve(inquiry)
         elif isinstance(error, NotModified) and content.representation is not None:
             try:
                 current = read_not_modified(error.told, held=content.representation)
             except RepresentationChanged:
-                return self._outdate(inquiry)
-            self._hear(claim, current)
+                self._outdate(inquiry)
+                return
+            try:
+                self._hear(claim, current)
+            except StorageError as refusal:  # it is current, if only this process knows
+                self._around.trouble.note(refusal)
+                content.confirmed_s = self._around.ticks()
             inquiry.status = HTTPStatus.NOT_MODIFIED.value
             self._resolve(inquiry)
         elif isinstance(error, (UnsatisfiedByOrigin, RepresentationChanged)):
-            return self._outdate(inquiry)
+            self._outdate(inquiry)
+        elif isinstance(error, StorageError):
+            raise error
         elif error is not None:
             self._resolve(inquiry, error if isinstance(error, CacheError) else unexpected(error))
-        return None
 
-    def _outdate(self, inquiry: Inquiry) -> ContentFile:
+    def _outdate(self, inquiry: Inquiry) -> None:
         """Drop what is stored, as the origin has another version: that is asked for anew."""
-        old = self._invalidate("changed at the origin")
+        self._invalidate("changed at the origin")
         self._resolve(inquiry)
-        return old
 
     def _ask_again(self, claim: Claim) -> None:
         """See to it that an inquiry whose connection is over is answered, or asked once more."""
@@ -360,9 +369,13 @@ class AskingEntry(LinkedEntry):
         return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
     def _enqueue(self, *order: Demand) -> None:
+        self._around.store.enqueue(*self._queued(*order))
+
+    def _queued(self, *order: Demand) -> tuple[QueueRecord, ...]:
+        """Return the rows that one asker's demands have in the queue."""
         now_s = self._around.clock()
         offset_s = now_s - self._around.ticks()
-        self._around.store.enqueue(*(demand.record(self.id, now_s, offset_s) for demand in order))
+        return tuple(demand.record(self.id, now_s, offset_s) for demand in order)
 
     def _let_pass(self) -> None:
         """Let nobody wait for what could not be stored, for a while."""
@@ -389,7 +402,6 @@ class AskingEntry(LinkedEntry):
 
     def _finished(self) -> None:
         self._demands.drop_others()
-        self._around.store.dequeue(self.id)
         self._attempts.reset()
 
     def _hold_off(self, error: CacheError) -> None:
@@ -400,7 +412,7 @@ class AskingEntry(LinkedEntry):
 
     def _move(self, url: OriginUrl) -> None:
         super()._move(url)
-        self._negative = None
+        self._around.negatives.forget(self.id)
         self._claims.origin = self._around.origins.of(url.origin)
 
     def _give_up(self, error: CacheError) -> None:

@@ -6,11 +6,12 @@ that owns it, except for the file's positional reads and writes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .errors import CacheError
-from .integrity import Digests
-from .ranges import END, RangeSet
+from .integrity import BLOCK_BYTES, Digests, block_at
+from .ranges import END, ByteRange, RangeSet
 from .representation import Representation
 from .storage import ContentFile
 from .terms import Stored
@@ -85,3 +86,49 @@ class Content:
         """Say whether ``[start, stop)``, as far as there are such bytes, is present."""
         stop = min(stop, self.length)
         return stop <= start or self.present.contains(start, stop)
+
+    def without(self, ranges: Iterable[ByteRange]) -> tuple[RangeSet, RangeSet]:
+        """Return what is durable, and what is present, outside of *ranges*."""
+        durable, present = self.durable.copy(), self.present.copy()
+        for start, stop in ranges:
+            durable.remove(start, stop)
+            present.remove(start, stop)
+        return durable, present
+
+    def undigested(self, fresh: RangeSet) -> list[ByteRange]:
+        """Return the whole blocks without a checksum that *fresh* bytes are in."""
+        length = self.length
+        touched = {
+            index
+            for start, stop in fresh
+            for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        }
+        if 0 < length < END:
+            # It may be whole only since the length is known, with no byte added.
+            touched.add((length - 1) // BLOCK_BYTES)
+        blocks = (block_at(index, length) for index in touched if index not in self.digests)
+        return [block for block in blocks if self.present.contains(*block)]
+
+    def with_durable(
+        self, fresh: RangeSet, digested: Iterable[ByteRange]
+    ) -> tuple[RangeSet, tuple[ByteRange, ...]]:
+        """Return what is durable once *fresh* is, and which runs of that are to be recorded.
+
+        Those are the runs that have grown, or in which blocks were newly *digested*.
+        """
+        durable = self.durable.copy()
+        for start, stop in fresh:
+            durable.add(start, stop)
+        blocks = list(digested)
+        grown = tuple(
+            run
+            for run in durable
+            if not self.durable.contains(*run)
+            or any(run.start <= block.start and block.stop <= run.stop for block in blocks)
+        )
+        return durable, grown
+
+    def checksums(self, runs: Iterable[ByteRange]) -> dict[int, bytes]:
+        """Return the checksums of each run's blocks, packed, by the run's start."""
+        blobs = {run.start: self.digests.pack(run, self.length) for run in runs}
+        return {start: blob for start, blob in blobs.items() if blob}

@@ -1,11 +1,11 @@
 """A live entry: where readers, downloaders, people and the conductor meet.
 
 Downloaders bring bytes, readers wait for them, people give orders, the conductor
-decides who fetches what; threads meet only here. It stands on four layers, each a
-module of its own: :mod:`cachefsm.stored` (row, file and machine, whose lock rules hold
-everywhere), :mod:`cachefsm.linked` (the link it comes by), :mod:`cachefsm.asking`
-(questions to the origin) and :mod:`cachefsm.filling` (bytes). What is left here is what
-readers and people do.
+decides who fetches what; threads meet only here. It stands on five layers, each a
+module of its own: :mod:`cachefsm.moving` (row and machine, whose lock rules hold
+everywhere), :mod:`cachefsm.stored` (the file), :mod:`cachefsm.linked` (the link it comes
+by), :mod:`cachefsm.asking` (questions to the origin) and :mod:`cachefsm.filling` (bytes).
+What is left here is what readers and people do.
 """
 
 from __future__ import annotations
@@ -263,11 +263,13 @@ class LiveEntry(FillingEntry):
             if all(demand.is_met(self._content) for demand in order):
                 return
             if state in (DownloadState.PAUSED, DownloadState.FAILED):
-                self._send("resume" if state is DownloadState.PAUSED else "retry", asked_by=PERSON)
+                event = "resume" if state is DownloadState.PAUSED else "retry"
+                self._send(event, asked_by=PERSON, demands=self._queued(*order))
+            else:
+                self._enqueue(*order)
             self._demands.drop(asked_by)
             for demand in order:
                 self._demands.add(demand)
-            self._enqueue(*order)
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -298,22 +300,18 @@ class LiveEntry(FillingEntry):
 
     def outdate(self, reason: str) -> None:
         """Invalidate the entry if there is anything to it."""
-        old = None
-        with self._lock:
+        with self._letting_go():
             if self._content.representation is not None:
-                old = self._invalidate(reason)
+                self._invalidate(reason)
                 self._demands.drop_left()
-        if old is not None:
-            old.discard()
         self._around.on_change(self)
 
     def evict(self) -> bool:
         """Invalidate the entry if nobody uses it; return whether it was so."""
-        with self._lock:
+        with self._letting_go():
             if self.is_busy or not self._content.present:
                 return False
-            old = self._invalidate("evicted")
-        old.discard()
+            self._invalidate("evicted")
         return True
 
     def restore(self, queued: QueueRecord) -> None:
@@ -363,10 +361,9 @@ class LiveEntry(FillingEntry):
     def _go_on(self, event: str) -> None:
         # Takes the lock itself: the common part of two orders.
         with self._lock:
-            self._send(event, asked_by=PERSON)
-            self._attempts.reset()
             order = Demand(PERSON, Priority.PERSON)
+            self._send(event, asked_by=PERSON, demands=self._queued(order))
+            self._attempts.reset()
             self._demands.drop(PERSON)
             self._demands.add(order)
-            self._enqueue(order)
         self._around.on_change(self)

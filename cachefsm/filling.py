@@ -29,7 +29,6 @@ from .retries import Verdict, judge
 from .scheduler import Ask, EntryView, Open, Priority, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
-from .storage import ContentFile
 from .surroundings import Surroundings
 
 __all__ = ["FillingEntry"]
@@ -118,8 +117,7 @@ class FillingEntry(AskingEntry):
             StorageError: the move could not be written; nothing has changed.
         """
         self.check_file()
-        old: ContentFile | None = None
-        with self._lock:
+        with self._letting_go():
             now_s = self._around.ticks()
             if self._closed is not None or now_s < self._attempts.not_before_s or self._is_held():
                 return None
@@ -140,23 +138,14 @@ class FillingEntry(AskingEntry):
             if not self._content.joinable and not self._claims:
                 # What is stored, or what readers were told, can't be joined with what
                 # a new answer brings: begin again.
-                old = self._invalidate("the origin's answers cannot be joined")
+                self._invalidate("the origin's answers cannot be joined")
                 wish = replace(wish, start=0, stop=END)
-            state = self._lifecycle.state
-            if state is DownloadState.NOT_STARTED:
-                self._send("initialize")
-            elif state is DownloadState.PAUSED:
-                self._send("resume")
-            elif state not in ACTIVE:
+            if not self._go_active():
                 return None
             claim = self._claims.grant(self._content, wish, now_s)
             if claim is not None:
                 claim.inquiry = inquiry
                 self._send_along(claim)
-            if state not in ACTIVE and READER in self._demands.askers:
-                self._enqueue(Demand(READER, Priority.FILL))
-        if old is not None:
-            old.discard()
         return claim
 
     def refuse(self, error: CacheError) -> None:
@@ -190,7 +179,9 @@ class FillingEntry(AskingEntry):
                 self._claims.next_look_s(now_s),
             ]
             not_before_s = self._attempts.not_before_s
-            if (self._demands or self._inquiry) and not_before_s > now_s:
+            # Or nobody is left, and only the move to rest was refused.
+            wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
+            if wanted and not_before_s > now_s:
                 moments.append(not_before_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
@@ -204,20 +195,16 @@ class FillingEntry(AskingEntry):
         Raises:
             RepresentationChanged: its bytes cannot be joined with the stored ones.
         """
-        replaced: ContentFile | None = None
-        with self._lock:
+        with self._letting_go():
             if claim.cancelled:
                 return False
             if claim.asks and claim.inquiry is not None:
-                replaced = self._replace(claim, claim.inquiry, answer)
-                if replaced is None:
+                if not self._replace(claim, claim.inquiry, answer):
                     return False
             elif _falls_short(claim, answer):
                 self._ask_on(claim)
                 return False
             self._take_note(claim, answer)
-        if replaced is not None:
-            replaced.discard()
         self._around.on_change(self)
         return True
 
@@ -247,8 +234,7 @@ class FillingEntry(AskingEntry):
 
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
         """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
-        old: ContentFile | None = None
-        with self._lock:
+        with self._letting_go():
             counts = not claim.cancelled and self._closed is None
             if claim.inquiry is not None and isinstance(error, OriginStatus):
                 claim.inquiry.cookies = error.cookies
@@ -257,14 +243,14 @@ class FillingEntry(AskingEntry):
             self._claims.end(claim)
             if counts and self._expires(error, claim.url):
                 pass  # a fresh link is asked for; until then there are no connections
-            elif counts and claim.asks:
-                old = self._question_over(claim, error)
             elif counts:
                 try:
-                    if one_too_many and (self._claims.at_work or self._attempts.excuse()):
+                    if claim.asks:
+                        self._question_over(claim, error)
+                    elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
                         _log.info("%s: goes on with fewer connections", self.shown_url)
                     elif error is not None:
-                        old = self._after_error(claim, error)
+                        self._after_error(claim, error)
                     elif at_end and claim.content.complete_length is None:
                         self._length_is(claim.content, claim.position)
                 except StorageError as refusal:
@@ -273,12 +259,20 @@ class FillingEntry(AskingEntry):
             self._ask_again(claim)
             urgent = self._content.is_here
             self._waiters.wake_all()
-        if old is not None:
-            old.discard()
         self._around.on_dirty(self, urgent)
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _go_active(self) -> bool:
+        """Move to where a download may run; return whether there is such a way."""
+        state, fill = self._lifecycle.state, Demand(READER, Priority.FILL)
+        queued = self._queued(fill) if READER in self._demands.askers else ()
+        if state is DownloadState.NOT_STARTED:
+            self._send("initialize", demands=queued)
+        elif state is DownloadState.PAUSED:
+            self._send("resume", demands=queued)
+        return state in (DownloadState.NOT_STARTED, DownloadState.PAUSED, *ACTIVE)
 
     def _ask_on(self, claim: Claim) -> None:
         """Ask once more, for all that is to be read: there will be no second answer to join."""
@@ -304,8 +298,8 @@ class FillingEntry(AskingEntry):
             self._resolve(inquiry)
         self._waiters.wake()
 
-    def _after_error(self, claim: Claim, error: Exception) -> ContentFile | None:
-        """Do what an attempt's error calls for; return a file to discard, if any."""
+    def _after_error(self, claim: Claim, error: Exception) -> None:
+        """Do what an attempt's error calls for."""
         content = claim.content
         verdict = judge(error, content, claim.position)
         if claim.inquiry is not None and _is_an_answer(error):
@@ -331,11 +325,10 @@ class FillingEntry(AskingEntry):
         elif verdict is Verdict.ASK_FROM_FRONT:
             content.asked_past_end = True
         elif verdict is Verdict.INVALIDATE:
-            return self._invalidate("changed at the origin")
+            self._invalidate("changed at the origin")
         else:
             cause = error if isinstance(error, CacheError) else unexpected(error)
             self._fail(cause, rest_s=self._policy.retries.rest_s(cause))
-        return None
 
     def _replace_stalled(self, now_s: float) -> None:
         """Break off streams that bring nothing, or next to nothing, for too long."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from .cachefile import CacheFile
 from .entry import LiveEntry
@@ -13,13 +13,12 @@ from .errors import UsageError
 from .lifecycle import PERSON
 from .parts import wanted_parts
 from .ranges import END, ByteRange
+from .readers import Readers
+from .registry import Registry
 from .scheduler import Priority
 from .states import DownloadState
 from .units import parse_duration
 from .verify import Verification, verify
-
-if TYPE_CHECKING:
-    from .cache import Cache
 
 __all__ = ["Entry", "parse_priority"]
 
@@ -48,13 +47,15 @@ class Entry:
 
     Thread-safe. Offsets and sizes are bytes, half-open; timeouts are seconds,
     None for no limit. Every method raises EntryNotFound once the entry has been
-    removed, and CacheClosed once the cache is closed.
+    removed, or forgotten because it held no byte and nobody asked for it for a week (see
+    :mod:`cachefsm.upkeep`), and CacheClosed once the cache is closed.
     """
 
-    __slots__ = ("_cache", "id", "url")
+    __slots__ = ("_readers", "_registry", "id", "url")
 
-    def __init__(self, cache: Cache, entry_id: int, url: str) -> None:
-        self._cache = cache
+    def __init__(self, registry: Registry, readers: Readers, entry_id: int, url: str) -> None:
+        self._registry = registry
+        self._readers = readers
         self.id: Final = entry_id
         self.url: Final = url
         """The URL as it may be shown: without credentials and query."""
@@ -146,7 +147,7 @@ class Entry:
         Raises:
             CacheError: from reads, why the bytes will not come.
         """
-        return io.BufferedReader(CacheFile(self._cache.readers(self.id)), 256 << 10)
+        return io.BufferedReader(CacheFile(self._readers.opener(self.id)), 256 << 10)
 
     # -- orders ----------------------------------------------------------------
 
@@ -231,9 +232,9 @@ class Entry:
 
     def remove(self) -> None:
         """Forget the entry and delete its bytes; readers are cut off."""
-        self._cache.registry.remove(self.id)
+        self._registry.remove(self.id)
 
     @contextmanager
     def _leased(self) -> Iterator[LiveEntry]:
-        with self._cache.registry.lease(self.id) as entry:
+        with self._registry.lease(self.id) as entry:
             yield entry

@@ -23,7 +23,8 @@ python-statemachine queues a ``send`` made during another thread's ``send``, so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,14 +32,11 @@ from statemachine import State, StateMachine
 from statemachine.exceptions import TransitionNotAllowed
 
 from .errors import IllegalMove, StorageError
-from .models import EntryRecord, StaleRow, Store
+from .models import EntryRecord, QueueRecord, StaleRow, Store
 from .ranges import ByteRange
-from .states import ACTIVE, DownloadState
+from .states import ACTIVE, PERSON, DownloadState
 
 __all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move", "is_resting"]
-
-PERSON = "person"
-"""Who asked, when a human did; also the reason of a pause that only a human ends."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,9 @@ class Move:
     """The facts that go with an event, and what the row learns from them.
 
     ``columns`` are written with the new state; ``chunks`` are byte ranges that
-    have become durable since the last save, with their ``checksums`` by start. The
-    rest is for the guards.
+    have become durable since the last save, with their ``checksums`` by start.
+    ``demands`` take the place of what their asker had in the queue; ``ends_demands``
+    takes everybody's out of it. The rest is for the guards.
     """
 
     reason: str | None = None
@@ -58,6 +57,8 @@ class Move:
     columns: dict[str, Any] = field(default_factory=dict)
     chunks: tuple[ByteRange, ...] = ()
     checksums: Mapping[int, bytes] = field(default_factory=dict)
+    demands: tuple[QueueRecord, ...] = ()
+    ends_demands: bool = False
 
 
 class DownloadLifecycle(StateMachine):
@@ -126,6 +127,10 @@ class DownloadLifecycle(StateMachine):
             chunks=move.chunks,
             checksums=move.checksums,
         )
+        if move.demands:
+            subject.store.enqueue(*move.demands)
+        if move.ends_demands:
+            subject.store.dequeue(subject.record.id)
 
     @property
     def _record(self) -> EntryRecord:
@@ -188,15 +193,11 @@ class Lifecycle:
         machine = self._machine or self._build()
         subject: _Subject = machine.model
         try:
-            with self._store.transaction():
+            with self._reloading(), self._store.transaction():
                 machine.send(event, move=move)
         except TransitionNotAllowed as error:
             self._rest()
             raise IllegalMove(event, self.record.state) from error
-        except StaleRow:
-            self._machine = None
-            self.reload()
-            raise
         except BaseException:
             self._machine = None
             raise
@@ -214,8 +215,48 @@ class Lifecycle:
         self.record = self._store.entry(self.record.id)
         return self.record
 
-    def refresh(self, record: EntryRecord) -> None:
-        """Adopt a newer snapshot of the same row in the same state."""
+    def update(self, columns: Mapping[str, Any]) -> None:
+        """Write *columns*, which are no part of the lifecycle.
+
+        Raises:
+            StorageError: the database refused; nothing has changed, as for :meth:`send`.
+        """
+        with self._reloading():
+            self._adopt(self._store.update(self.record, **columns))
+
+    def save_chunks(
+        self,
+        chunks: tuple[ByteRange, ...],
+        *,
+        bytes_present: int,
+        now_s: float,
+        checksums: Mapping[int, bytes],
+    ) -> None:
+        """Record ranges that have become durable; see :meth:`Store.save_chunks`.
+
+        Raises:
+            StorageError: the database refused; nothing has changed, as for :meth:`send`.
+        """
+        with self._reloading():
+            record = self._store.save_chunks(
+                self.record,
+                chunks,
+                bytes_present=bytes_present,
+                now_s=now_s,
+                checksums=checksums,
+            )
+            self._adopt(record)
+
+    @contextmanager
+    def _reloading(self) -> Iterator[None]:
+        """Take the row as it is, if it turns out that somebody else has changed it."""
+        try:
+            yield
+        except StaleRow:
+            self.reload()
+            raise
+
+    def _adopt(self, record: EntryRecord) -> None:
         self.record = record
         if self._machine is not None:
             subject: _Subject = self._machine.model

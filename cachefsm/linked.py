@@ -8,10 +8,10 @@ Everything here knows of one link at a time, so that a renewal is never made twi
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Any, Final
 
 from .content import Content
-from .errors import CacheError, OriginStatus
+from .errors import CacheError, OriginStatus, StorageError
 from .models import EntryRecord
 from .ranges import ByteRange
 from .representation import Representation
@@ -70,9 +70,13 @@ class LinkedEntry(StoredEntry):
             if url == self.url:
                 return
             self._move(url)
-            self._write(url=str(url))
+            columns: dict[str, Any] = {"url": str(url)}
             if self._lifecycle.state is DownloadState.FAILED:
-                self._write(retry_at=self._around.clock())  # it was the old link that failed
+                columns["retry_at"] = self._around.clock()  # it was the old link that failed
+            try:
+                self._write(**columns)
+            except StorageError as error:  # after a restart it is named anew
+                self._around.trouble.note(error)
         self._around.on_change(self)
 
     def renewed(self, url: OriginUrl) -> None:
@@ -103,10 +107,11 @@ class LinkedEntry(StoredEntry):
         with self._lock:
             if not self._unproven:
                 return
-            self._unproven = False
             self._write(url=str(self.url))
             if told is not None and content is self._content:
                 self._learn(content, told, asked_at_s=self._around.clock())
+            # Only now: had the database refused, it would have to prove itself again.
+            self._unproven = False
 
     # -- with the lock held ----------------------------------------------------
 

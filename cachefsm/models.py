@@ -7,7 +7,7 @@ transaction, or a part of the caller's where it stands inside
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,8 +18,9 @@ from peewee import SQL, Model
 from .database import Database
 from .errors import EntryNotFound, StorageError
 from .ranges import ByteRange
-from .states import ACTIVE
+from .states import ACTIVE, PERSON, DownloadState
 from .tables import (
+    BLANK_ENTRY,
     ENTRY_COLUMNS,
     ORIGIN_COLUMNS,
     QUEUE_COLUMNS,
@@ -107,7 +108,7 @@ class Store(Database):
         return self._entries(CacheEntry.state.in_([state.value for state in ACTIVE]))
 
     def create(self, *, key: str, url: str, content_file: str, now_s: float) -> EntryRecord:
-        """Return the row with that key, made now if it wasn't there."""
+        """Return the row with that key, made now if it wasn't there; it counts as used now."""
         with self.transaction():
             CacheEntry.insert(
                 key=key,
@@ -116,7 +117,9 @@ class Store(Database):
                 state_since=now_s,
                 created_at=now_s,
                 last_accessed_at=now_s,
-            ).on_conflict_ignore().execute(self._database)
+            ).on_conflict(
+                conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
+            ).execute(self._database)
             return self._one(CacheEntry.key == key, "an entry vanished while it was made")
 
     def delete(self, entry_id: int) -> None:
@@ -179,6 +182,54 @@ class Store(Database):
                 (state, bool(pinned), int(number), int(total))
                 for state, pinned, number, total in query.execute(self._database)
             ]
+
+    def crowded_out_s(self, most: int) -> float | None:
+        """Return when the last but *most* of the entries without a byte was last used.
+
+        None if there are not so many.
+        """
+        query = (
+            CacheEntry.select(CacheEntry.last_accessed_at)
+            .where(SQL(BLANK_ENTRY))
+            .order_by(CacheEntry.last_accessed_at.desc())
+            .offset(most)
+            .limit(1)
+            .tuples()
+        )
+        with self.reading():
+            rows = list(query.execute(self._database))
+        return rows[0][0] if rows else None
+
+    def forget_blank(self, before_s: float, most: int, spare: Container[int]) -> list[str]:
+        """Delete up to *most* entries without a byte that nobody has used since *before_s*.
+
+        Not those in *spare*, nor what is pinned, under way, wanted by somebody, or held by
+        a person. Returns their content files.
+        """
+        queue = CacheDownloadQueue
+        wanted = queue.select(SQL("1")).where(queue.entry == CacheEntry.id)
+        held = (CacheEntry.state == DownloadState.PAUSED.value) & (
+            peewee.fn.COALESCE(CacheEntry.state_reason, "") == PERSON
+        )
+        query = (
+            CacheEntry.select(CacheEntry.id, CacheEntry.content_file)
+            .where(
+                SQL(BLANK_ENTRY),
+                CacheEntry.last_accessed_at <= before_s,
+                CacheEntry.pinned == False,  # noqa: E712
+                CacheEntry.state.not_in([state.value for state in ACTIVE]),
+                ~held,
+                ~peewee.fn.EXISTS(wanted),
+            )
+            .order_by(CacheEntry.last_accessed_at)
+            .limit(most)
+            .tuples()
+        )
+        with self.transaction():
+            rows = [row for row in query.execute(self._database) if row[0] not in spare]
+            ids = [entry_id for entry_id, _ in rows]
+            CacheEntry.delete().where(CacheEntry.id.in_(ids)).execute(self._database)
+        return [name for _, name in rows]
 
     def content_files(self) -> set[str]:
         """Return the relative paths of the content files that entries own."""

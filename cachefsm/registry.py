@@ -27,6 +27,10 @@ __all__ = ["Registry"]
 IDLE_ENTRIES: Final = 64
 """Idle entries kept in memory, each with at most one open file."""
 
+TOUCHED_S: Final = 1800.0
+"""An entry without a byte that was not used for so long is used when its URL is asked for:
+it is not forgotten before whoever found it has a lease."""
+
 
 class Registry:
     """The live entries of one cache; thread-safe."""
@@ -56,12 +60,16 @@ class Registry:
         its last lease, because the database takes no row.
         """
         self._check_open()
+        now_s, record = self._clock(), None
         try:
-            record = self._store.find(key) or self._store.create(
-                key=key, url=str(url), content_file=content_name(key), now_s=self._clock()
-            )
+            record = self._store.find(key)
+            if record is None or _is_blank_since(record, now_s - TOUCHED_S):
+                record = self._store.create(
+                    key=key, url=str(url), content_file=content_name(key), now_s=now_s
+                )
         except StorageError as error:
-            return self._register_unstored(url, key, error)
+            if record is None:
+                return self._register_unstored(url, key, error)
         return record.id
 
     def _register_unstored(self, url: OriginUrl, key: str, refusal: StorageError) -> int:
@@ -146,6 +154,16 @@ class Registry:
                 evicted += 1
         return freed
 
+    def forget(self, before_s: float, most: int) -> list[str]:
+        """Forget up to *most* entries without a byte that nobody has used since *before_s*.
+
+        Nor is one that somebody has found by its URL within TOUCHED_S. Returns their
+        content files, which may be there.
+        """
+        with self._lock:  # so that nobody takes a lease meanwhile
+            self._check_open()
+            return self._store.forget_blank(before_s, most, spare=self._live)
+
     def stop_endless(self, max_bytes: int) -> None:
         """Store no more of what has no known end and takes more than *max_bytes* by itself."""
         for entry in self.live():
@@ -189,3 +207,7 @@ class Registry:
     def _check_open(self) -> None:
         if self._closed is not None:
             raise self._closed.again()
+
+
+def _is_blank_since(record: EntryRecord, used_s: float) -> bool:
+    return record.bytes_present == 0 and record.last_accessed_at < used_s

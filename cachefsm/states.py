@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["ACTIVE", "DownloadState"]
+__all__ = ["ACTIVE", "PERSON", "DownloadState"]
+
+PERSON = "person"
+"""Who asked, when a human did; also the reason of a pause that only a human ends."""
 
 
 class DownloadState(str, Enum):

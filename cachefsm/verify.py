@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from .conductor import Loop
 from .content import Content
 from .entry import LiveEntry
 from .errors import CacheClosed, CacheError, EntryNotFound, StorageError
 from .integrity import BLOCK_BYTES
+from .loop import Loop
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
 from .registry import Registry

@@ -25,7 +25,7 @@ LAYERS: Final = """
     tables picture buckets meters
     database draft parallel throttle explain
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
-    metrics spread parts
+    metrics spread parts loop workers
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
@@ -33,11 +33,12 @@ LAYERS: Final = """
     getting
     pacing
     arguments
-    content records server output progress forwarding negative
+    content records server output progress forwarding negative flusher
     origin origins demands retries signposts
     claims
     surroundings
-    stored downloader straight
+    moving downloader straight
+    stored
     linked
     renewal
     facts events
@@ -45,9 +46,9 @@ LAYERS: Final = """
     filling
     entry eventstream
     registry reader conductor unstored
-    verify cachefile
-    handle
-    doubts
+    verify cachefile catalogue overview readers restart policies playlist_items
+    handle doubts upkeep
+    engine
     cache
     control serving relay fsspec_filesystem
     proxy
@@ -59,10 +60,9 @@ LAYERS: Final = """
 """
 
 # What looks the other way does so when it is called: the front door, which names what
-# embedders use, Cache.serve, a convenience, and what a handle is one on.
+# embedders use, and Cache.serve, a convenience that they expect on it.
 UPWARDS: Final = {
     ("cache", "proxy"),
-    ("handle", "cache"),
     *(("__init__", name) for name in LAYERS.split()),
 }
 
@@ -90,7 +90,19 @@ SERVING: Final = {
     "server",
     "wire",
 }
-CACHING: Final = {"cache", "registry", "entry", "stored", "reader", "downloader", "origin"}
+CACHING: Final = {
+    "cache",
+    "engine",
+    "catalogue",
+    "upkeep",
+    "registry",
+    "entry",
+    "moving",
+    "stored",
+    "reader",
+    "downloader",
+    "origin",
+}
 
 IO: Final = {
     "fcntl",

@@ -28,12 +28,13 @@ from hypothesis.stateful import (
 
 from cachefsm.errors import EntryNotFound, IllegalMove, StorageError
 from cachefsm.lifecycle import PERSON, DownloadLifecycle, Lifecycle, Move
-from cachefsm.models import StaleRow, Store
+from cachefsm.models import QueueRecord, StaleRow, Store
 from cachefsm.ranges import ByteRange, RangeSet
 from cachefsm.states import ACTIVE, DownloadState
 from tests.support.caches import WAIT_S
 from tests.support.databases import (
     FAULTS,
+    aborting,
     add_entry,
     execute,
     open_store,
@@ -225,10 +226,45 @@ def test_a_failure_and_its_retry_keep_the_stored_bytes(
     assert stored_chunks(path, lifecycle.record.id) == [(0, 10)]
 
 
-def test_the_machine_sees_a_refreshed_row(store: Store) -> None:
+def test_a_move_keeps_what_was_written_in_between(store: Store) -> None:
     lifecycle = entry_in(store, "downloading")
-    lifecycle.refresh(store.update(lifecycle.record, pinned=True))
+    lifecycle.update({"pinned": True})
     assert lifecycle.send("pause", Move()).pinned
+
+
+def test_what_somebody_else_moved_is_seen_when_it_is_written(store: Store, path: Path) -> None:
+    lifecycle = entry_in(store, "paused")
+    execute(path, "UPDATE cache_entries SET generation = generation + 1, state = 'not_started'")
+    with pytest.raises(StaleRow):
+        lifecycle.update({"pinned": True})
+    assert lifecycle.state == "not_started"
+
+
+def test_a_move_takes_demands_in_and_out_of_the_queue(store: Store, path: Path) -> None:
+    lifecycle = entry_in(store, "paused")
+    order = QueueRecord(lifecycle.record.id, PERSON, 0, 0, None, 0, None, None, 1.0)
+    lifecycle.send("resume", Move(asked_by=PERSON, demands=(order,)))
+    assert store.queue() == [order]
+    lifecycle.send("cancel", Move(ends_demands=True))
+    assert store.queue() == []
+
+
+@pytest.mark.parametrize(
+    ("when", "move"),
+    [("INSERT", "resume"), ("DELETE", "cancel")],
+)
+def test_a_queue_that_refuses_is_a_move_that_did_not_happen(
+    store: Store, path: Path, when: str, move: str
+) -> None:
+    lifecycle = entry_in(store, "paused")
+    order = QueueRecord(lifecycle.record.id, "prefetch", 0, 0, None, 0, None, None, 1.0)
+    store.enqueue(order)
+    before = lifecycle.record
+    facts = {"resume": Move(demands=(replace(order, asked_by=PERSON),))}
+    with aborting(path, f"BEFORE {when} ON cache_download_queue"), pytest.raises(StorageError):
+        lifecycle.send(move, facts.get(move, Move(ends_demands=True)))
+    assert lifecycle.record == before == stored_entry(path, before.id)
+    assert store.queue() == [order]
 
 
 # -- guards -------------------------------------------------------------------
@@ -692,10 +728,9 @@ class LifecycleMachine(RuleBasedStateMachine):
     def save_progress(self, span: tuple[int, int]) -> None:
         chunks = self.grown(span)
         self.bytes.update(range(*span))
-        record = self.store.save_chunks(
-            self.lifecycle.record, chunks, bytes_present=len(self.bytes), now_s=0.0
+        self.lifecycle.save_chunks(
+            tuple(chunks), bytes_present=len(self.bytes), now_s=0.0, checksums={}
         )
-        self.lifecycle.refresh(record)
         self.model = replace(self.model, bytes_present=len(self.bytes))
 
     @precondition(lambda self: self.model.state != "not_started")

@@ -126,7 +126,7 @@ def _ids(found: list[dict[str, Any]]) -> list[int]:
 def test_a_list_is_read_page_by_page(
     open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cachefsm.cache.PAGE_ENTRIES", 2)
+    monkeypatch.setattr("cachefsm.overview.PAGE_ENTRIES", 2)
     cache = open_cache(start=False)
     for number in range(5):
         cache.entry(f"http://example.test/{number}")

@@ -269,10 +269,12 @@ def test_a_new_entry_is_not_started_and_holds_nothing(store: Store, path: Path) 
     assert film == store.entry(film.id) == store.find("film") == stored_entry(path, film.id)
 
 
-def test_creating_an_entry_again_finds_the_first(store: Store, film: EntryRecord) -> None:
+def test_creating_an_entry_again_finds_the_first_and_uses_it(
+    store: Store, film: EntryRecord
+) -> None:
     again = store.create(key=film.key, url="http://else.test/", content_file="other", now_s=8.0)
-    assert again == film
-    assert store.entries() == [film]
+    assert again == replace(film, last_accessed_at=8.0)
+    assert store.entries() == [again]
 
 
 def test_who_is_not_there_is_not_found(store: Store, film: EntryRecord) -> None:
@@ -627,6 +629,33 @@ def test_a_database_of_the_first_version_is_given_a_place_for_origins(path: Path
     store.close()
 
 
+def test_a_database_of_the_second_version_is_given_the_index_of_blank_entries(path: Path) -> None:
+    open_store(path).close()
+    execute(path, "UPDATE cache_schema SET version = 2", "DROP INDEX cacheentry_blank")
+    store = open_store(path)
+    assert execute(path, "SELECT version FROM cache_schema") == [(SCHEMA_VERSION,)]
+    store.check()
+    store.close()
+
+
+# -- what holds no byte -------------------------------------------------------
+
+
+def test_the_last_but_so_many_is_the_one_that_is_crowded_out(store: Store) -> None:
+    for number in range(4):
+        add_entry(store, f"{number}", now_s=float(number))
+    save(store, add_entry(store, "held", now_s=9.0), (0, 10), bytes_present=10)
+    assert store.crowded_out_s(3) == 0.0
+    assert store.crowded_out_s(4) is None
+
+
+def test_no_more_are_forgotten_than_wanted_and_none_that_is_spared(store: Store) -> None:
+    ids = [add_entry(store, f"{number}", now_s=float(number)).id for number in range(5)]
+    assert store.forget_blank(3.0, 2, spare={ids[0]}) == ["1/1"]
+    assert store.forget_blank(3.0, 9, spare=()) == ["0/0", "2/2", "3/3"]
+    assert [entry.id for entry in store.entries()] == ids[4:]
+
+
 # -- indexes ------------------------------------------------------------------
 
 
@@ -646,6 +675,8 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "total_bytes": lambda store, film: store.total_bytes(),
     "count_by_state": lambda store, film: store.count_by_state(),
     "content_files": lambda store, film: store.content_files(),
+    "crowded_out_s": lambda store, film: store.crowded_out_s(0),
+    "forget_blank": lambda store, film: store.forget_blank(5.0, 10, ()),
     "least_recently_used": lambda store, film: list(store.least_recently_used()),
     "chunks": lambda store, film: store.chunks(film.id),
     "checksums": lambda store, film: store.checksums(film.id),
@@ -685,13 +716,15 @@ def test_every_query_goes_by_an_index(
         assert step in READS_ALL.get(method, ()) or goes_by_an_index(step)
 
 
-# What is asked of every row reads every row, in the order wanted: at start-up or by a person.
+# What is asked of every row reads every row, in the order wanted: at start-up, by a person,
+# or as far as it counts.
 READS_ALL = {
     "entries": ["SCAN t1"],
     "queue": ["SCAN t1 USING INDEX cachedownloadqueue_priority_created_at"],
     "furthest_bytes": ["SCAN t2 USING INDEX cachechunk_entry_id_start"],
     "raw_rows": ["SCAN t1"],
     "origins": ["SCAN t1 USING INDEX cacheorigin_updated_at"],
+    "crowded_out_s": ["SCAN t1 USING INDEX cacheentry_blank"],
     "unsynced": ["SCAN t1"],
     "note_unsynced": ["SCAN cache_unsynced"],
     "written_since": ["SCAN t1 USING INDEX cachechunk_entry_id_start"],

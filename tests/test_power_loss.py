@@ -81,7 +81,7 @@ def _record(
         # No option of a cache, as nobody else has a use for it.
         patch.setattr("cachefsm.salvage.Store", recorder.store_class())
         surroundings = partial(Surroundings, make_file=partial(make_file, recorder))
-        patch.setattr("cachefsm.cache.Surroundings", surroundings)
+        patch.setattr("cachefsm.engine.Surroundings", surroundings)
         cache = Cache(directory, retries=HASTY, speed=UNHURRIED)
     with cache:
         live(cache)

@@ -273,7 +273,7 @@ def test_a_wrong_byte_in_a_file_is_found(origin: Origin, left: Path) -> None:
 
 
 def test_an_error_in_the_log_is_found(origin: Origin, left: Path) -> None:
-    log = "2026-11-22 19:43:21,479 ERROR cachefsm.conductor a round failed\n"
+    log = "2026-11-22 19:43:21,479 ERROR cachefsm.loop a round failed\n"
     assert "a round failed" in _findings(origin, left, log)
 
 
