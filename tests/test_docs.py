@@ -171,6 +171,13 @@ def test_every_numbered_line_has_tests_that_exist(page: str) -> None:
                 assert f"def {test}(" in source, f"{number}: {test}"
 
 
+def test_the_design_names_modules_that_exist() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)`", text)) - {"code", "hypothesis", "sendfile"}
+    modules = {path.stem for path in (ROOT / "cachefsm").glob("*.py")}
+    assert named - modules == {"on_transition"}
+
+
 def test_links_lead_somewhere() -> None:
     targets = re.findall(r"\]\(([^)#]+)", TEXT)
     assert targets
