@@ -361,8 +361,11 @@ class FillingEntry(AskingEntry):
         self._learn(content, replace(known, complete_length=length))
 
     def _expire_demands(self, now_s: float) -> bool:
-        before = self._demands.askers
-        lapsed = self._demands.expire(now_s, self._content)
+        before, dropped = self._demands.askers, False
+        most_bytes, length = self._policy.max_bytes, self._content.complete_length
+        if most_bytes is not None and length is not None:
+            dropped = self._demands.drop_larger(length, most_bytes)
+        lapsed = self._demands.expire(now_s, self._content) or dropped
         for asker in before - self._demands.askers:
             self._around.store.dequeue(self.id, asker)
         return lapsed
