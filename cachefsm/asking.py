@@ -271,7 +271,10 @@ class AskingEntry(LinkedEntry):
 
     def _linger(self, inquiry: Inquiry) -> None:
         """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
-        demand = self._demands.add_reader(inquiry.start, inquiry.stop, Priority.READ_AHEAD)
+        stop, most_bytes = inquiry.stop, self._policy.max_bytes
+        if most_bytes is not None and most_bytes < self._content.length < END:
+            stop = min(stop, inquiry.start + self._policy.limits.near_bytes)  # not all of it
+        demand = self._demands.add_reader(inquiry.start, stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)

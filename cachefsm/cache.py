@@ -133,6 +133,7 @@ class Cache:
             speed=speed,
             limits=limits,
             abandoned=abandoned,
+            max_size=self.max_size,
         )
         self._throttle = Throttle(
             rate_limits(RateLimits(), limit_rate, limit_rate_per_host, limit_background_rate)
@@ -160,7 +161,6 @@ class Cache:
                     clock,
                 ),
                 policy,
-                max_bytes=self.max_size,
                 scrub_rate=scrub_rate_bytes_s,
                 resolver=resolver,
             )

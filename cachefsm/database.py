@@ -155,10 +155,14 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Hold the connection for queries, which wait for no writer of another program."""
-        with self._lock, _translated():
-            if self._database.is_closed():
-                raise StorageError("the database is closed")
-            yield
+        with self._lock:
+            if self._depth:
+                yield  # the transaction that this stands in tells what goes wrong
+                return
+            with _translated():
+                if self._database.is_closed():
+                    raise StorageError("the database is closed")
+                yield
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -182,6 +186,16 @@ class Database:
                 raise
             finally:
                 self._depth -= 1
+
+    def _rows(self, query: Any) -> list[tuple[Any, ...]]:
+        """Return what *query* finds."""
+        with self.reading():
+            return list(query.tuples().execute(self._database))
+
+    def _do(self, statement: Any) -> int:
+        """Execute *statement*; return how many rows it touched, of an INSERT the last one's id."""
+        with self.transaction():
+            return int(statement.execute(self._database) or 0)
 
     def _wait_for_others(self, timeout_s: float) -> None:
         # One has waited in vain: until another program lets go, nobody else need.

@@ -19,7 +19,7 @@ from .models import QueueRecord
 from .ranges import END
 from .scheduler import Priority, Want
 
-__all__ = ["DEADLINE", "IDLE", "READER", "Demand", "Demands", "Fill"]
+__all__ = ["DEADLINE", "IDLE", "READER", "TOO_LARGE", "Demand", "Demands", "Fill"]
 
 READER = "reader"
 
@@ -28,8 +28,9 @@ PACE_HALF_LIFE_S: Final = 10.0
 
 IDLE = "idle"
 DEADLINE = "deadline"
+TOO_LARGE = "too large"
 """Why an entry that nobody wants any more comes to rest: its readers have left and what
-was ordered is there, or an order was not met in time."""
+was ordered is there, an order was not met in time, or the cache may not hold so much."""
 
 
 class Fill(str, Enum):
@@ -123,7 +124,7 @@ class Demands:
         self._others: list[Demand] = []
         self._rest: Demand | None = None
         self.ended = IDLE
-        """Why nobody wants anything, when nobody does: IDLE or DEADLINE."""
+        """Why nobody wants anything, when nobody does: IDLE, DEADLINE or TOO_LARGE."""
 
     def __bool__(self) -> bool:
         return bool(self._readers or self._others or self._rest)
@@ -241,6 +242,24 @@ class Demands:
         if lapsed:
             self.ended = DEADLINE
         return lapsed
+
+    def drop_larger(self, length: int, most_bytes: int) -> bool:
+        """Forget what would be fetched ahead of anybody's need, of more than *most_bytes*.
+
+        That is the rest of a file of *length* behind its readers, and what prefetches
+        want of it; a person's order stands. Returns whether there was an order.
+        """
+        if length > most_bytes:
+            self._rest = None
+        ahead = [
+            d
+            for d in self._others
+            if d.priority is Priority.PREFETCH and min(d.stop, length) - d.start > most_bytes
+        ]
+        if ahead:
+            self._others = [d for d in self._others if d not in ahead]
+            self.ended = TOO_LARGE
+        return bool(ahead)
 
     def next_due_s(self, now_s: float, patience_s: float) -> float | None:
         """Return when the next demand expires or becomes impatient, or None."""

@@ -103,6 +103,7 @@ _REASONS: Final = {
     "person": "by a person",
     "idle": "nobody is reading",
     "deadline": "an order was not met in time",
+    "too large": "the cache may not hold so much",
     "shutdown": "the cache was closed",
     "recovered": "the cache was not closed properly",
 }

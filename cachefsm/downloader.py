@@ -10,9 +10,8 @@ from typing import Protocol
 from .acceptance import Answer
 from .claims import Claim
 from .errors import CacheError
-from .origin import Fetch, Sent
+from .origin import Fetch, Fetches, Sent
 from .ranges import END, ByteRange
-from .representation import Representation
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -32,22 +31,10 @@ class _Entry(Protocol):
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None: ...
 
 
-class _Origin(Protocol):
-    def fetch(
-        self,
-        url: OriginUrl,
-        asked: ByteRange | None,
-        *,
-        held: Representation | None,
-        canceller: Canceller,
-        sent: Sent,
-    ) -> Fetch: ...
-
-
 class Downloader:
     """Fills *claim* of *entry* from *origin*; :meth:`run` is the thread's body."""
 
-    def __init__(self, entry: _Entry, claim: Claim, origin: _Origin) -> None:
+    def __init__(self, entry: _Entry, claim: Claim, origin: Fetches) -> None:
         self._entry = entry
         self._claim = claim
         self._origin = origin

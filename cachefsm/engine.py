@@ -70,7 +70,6 @@ class Engine:
         parts: Parts,
         policy: EntryPolicy,
         *,
-        max_bytes: int | None,
         scrub_rate: int,
         resolver: Resolver | None,
     ) -> None:
@@ -102,7 +101,7 @@ class Engine:
             store,
             self.registry,
             parts.content,
-            max_bytes=max_bytes,
+            max_bytes=policy.max_bytes,
             origins=around.origins,
             trouble=around.trouble,
             clock=clock,

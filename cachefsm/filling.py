@@ -239,20 +239,11 @@ class FillingEntry(AskingEntry):
             if claim.inquiry is not None and isinstance(error, OriginStatus):
                 claim.inquiry.cookies = error.cookies
             refused = error is not None and counts and self._claims.origin.refused(error)
-            one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
             self._claims.end(claim)
-            if counts and self._expires(error, claim.url):
-                pass  # a fresh link is asked for; until then there are no connections
-            elif counts:
+            # If its link has expired a fresh one is asked for; until then nobody connects.
+            if counts and not self._expires(error, claim.url):
                 try:
-                    if claim.asks:
-                        self._question_over(claim, error)
-                    elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
-                        _log.info("%s: goes on with fewer connections", self.shown_url)
-                    elif error is not None:
-                        self._after_error(claim, error)
-                    elif at_end and claim.content.complete_length is None:
-                        self._length_is(claim.content, claim.position)
+                    self._conclude(claim, error, refused=refused, at_end=at_end)
                 except StorageError as refusal:
                     # The database will not be told: memory stays as the row is.
                     self.refuse(refusal)
@@ -297,6 +288,24 @@ class FillingEntry(AskingEntry):
             self._linger(inquiry)
             self._resolve(inquiry)
         self._waiters.wake()
+
+    def _conclude(
+        self, claim: Claim, error: Exception | None, *, refused: bool, at_end: bool
+    ) -> None:
+        """Do what the end of a connection calls for that was still wanted.
+
+        Raises:
+            StorageError: it cannot be written down; nothing has changed.
+        """
+        one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
+        if claim.asks:
+            self._question_over(claim, error)
+        elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
+            _log.info("%s: goes on with fewer connections", self.shown_url)
+        elif error is not None:
+            self._after_error(claim, error)
+        elif at_end and claim.content.complete_length is None:
+            self._length_is(claim.content, claim.position)
 
     def _after_error(self, claim: Claim, error: Exception) -> None:
         """Do what an attempt's error calls for."""
@@ -361,8 +370,11 @@ class FillingEntry(AskingEntry):
         self._learn(content, replace(known, complete_length=length))
 
     def _expire_demands(self, now_s: float) -> bool:
-        before = self._demands.askers
-        lapsed = self._demands.expire(now_s, self._content)
+        before, dropped = self._demands.askers, False
+        most_bytes, length = self._policy.max_bytes, self._content.complete_length
+        if most_bytes is not None and length is not None:
+            dropped = self._demands.drop_larger(length, most_bytes)
+        lapsed = self._demands.expire(now_s, self._content) or dropped
         for asker in before - self._demands.askers:
             self._around.store.dequeue(self.id, asker)
         return lapsed

@@ -24,6 +24,7 @@ from .m3u import read_text, upcoming
 from .output import STDOUT, check_output, outputs_for, replaced
 from .parts import Parts
 from .progress import LogAboveBar, Progress
+from .states import ACTIVE
 from .units import format_size
 from .urls import OriginUrl, parse_url, redact
 
@@ -219,6 +220,8 @@ class _Downloads:
             raise CacheError(f"{facts['reason']}{rest}")
         if facts["reason"] == "deadline":
             raise CacheError(f"not all of it came within the deadline{rest}")
+        if facts["reason"] == "too large":
+            raise CacheError(f"it is larger than the cache may be{rest}")
         if wish.path is not None and wish.path != STDOUT:
             with backend.open(facts["id"]) as stream, replaced(wish.path) as write:
                 _copy(stream, write, lambda: None)
@@ -316,7 +319,10 @@ def looks(
 
 def _is_over(facts: Facts, asked_by: str) -> bool:
     """Say whether a prefetch has what it was for, or was given up: it is wanted no more."""
-    return asked_by == "prefetch" and asked_by not in facts["asked_by"] and not facts["streams"]
+    if asked_by != "prefetch" or asked_by in facts["asked_by"] or facts["streams"]:
+        return False
+    # Wanted by nobody and yet active, it is about to come to rest, and to say why.
+    return bool(facts["asked_by"]) or facts["state"] not in ACTIVE
 
 
 def _is_held(facts: Facts) -> bool:

@@ -91,15 +91,15 @@ class Store(Database):
     def page(self, after: int, limit: int) -> list[tuple[EntryRecord, list[ByteRange]]]:
         """Return up to *limit* rows with a higher id than *after*, each with its stored ranges."""
         rows = CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id > after)
-        rows = rows.order_by(CacheEntry.id).limit(limit).tuples()
-        with self.reading():
-            page = [(EntryRecord(*row), list[ByteRange]()) for row in rows.execute(self._database)]
+        rows = rows.order_by(CacheEntry.id).limit(limit)
+        with self.reading():  # both as of one moment
+            page = [(EntryRecord(*row), list[ByteRange]()) for row in self._rows(rows)]
             if page:
                 stored = {record.id: ranges for record, ranges in page}
                 chunks = CacheChunk.select(CacheChunk.entry, CacheChunk.start, CacheChunk.stop)
                 chunks = chunks.where(CacheChunk.entry.between(page[0][0].id, page[-1][0].id))
-                chunks = chunks.order_by(CacheChunk.entry, CacheChunk.start).tuples()
-                for entry_id, start, stop in chunks.execute(self._database):
+                chunks = chunks.order_by(CacheChunk.entry, CacheChunk.start)
+                for entry_id, start, stop in self._rows(chunks):
                     stored[entry_id].append(ByteRange(start, stop))
         return page
 
@@ -110,22 +110,24 @@ class Store(Database):
     def create(self, *, key: str, url: str, content_file: str, now_s: float) -> EntryRecord:
         """Return the row with that key, made now if it wasn't there; it counts as used now."""
         with self.transaction():
-            CacheEntry.insert(
+            new = CacheEntry.insert(
                 key=key,
                 url=url,
                 content_file=content_file,
                 state_since=now_s,
                 created_at=now_s,
                 last_accessed_at=now_s,
-            ).on_conflict(
-                conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
-            ).execute(self._database)
+            )
+            self._do(
+                new.on_conflict(
+                    conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
+                )
+            )
             return self._one(CacheEntry.key == key, "an entry vanished while it was made")
 
     def delete(self, entry_id: int) -> None:
         """Delete the row, and with it its chunks and its place in the queue."""
-        with self.transaction():
-            CacheEntry.delete().where(CacheEntry.id == entry_id).execute(self._database)
+        self._do(CacheEntry.delete().where(CacheEntry.id == entry_id))
 
     def update(self, record: EntryRecord, **columns: Any) -> EntryRecord:
         """Write *columns* that are no part of the lifecycle; return the new snapshot.
@@ -162,26 +164,24 @@ class Store(Database):
         with self.transaction():
             self._guarded_update(record, changes, CacheEntry.state == record.state)
             if changes.get("generation", record.generation) != record.generation:
-                CacheChunk.delete().where(CacheChunk.entry == record.id).execute(self._database)
+                self._do(CacheChunk.delete().where(CacheChunk.entry == record.id))
             self._write_chunks(record.id, chunks, checksums, now_s)
         return replace(record, **changes)
 
     def total_bytes(self) -> int:
         """Return how many bytes all entries hold together."""
         query = CacheEntry.select(peewee.fn.COALESCE(peewee.fn.SUM(CacheEntry.bytes_present), 0))
-        with self.reading():
-            return int(query.tuples().execute(self._database)[0][0])
+        return int(self._rows(query)[0][0])
 
     def count_by_state(self) -> list[tuple[str, bool, int, int]]:
         """Return state, pinned, number of entries and bytes present of each kind there is."""
         kind = (CacheEntry.state, CacheEntry.pinned)
         count, size = peewee.fn.COUNT(CacheEntry.id), peewee.fn.SUM(CacheEntry.bytes_present)
-        query = CacheEntry.select(*kind, count, size).group_by(*kind).tuples()
-        with self.reading():
-            return [
-                (state, bool(pinned), int(number), int(total))
-                for state, pinned, number, total in query.execute(self._database)
-            ]
+        query = CacheEntry.select(*kind, count, size).group_by(*kind)
+        return [
+            (state, bool(pinned), int(number), int(total))
+            for state, pinned, number, total in self._rows(query)
+        ]
 
     def crowded_out_s(self, most: int) -> float | None:
         """Return when the last but *most* of the entries without a byte was last used.
@@ -194,10 +194,8 @@ class Store(Database):
             .order_by(CacheEntry.last_accessed_at.desc())
             .offset(most)
             .limit(1)
-            .tuples()
         )
-        with self.reading():
-            rows = list(query.execute(self._database))
+        rows = self._rows(query)
         return rows[0][0] if rows else None
 
     def forget_blank(self, before_s: float, most: int, spare: Container[int]) -> list[str]:
@@ -223,19 +221,17 @@ class Store(Database):
             )
             .order_by(CacheEntry.last_accessed_at)
             .limit(most)
-            .tuples()
         )
         with self.transaction():
-            rows = [row for row in query.execute(self._database) if row[0] not in spare]
+            rows = [row for row in self._rows(query) if row[0] not in spare]
             ids = [entry_id for entry_id, _ in rows]
-            CacheEntry.delete().where(CacheEntry.id.in_(ids)).execute(self._database)
+            self._do(CacheEntry.delete().where(CacheEntry.id.in_(ids)))
         return [name for _, name in rows]
 
     def content_files(self) -> set[str]:
         """Return the relative paths of the content files that entries own."""
-        query = CacheEntry.select(CacheEntry.content_file).tuples()
-        with self.reading():
-            return {path for (path,) in query.execute(self._database)}
+        query = CacheEntry.select(CacheEntry.content_file)
+        return {path for (path,) in self._rows(query)}
 
     def least_recently_used(self) -> Iterator[tuple[int, int]]:
         """Yield what may be evicted, longest unused first: ids, and the bytes they hold.
@@ -257,8 +253,7 @@ class Store(Database):
                 .order_by(CacheEntry.last_accessed_at, CacheEntry.id)
                 .limit(_PAGE_ROWS)
             )
-            with self.reading():
-                page = list(query.tuples().execute(self._database))
+            page = self._rows(query)
             yield from ((entry_id, size) for entry_id, size, _ in page)
             if len(page) < _PAGE_ROWS:
                 return
@@ -272,10 +267,8 @@ class Store(Database):
             CacheChunk.select(CacheChunk.start, CacheChunk.stop)
             .where(CacheChunk.entry == entry_id)
             .order_by(CacheChunk.start)
-            .tuples()
         )
-        with self.reading():
-            return [ByteRange(start, stop) for start, stop in query.execute(self._database)]
+        return [ByteRange(start, stop) for start, stop in self._rows(query)]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
         """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
@@ -285,20 +278,15 @@ class Store(Database):
             )
             .join(CacheEntry)
             .group_by(CacheChunk.entry)
-            .tuples()
         )
-        with self.reading():
-            return list(query.execute(self._database))
+        return self._rows(query)
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
-        query = (
-            CacheChunk.select(CacheChunk.start, CacheChunk.checksum)
-            .where((CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False))
-            .tuples()
+        query = CacheChunk.select(CacheChunk.start, CacheChunk.checksum).where(
+            (CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False)
         )
-        with self.reading():
-            return {start: bytes(blob) for start, blob in query.execute(self._database)}
+        return {start: bytes(blob) for start, blob in self._rows(query)}
 
     def save_chunks(
         self,
@@ -330,40 +318,36 @@ class Store(Database):
     ) -> None:
         for start, stop in chunks:
             # One row per coalesced range: it takes the place of what it has grown over.
-            CacheChunk.delete().where(
-                (CacheChunk.entry == entry_id)
-                & (CacheChunk.start >= start)
-                & (CacheChunk.start < stop)
-            ).execute(self._database)
-            CacheChunk.insert(
+            grown_over = CacheChunk.start.between(start, stop - 1)
+            self._do(CacheChunk.delete().where(CacheChunk.entry == entry_id, grown_over))
+            chunk = CacheChunk.insert(
                 entry=entry_id,
                 start=start,
                 stop=stop,
                 checksum=checksums.get(start),
                 written_at=now_s,
-            ).execute(self._database)
+            )
+            self._do(chunk)
 
     # -- what was never synced -------------------------------------------------
 
     def unsynced(self) -> tuple[str, float] | None:
         """Return in which boot, and since when, rows were written without a sync; None if none."""
-        query = CacheUnsynced.select(CacheUnsynced.boot_id, CacheUnsynced.since).tuples()
-        with self.reading():
-            rows = list(query.execute(self._database))
+        query = CacheUnsynced.select(CacheUnsynced.boot_id, CacheUnsynced.since)
+        rows = self._rows(query)
         return rows[0] if rows else None
 
     def note_unsynced(self, boot_id: str | None, since_s: float) -> None:
         """Write what :meth:`unsynced` returns; None for *boot_id* if everything is synced."""
         with self.transaction():
-            CacheUnsynced.delete().execute(self._database)
+            self._do(CacheUnsynced.delete())
             if boot_id is not None:
-                CacheUnsynced.insert(boot_id=boot_id, since=since_s).execute(self._database)
+                self._do(CacheUnsynced.insert(boot_id=boot_id, since=since_s))
 
     def written_since(self, since_s: float) -> list[int]:
         """Return the ids of the entries of which something was recorded at *since_s* or later."""
         query = CacheChunk.select(CacheChunk.entry).where(CacheChunk.written_at >= since_s)
-        with self.reading():
-            return [row[0] for row in query.distinct().tuples().execute(self._database)]
+        return [entry_id for (entry_id,) in self._rows(query.distinct())]
 
     # -- the queue -------------------------------------------------------------
 
@@ -374,69 +358,54 @@ class Store(Database):
         """
         queue, first = CacheDownloadQueue, demands[0]
         its_own = (queue.entry == first.entry_id) & (queue.asked_by == first.asked_by)
-        oldest = queue.select(peewee.fn.MIN(queue.created_at)).where(its_own).tuples()
+        oldest = queue.select(peewee.fn.MIN(queue.created_at)).where(its_own)
         with self.transaction():
-            ((since,),) = oldest.execute(self._database)
-            queue.delete().where(its_own).execute(self._database)
+            ((since,),) = self._rows(oldest)
+            self._do(queue.delete().where(its_own))
             for demand in demands:
                 row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
                 row["entry"] = row.pop("entry_id")
                 row["created_at"] = min(since or demand.created_at, demand.created_at)
-                queue.insert(row).execute(self._database)
+                self._do(queue.insert(row))
 
     def dequeue(self, entry_id: int, asked_by: str | None = None) -> None:
         """Delete the demands on that entry, or those of one asker."""
         condition = CacheDownloadQueue.entry == entry_id
         if asked_by is not None:
             condition &= CacheDownloadQueue.asked_by == asked_by
-        with self.transaction():
-            CacheDownloadQueue.delete().where(condition).execute(self._database)
+        self._do(CacheDownloadQueue.delete().where(condition))
 
     def note_attempt(
         self, entry_id: int, *, attempts: int, not_before: float | None, error: str | None
     ) -> None:
         """Write how the last attempt for that entry's demands went."""
-        with self.transaction():
-            CacheDownloadQueue.update(
-                attempts=attempts, not_before=not_before, last_error=error
-            ).where(CacheDownloadQueue.entry == entry_id).execute(self._database)
+        told = CacheDownloadQueue.update(attempts=attempts, not_before=not_before, last_error=error)
+        self._do(told.where(CacheDownloadQueue.entry == entry_id))
 
     def queue(self) -> list[QueueRecord]:
         """Return the demands, most urgent first, then oldest first."""
-        query = (
-            CacheDownloadQueue.select(*QUEUE_COLUMNS)
-            .order_by(
-                CacheDownloadQueue.priority, CacheDownloadQueue.created_at, CacheDownloadQueue.id
-            )
-            .tuples()
+        query = CacheDownloadQueue.select(*QUEUE_COLUMNS).order_by(
+            CacheDownloadQueue.priority, CacheDownloadQueue.created_at, CacheDownloadQueue.id
         )
-        with self.reading():
-            return [QueueRecord(*row) for row in query.execute(self._database)]
+        return [QueueRecord(*row) for row in self._rows(query)]
 
     # -- origins ---------------------------------------------------------------
 
     def origins(self, limit: int = 1000) -> list[OriginRecord]:
         """Return what was learnt of origins, of the last ones that anything was asked of."""
         query = (
-            CacheOrigin.select(*ORIGIN_COLUMNS)
-            .order_by(CacheOrigin.updated_at.desc())
-            .limit(limit)
-            .tuples()
+            CacheOrigin.select(*ORIGIN_COLUMNS).order_by(CacheOrigin.updated_at.desc()).limit(limit)
         )
-        with self.reading():
-            return [OriginRecord(*row) for row in query.execute(self._database)]
+        return [OriginRecord(*row) for row in self._rows(query)]
 
     def save_origins(self, records: Iterable[OriginRecord], forget_before_s: float) -> None:
         """Write what was learnt of origins; forget those that nothing was asked of since then."""
+        learnt = [column for column in ORIGIN_COLUMNS if column.name != "origin"]
         with self.transaction():
             for record in records:
-                CacheOrigin.insert(asdict(record)).on_conflict(
-                    conflict_target=[CacheOrigin.origin],
-                    preserve=[column for column in ORIGIN_COLUMNS if column.name != "origin"],
-                ).execute(self._database)
-            CacheOrigin.delete().where(CacheOrigin.updated_at < forget_before_s).execute(
-                self._database
-            )
+                row = CacheOrigin.insert(asdict(record))
+                self._do(row.on_conflict(conflict_target=[CacheOrigin.origin], preserve=learnt))
+            self._do(CacheOrigin.delete().where(CacheOrigin.updated_at < forget_before_s))
 
     # -- what makes no sense, for cachefsm.sanity ------------------------------
 
@@ -453,14 +422,12 @@ class Store(Database):
         columns = columns or {
             field.name: f'"{field.column_name}"' for field in table._meta.sorted_fields
         }
-        query = table.select(*map(SQL, columns.values())).where(SQL(where)).tuples()
-        with self.reading():
-            return [dict(zip(columns, row, strict=True)) for row in query.execute(self._database)]
+        query = table.select(*map(SQL, columns.values())).where(SQL(where))
+        return [dict(zip(columns, row, strict=True)) for row in self._rows(query)]
 
     def delete_raw(self, table: type[Model], row_id: int) -> None:
         """Delete one row, and what hangs on it."""
-        with self.transaction():
-            table.delete().where(SQL("id") == row_id).execute(self._database)
+        self._do(table.delete().where(SQL("id") == row_id))
 
     def start_afresh(self, entry_id: int, content_file: str, now_s: float) -> None:
         """Make an entry whose row makes no sense a new one of the same key and URL.
@@ -478,8 +445,8 @@ class Store(Database):
         # Whatever generation a straggler may know, it is not this one.
         changes["generation"] = int(now_s)
         with self.transaction():
-            CacheChunk.delete().where(CacheChunk.entry == entry_id).execute(self._database)
-            CacheEntry.update(**changes).where(CacheEntry.id == entry_id).execute(self._database)
+            self._do(CacheChunk.delete().where(CacheChunk.entry == entry_id))
+            self._do(CacheEntry.update(**changes).where(CacheEntry.id == entry_id))
 
     # -- helpers ---------------------------------------------------------------
 
@@ -487,8 +454,7 @@ class Store(Database):
         query = CacheEntry.select(*ENTRY_COLUMNS).order_by(CacheEntry.id)
         if condition is not None:
             query = query.where(condition)
-        with self.reading():
-            return [EntryRecord(*row) for row in query.tuples().execute(self._database)]
+        return [EntryRecord(*row) for row in self._rows(query)]
 
     def _one(self, condition: Any, missing: str) -> EntryRecord:
         rows = self._entries(condition)
@@ -499,14 +465,12 @@ class Store(Database):
     def _guarded_update(
         self, record: EntryRecord, columns: Mapping[str, Any], *conditions: Any
     ) -> None:
-        touched = (
-            CacheEntry.update(**columns)
-            .where(
+        touched = self._do(
+            CacheEntry.update(**columns).where(
                 CacheEntry.id == record.id,
                 CacheEntry.generation == record.generation,
                 *conditions,
             )
-            .execute(self._database)
         )
         if touched != 1:
             raise StaleRow(f"entry {record.id} was changed by another program")

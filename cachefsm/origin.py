@@ -40,7 +40,7 @@ from .throttle import Pace, Throttle
 from .transport import Canceller, MayConnect, exchange, make_session
 from .urls import OriginUrl, parse_url
 
-__all__ = ["Fetch", "OriginClient", "OriginOptions", "Relayed", "RequestBody", "Sent"]
+__all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Relayed", "RequestBody", "Sent"]
 
 PIECE_BYTES: Final = 1 << 20
 """The most one read returns. It returns what has arrived, so a slow origin's
@@ -199,6 +199,20 @@ class Relayed:
             yield data
         if self.length is not None and received < self.length:
             raise OriginUnreachable(f"the body ended at {received}, {self.length} was promised")
+
+
+class Fetches(Protocol):
+    """What is asked of an origin by those who fetch; see :meth:`OriginClient.fetch`."""
+
+    def fetch(
+        self,
+        url: OriginUrl,
+        asked: ByteRange | None,
+        *,
+        held: Representation | None,
+        canceller: Canceller,
+        sent: Sent,
+    ) -> Fetch: ...
 
 
 class OriginClient:

@@ -41,6 +41,9 @@ BLAME_S: Final = 2.0
 """A connection that breaks within this time after another one was begun may have had
 to make room for it; later, it just broke."""
 
+REMEMBERED: Final = 1000
+"""How many origins are known at a time, those that were last asked for anything."""
+
 WEIGHT: Final = 0.3
 """How much the newest measurement counts in an average."""
 
@@ -162,14 +165,21 @@ class OriginBook:
     ) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._facts = {record.origin: OriginFacts(record, clock) for record in records}
+        # The last one that was asked for comes last.
+        self._facts = {
+            record.origin: OriginFacts(record, clock)
+            for record in sorted(records, key=lambda record: record.updated_at)
+        }
 
     def of(self, origin: str) -> OriginFacts:
-        """Return the facts of *origin*, which are blank if it has never been met."""
+        """Return the facts of *origin*, which are blank if it is not known."""
         with self._lock:
-            facts = self._facts.get(origin)
+            facts = self._facts.pop(origin, None)
             if facts is None:
-                facts = self._facts[origin] = OriginFacts(OriginRecord(origin), self._clock)
+                facts = OriginFacts(OriginRecord(origin), self._clock)
+            self._facts[origin] = facts
+            while len(self._facts) > REMEMBERED:
+                del self._facts[next(iter(self._facts))]
             return facts
 
     def changes(self) -> list[OriginRecord]:

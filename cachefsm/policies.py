@@ -45,6 +45,7 @@ def entry_policy(
     speed: SpeedLimits | None,
     limits: Limits | None,
     abandoned: Abandoned | str,
+    max_size: int | None,
 ) -> EntryPolicy:
     """Return what every entry goes by; UsageError if something makes no sense."""
     way = _choice(Abandoned, abandoned, "way with abandoned fetches")
@@ -57,6 +58,7 @@ def entry_policy(
         retries=retries or RetryPolicy(),
         speed=speed or SpeedLimits(),
         limits=replace(limits or Limits(), abandoned=way),
+        max_bytes=max_size,
     )
 
 

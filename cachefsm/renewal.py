@@ -23,12 +23,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
 from .content import Content
 from .errors import CacheError, OriginStatus, RepresentationChanged, UnsatisfiedByOrigin, UsageError
 from .linked import LinkedEntry
-from .origin import Fetch, Sent
+from .origin import Fetch, Fetches, Sent
 from .ranges import ByteRange
 from .representation import Representation
 from .resolvers import Resolver
@@ -86,25 +86,13 @@ class Renewals:
         return fresh
 
 
-class _Origin(Protocol):
-    def fetch(
-        self,
-        url: OriginUrl,
-        asked: ByteRange | None,
-        *,
-        held: Representation | None,
-        canceller: Canceller,
-        sent: Sent,
-    ) -> Fetch: ...
-
-
 class ProvenOrigin:
     """The origin of one entry; a fresh link proves itself before anything is asked by it."""
 
     def __init__(
         self,
         entry: LinkedEntry,
-        origin: _Origin,
+        origin: Fetches,
         randrange: Callable[[int, int], int] = random.randrange,
     ) -> None:
         self._entry = entry

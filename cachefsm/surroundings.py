@@ -46,6 +46,8 @@ class EntryPolicy:
     retries: RetryPolicy = field(default_factory=RetryPolicy)
     speed: SpeedLimits = field(default_factory=SpeedLimits)
     limits: Limits = field(default_factory=Limits)
+    max_bytes: int | None = None
+    """What the cache may hold in all: nobody fetches ahead what could not be kept."""
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_room_is_made_while_a_download_goes_on(open_cache: OpenCache, origin: Or
     "capacity",
     "one file is larger than --max-size",
     client="the right bytes",
-    kept="it, while anybody reads or fetches it; everything else that is idle goes",
+    kept="what is read of it, or all of it on a person's order, for as long as that lasts",
     next_reader="what is stored, or what is fetched again",
 )
 def test_a_file_larger_than_the_limit_is_served_to_many_without_spinning(
@@ -127,6 +127,41 @@ def test_a_file_larger_than_the_limit_goes_when_it_is_not_used_and_comes_again(
     eventually(lambda: _held(cache) == ["song"])
     assert _stored(cache) <= LIMIT
     assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, 20 * MIB)
+
+
+@pytest.mark.fault("capacity", "one file is larger than --max-size")
+@pytest.mark.parametrize("fill", ["rest", "finish"])
+def test_of_a_file_larger_than_the_limit_no_more_is_fetched_than_is_read(
+    open_cache: OpenCache, origin: Origin, fill: str
+) -> None:
+    _put(origin, "film", size=20 * MIB)
+    hold = origin.script(hold_after(6 * MIB))
+    cache = open_cache(max_size=LIMIT, grace="1h", read_ahead="512K", fill=fill)
+    film = cache.entry(origin.url("/film"))
+    with closing(cache.open_reader(film.id)) as reader:
+        assert reader.read(0, 1000) == content(0, 1000)
+        # While the reader is here, and the origin has most of the file to bring.
+        eventually(lambda: film.describe()["streams"] == [])
+        hold.release()
+        assert b"".join(reader.pieces(1000, 20 * MIB)) == content(1000, 20 * MIB)
+
+
+@pytest.mark.fault("capacity", "one file is larger than --max-size")
+def test_a_file_larger_than_the_limit_is_not_prefetched_but_for_its_parts(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    _put(origin, "film", size=20 * MIB)
+    hold = origin.script(hold_after(MIB), path="/film")
+    cache = open_cache(max_size=LIMIT, grace=0)
+    film = cache.entry(origin.url("/film"))
+    film.prefetch()
+    eventually(lambda: film.reason == "too large")
+    hold.release()
+    assert rows(cache.directory, "SELECT id FROM cache_download_queue") == []
+    film.prefetch(head="2M")
+    eventually(lambda: film.reason == "idle")
+    assert film.has(0, 2 * MIB)
+    assert film.downloaded_bytes <= LIMIT
 
 
 @pytest.mark.fault(

@@ -321,6 +321,15 @@ def test_prefetch_gives_up_at_its_deadline(here: Run, origin: Origin, film: str)
     assert "an order was not met in time" in here("show", 1).text
 
 
+def test_prefetch_gives_up_what_the_cache_may_not_hold(
+    here: Run, origin: Origin, film: str
+) -> None:
+    origin.script(stall_after(0))
+    said = here("prefetch", film, "--max-size", "100K").failed_in_one_line()
+    assert said.startswith(f"cachefsm: {film}: it is larger than the cache may be")
+    assert "the cache may not hold so much" in here("show", 1).text
+
+
 def test_prefetch_reads_a_playlist_and_fetches_what_comes_next(
     here: Run, held: str, origin: Origin
 ) -> None:

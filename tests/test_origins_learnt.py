@@ -12,6 +12,7 @@ from cachefsm.origins import (
     BLAME_S,
     FIRST_REST_S,
     LONGEST_REST_S,
+    REMEMBERED,
     OriginBook,
     OriginFacts,
     OriginRecord,
@@ -157,6 +158,18 @@ def test_what_has_changed_is_told_once(clock: Clock) -> None:
         ("http://new.test", 4)
     ]
     assert book.changes() == []
+
+
+def test_of_very_many_origins_those_are_known_that_were_last_asked(clock: Clock) -> None:
+    book = OriginBook(
+        [OriginRecord(f"http://{number}.test", True, updated_at=number) for number in range(2)],
+        clock,
+    )
+    kept = book.of("http://0.test")
+    for number in range(REMEMBERED - 1):
+        book.of(f"http://new-{number}.test")
+    assert book.of("http://0.test") is kept
+    assert book.of("http://1.test").record.accepts_ranges is None  # it is met anew
 
 
 # -- over sockets ------------------------------------------------------------------
