@@ -51,8 +51,8 @@ class Situation:
 
 _LIMITS: Final = {
     Limit.ENTRY: "all connections that one entry may have are in use",
-    Limit.HOST: "all connections that this origin may have are in use",
-    Limit.TOTAL: "all connections that there may be are in use",
+    Limit.HOST: "all connections that this origin may have for it are in use",
+    Limit.TOTAL: "all connections that there may be for it are in use",
     Limit.ORIGIN: "the origin bears no more connections at the moment",
 }
 

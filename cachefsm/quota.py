@@ -32,12 +32,15 @@ class _Room:
         self._hosts[host] += 1
         self._entries[entry_id] += 1
 
-    def lacks_for(self, view: EntryView) -> Limit | None:
-        """Return the limit that leaves no room for one more for that entry, or None."""
+    def lacks_for(self, view: EntryView, kept_free: float = 0.0) -> Limit | None:
+        """Return the limit that leaves no room for one more for that entry, or None.
+
+        The part *kept_free* of what there may be per host and in all is no room.
+        """
         limits = self._limits
-        if self._total >= limits.total:
+        if self._total >= limits.total - int(kept_free * limits.total):
             return Limit.TOTAL
-        if self._hosts[view.host] >= limits.per_host:
+        if self._hosts[view.host] >= limits.per_host - int(kept_free * limits.per_host):
             return Limit.HOST
         if self._hosts[view.host] >= view.origin.most:
             return Limit.ORIGIN
@@ -110,7 +113,9 @@ def _give_places(
         if draft.view.ask is Ask.UNDER_WAY and draft.view.settled:
             places.take(draft.view.id, draft.view.host)  # it is none of the streams
     for draft, claim in claims:
-        claim.denied = places.lacks_for(draft.view)
+        is_background = claim.is_new and claim.priority > Priority.READ_AHEAD
+        kept_free = limits.for_readers if is_background else 0.0
+        claim.denied = places.lacks_for(draft.view, kept_free)
         if claim.denied is None:
             places.take(draft.view.id, draft.view.host)
         else:

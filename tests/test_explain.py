@@ -247,7 +247,7 @@ def test_an_entry_that_waits_for_a_connection_names_the_limit(
     assert hold.reached.wait(WAIT_S)
     second.start()
     eventually(lambda: second.explain(0)["status"] == "waiting")
-    assert second.explain(0)["why"] == "all connections that there may be are in use"
+    assert second.explain(0)["why"] == "all connections that there may be for it are in use"
     hold.release()
     assert second.wait_complete(WAIT_S)
     assert second.explain(0)["status"] == "here"
