@@ -270,9 +270,7 @@ class LiveEntry(FillingEntry):
                 self._send(event, asked_by=PERSON, demands=self._queued(*order))
             else:
                 self._enqueue(*order)
-            self._demands.drop(asked_by)
-            for demand in order:
-                self._demands.add(demand)
+            self._demands.order(*order, now_s=self._around.clock())
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -354,6 +352,7 @@ class LiveEntry(FillingEntry):
             demands = [self._demands.add_reader(start, stop, priority) for start, stop in wanted]
             for demand in demands:
                 demand.blocked_since_s = now_s if priority is Priority.BLOCKED else None
+                demand.ordered_s = self._around.clock()
         self._around.on_change(self)
         try:
             return self.wait(ready, timeout_s=timeout_s)
@@ -367,6 +366,5 @@ class LiveEntry(FillingEntry):
             order = Demand(PERSON, Priority.PERSON)
             self._send(event, asked_by=PERSON, demands=self._queued(order))
             self._attempts.reset()
-            self._demands.drop(PERSON)
-            self._demands.add(order)
+            self._demands.order(order, now_s=self._around.clock())
         self._around.on_change(self)

@@ -57,6 +57,7 @@ class Want:
     ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
     a reader that has read or waited just now: not one that is paused, or gone. What is
     wanted *apart* is worth a stream of its own, though another one will come to it later.
+    Of two that are as urgent the one ``since_s`` longer goes first.
     """
 
     start: int
@@ -65,6 +66,7 @@ class Want:
     impatient: bool = False
     active: bool = False
     apart: bool = False
+    since_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -81,28 +81,30 @@ class _Rank(IntEnum):
     OTHER = auto()
 
 
-def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, bool, bool, int]:
+def _rank(
+    draft: Draft, claim: Planned, limits: Limits
+) -> tuple[_Rank, int, bool, bool, float, int]:
     """Return a key by which claims are given places, the first one first.
 
     A running stream gives way only to a blocked reader: anything else would tear down
     connections to build others. It doesn't if a reader is reading it, unless that one
     has had its turn; and if that one is blocked on it, only to a reader that has waited
     for long. One that is there for speed alone also gives way to whoever is as urgent
-    and has none.
+    and has none. Of those who are as urgent, who has waited longest goes first.
     """
-    blocked, at = claim.priority is Priority.BLOCKED, claim.position
+    blocked, whose = claim.priority is Priority.BLOCKED, (claim.since_s, claim.position)
     if claim.stream is None:
         if blocked:
-            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, at)
-        return (_Rank.OTHER, claim.priority, claim.is_spare, True, at)
+            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, *whose)
+        return (_Rank.OTHER, claim.priority, claim.is_spare, True, *whose)
     whole = not (draft.view.seekable and draft.view.settled)
     if whole or (claim.attended and claim.stream.served_s < limits.turn_s):
-        return (_Rank.KEPT, 0, False, False, at)
+        return (_Rank.KEPT, 0, False, False, *whose)
     if blocked:
-        return (_Rank.AWAITED, 0, False, False, at)
+        return (_Rank.AWAITED, 0, False, False, *whose)
     if claim.is_spare:
-        return (_Rank.OTHER, claim.priority, True, False, at)
-    return (_Rank.RUNNING, claim.priority, False, False, at)
+        return (_Rank.OTHER, claim.priority, True, False, *whose)
+    return (_Rank.RUNNING, claim.priority, False, False, *whose)
 
 
 def _give_places(

@@ -336,6 +336,19 @@ def test_the_most_urgent_gets_the_connection(limits: Limits) -> None:
     assert plan(entries, limits) == [Open(4, 0, 10, Priority.BLOCKED)]
 
 
+@pytest.mark.parametrize("priority", Priority)
+@pytest.mark.parametrize("nature", [{}, {"settled": False}])
+def test_of_those_who_are_as_urgent_who_has_waited_longest_gets_the_connection(
+    priority: Priority, nature: dict[str, Any]
+) -> None:
+    first, second = crowd(hosts="aa", priority=priority, running=False)
+    late = replace(first, wants=(Want(0, 10, priority, since_s=2.0),), **nature)
+    # That it is farther into its file is of no account.
+    early = replace(second, wants=(Want(5, 10, priority, since_s=1.0),), **nature)
+    (opened,) = plan([late, early], replace(LIMITS, total=1))
+    assert opened == Open(1, 5, 10, priority)
+
+
 @pytest.mark.parametrize("limits", [replace(LIMITS, total=2), replace(LIMITS, per_host=2)])
 def test_a_blocked_reader_takes_the_place_of_a_stream_that_nobody_waits_for(
     limits: Limits,
