@@ -173,7 +173,7 @@ class _Aria2(Subject):
         subprocess.run(
             [
                 *("aria2c", "--quiet", "--no-conf", "--file-allocation=none"),
-                *("--split=4", "--max-connection-per-server=4", "--min-split-size=1M"),
+                *("--split=6", "--max-connection-per-server=6", "--min-split-size=1M"),
                 *(f"--dir={self._directory}", f"--out={number}", self.file(number)),
             ],
             check=True,

@@ -3,7 +3,8 @@
 ``python -m benchmarks.origin`` serves one generated file at every path. Some
 contenders look for a file in its directory before they open it, so a path that ends
 in a slash is a page of links: the root's name directories, each of which has one
-file, ``film``. That of directory 0 is a small one, to have something asked for first.
+file, ``film``. That of directory 0 is a small one, to have something asked for first,
+and so are the last ones, of which nothing is left to fetch once they have been read.
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from urllib.parse import urlsplit
 from tests.support.messages import Resource
 from tests.support.origin import StandaloneOrigin, main
 
-__all__ = ["NAMES", "RunningOrigin", "run_origin", "running"]
+__all__ = ["NAMES", "SMALL", "RunningOrigin", "run_origin", "running"]
 
 NAMES: Final = 64
 """How many directories there are: more than a measurement needs files."""
+
+SMALL: Final = range(40, NAMES)
+"""Those of the directories whose file has 64 KiB."""
+
+_SMALL_PATHS: Final = frozenset(f"/{number}/film" for number in SMALL)
 
 _HTML: Final = "text/html; charset=utf-8"
 
@@ -34,6 +40,8 @@ class ListedOrigin(StandaloneOrigin):
     def find(self, path: str) -> Resource | None:
         if path == "/0/film":
             return Resource(1024)
+        if path in _SMALL_PATHS:
+            return Resource(65536)
         if not path.endswith("/"):
             return super().find(path)
         names = [f"{number}/" for number in range(NAMES)] if path == "/" else ["film"]

@@ -30,6 +30,9 @@ __all__ = ["Claim", "Claims", "Inquiry", "SpeedLimits"]
 THROWN_AWAY: Final = 0.004
 """The part of a file that may be received a second time, to spare requests."""
 
+LATELY_S: Final = 1.0
+"""A rate that holds a connection back does so again and again: every slice of it."""
+
 _ids: Final = count(1)
 
 
@@ -82,6 +85,11 @@ class Claim:
         """Since when nothing has come though it might have: a rate may have held it back."""
         held_back_s = self.pace.held_back_s if self.pace is not None else None
         return self.heard_s if held_back_s is None else max(self.heard_s, held_back_s)
+
+    def is_held_back(self, now_s: float) -> bool:
+        """Say whether a rate has lately kept it from receiving more."""
+        held_back_s = self.pace.held_back_s if self.pace is not None else None
+        return held_back_s is not None and now_s < held_back_s + LATELY_S
 
     def received(self, size_bytes: int, now_s: float) -> None:
         """Count bytes that came for it."""

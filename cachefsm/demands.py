@@ -51,7 +51,8 @@ class Demand:
     That is when a reader that has left is forgotten, and an order's deadline.
 
     ``blocked_since_s`` is set while a reader waits for the byte at ``start``,
-    ``moved_s`` is when it last came to a byte, ``pace`` how fast it goes on.
+    ``moved_s`` is when it last came to a byte, ``pace`` how fast it goes on. An order
+    counts from ``ordered_s``, Unix time.
     """
 
     asked_by: str
@@ -62,6 +63,7 @@ class Demand:
     blocked_since_s: float | None = None
     moved_s: float | None = None
     pace: RateMeter | None = None
+    ordered_s: float = 0.0
 
     @classmethod
     def of(cls, queued: QueueRecord, offset_s: float) -> Demand:
@@ -72,6 +74,7 @@ class Demand:
             queued.start,
             END if queued.stop is None else queued.stop,
             None if queued.deadline is None else queued.deadline - offset_s,
+            ordered_s=queued.created_at,
         )
 
     def record(self, entry_id: int, now_s: float, offset_s: float) -> QueueRecord:
@@ -154,6 +157,9 @@ class Demands:
                 demand.priority,
                 demand.blocked_since_s is not None and now_s >= demand.blocked_since_s + patience_s,
                 demand.moved_s is not None and now_s < demand.moved_s + patience_s,
+                since_s=(
+                    demand.ordered_s if demand.blocked_since_s is None else demand.blocked_since_s
+                ),
             )
             for demand in self
             if demand.stop > demand.start
@@ -217,6 +223,18 @@ class Demands:
         """Register a person's or a prefetch's demand, beside those that it has."""
         self._others.append(demand)
         self.ended = IDLE
+
+    def order(self, *order: Demand, now_s: float) -> None:
+        """Register what one asker orders, in place of what the same one ordered before.
+
+        It is as old as that, so that asking again costs nobody its turn.
+        """
+        asked_by = order[0].asked_by
+        ordered_s = min([now_s, *(d.ordered_s for d in self._others if d.asked_by == asked_by)])
+        self.drop(asked_by)
+        for demand in order:
+            demand.ordered_s = ordered_s
+            self.add(demand)
 
     def drop(self, asked_by: str) -> None:
         """Forget what a person or a prefetch wanted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import inf
 
 from .picture import EntryView, Limit, Priority, StreamView
 from .ranges import END, RangeSet
@@ -20,7 +21,8 @@ class Planned:
     unless it is *needed*, as it brings the first missing byte of some want; one that is
     *attended* brings what a reader is reading. A new one that *waits* is opened in a
     later round, when the place that it is to have is free; an *impatient* one is for a
-    reader that has waited for long. One that is *denied* has no place at all. One that
+    reader that has waited for long; ``since_s`` is how long whoever it is for has waited,
+    compared with others. One that is *denied* has no place at all. One that
     *asks* is for no bytes in particular, but
     takes a connection like any other.
     """
@@ -34,6 +36,7 @@ class Planned:
     needed: bool = False
     attended: bool = False
     impatient: bool = False
+    since_s: float = inf
     keeps: int = 0
     waits: bool = False
     denied: Limit | None = None

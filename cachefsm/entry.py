@@ -107,12 +107,15 @@ class LiveEntry(FillingEntry):
             self._lifecycle.record.state_reason,
             held=self._is_held(),
             unanswered=frozenset(c.id for c in self._claims if c.answered_s is None),
+            held_back=frozenset(c.id for c in self._claims if c.is_held_back(now_s)),
             denied=tuple((each.start, each.stop, each.limit) for each in self.denied),
             resting_s=max(0.0, self._attempts.not_before_s - now_s),
             retry_at=self._lifecycle.record.retry_at,
             cause=str(self._attempts.cause) if self._attempts.cause is not None else None,
             readings=tuple(reader.reading(now_s) for reader in readers),
             closed=self._closed is not None,
+            renewing=self._renewing,
+            locked=self._around.secrets_of(self.key) is None,
         )
 
     # -- waiting ---------------------------------------------------------------
@@ -267,9 +270,7 @@ class LiveEntry(FillingEntry):
                 self._send(event, asked_by=PERSON, demands=self._queued(*order))
             else:
                 self._enqueue(*order)
-            self._demands.drop(asked_by)
-            for demand in order:
-                self._demands.add(demand)
+            self._demands.order(*order, now_s=self._around.clock())
         self._around.on_change(self)
 
     def pause(self) -> None:
@@ -351,6 +352,7 @@ class LiveEntry(FillingEntry):
             demands = [self._demands.add_reader(start, stop, priority) for start, stop in wanted]
             for demand in demands:
                 demand.blocked_since_s = now_s if priority is Priority.BLOCKED else None
+                demand.ordered_s = self._around.clock()
         self._around.on_change(self)
         try:
             return self.wait(ready, timeout_s=timeout_s)
@@ -364,6 +366,5 @@ class LiveEntry(FillingEntry):
             order = Demand(PERSON, Priority.PERSON)
             self._send(event, asked_by=PERSON, demands=self._queued(order))
             self._attempts.reset()
-            self._demands.drop(PERSON)
-            self._demands.add(order)
+            self._demands.order(order, now_s=self._around.clock())
         self._around.on_change(self)

@@ -31,9 +31,11 @@ class Situation:
     """One entry at one moment.
 
     ``unanswered`` are the ids of streams that the origin has not answered yet,
+    ``held_back`` of those that have to wait as more would be too much per second,
     ``denied`` the ranges that no connection was left for, and the limit. ``resting_s`` is
     how long no new attempt is made, ``retry_at`` the Unix time from which a failed
-    entry may be tried again; ``cause`` is the last attempt's error.
+    entry may be tried again; ``cause`` is the last attempt's error. While it is *renewing*
+    its link is asked for, and it is *locked* until somebody comes with credentials.
     """
 
     view: EntryView
@@ -41,18 +43,21 @@ class Situation:
     reason: str | None = None
     held: bool = False
     unanswered: frozenset[int] = frozenset()
+    held_back: frozenset[int] = frozenset()
     denied: tuple[tuple[int, int, Limit], ...] = ()
     resting_s: float = 0.0
     retry_at: float | None = None
     cause: str | None = None
     readings: tuple[Reading, ...] = ()
     closed: bool = False
+    renewing: bool = False
+    locked: bool = False
 
 
 _LIMITS: Final = {
     Limit.ENTRY: "all connections that one entry may have are in use",
-    Limit.HOST: "all connections that this origin may have are in use",
-    Limit.TOTAL: "all connections that there may be are in use",
+    Limit.HOST: "all connections that this origin may have for it are in use",
+    Limit.TOTAL: "all connections that there may be for it are in use",
     Limit.ORIGIN: "the origin bears no more connections at the moment",
 }
 
@@ -95,12 +100,16 @@ def _status(situation: Situation, offset: int, stream: StreamView | None) -> tup
     if stream is not None:
         if stream.id in situation.unanswered:
             return "coming", "a request for it is under way, and not answered yet"
+        if stream.id in situation.held_back:
+            return "coming", "a stream is on its way to it, held back by a limit on the rate"
         if not stream.rate_bytes_s:
             return "coming", "a stream is on its way to it, but nothing comes at the moment"
         return "coming", "a stream is on its way to it"
     wanted = any(want.start <= offset < want.stop for want in view.wants)
     if not wanted:
         return "unwanted", "nobody wants it"
+    if situation.renewing:
+        return "renewing", "the link to it has expired, and a fresh one is asked for"
     if situation.resting_s > 0:
         cause = f": {situation.cause}" if situation.cause else ""
         return "resting", f"the next attempt is made in {situation.resting_s:.1f} s{cause}"
@@ -108,6 +117,8 @@ def _status(situation: Situation, offset: int, stream: StreamView | None) -> tup
 
 
 def _queued(situation: Situation, offset: int) -> tuple[str, str]:
+    if situation.locked:
+        return "locked", "nobody has come back yet who has the credentials for it"
     for start, stop, limit in situation.denied:
         if start <= offset < stop:
             return "waiting", _LIMITS[limit]

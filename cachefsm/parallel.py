@@ -3,9 +3,10 @@
 Nobody can know beforehand whether a second connection helps: some origins give each
 connection its share, others share one line among all. So it is tried. While all of
 an entry's connections are at work, its throughput is measured over a short window;
-then their number is doubled and measured again. What brings at least half of what
-as many lone connections would is kept, and the next number tried; what does not is
-taken back, and tried again after a rest that grows each time.
+then their number is quadrupled and measured again. What brings at least half of what
+as many lone connections would is kept, and the next number tried; of what does not, as
+many are kept as their throughput is worth, and more are tried after a rest that grows
+each time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ packets are noise."""
 
 WORTHWHILE: Final = 0.5
 """Which part of a lone connection's throughput a further one has to add."""
+
+GROWTH: Final = 4
+"""How many times as many are tried: each try costs an answer and a window, in which the
+line is not full."""
 
 FIRST_REST_S: Final = 15.0
 LONGEST_REST_S: Final = 600.0
@@ -101,9 +106,12 @@ def _judge(trial: Trial, rate: float, seen: Seen, most: int) -> Trial:
         proven = min(tried, most)
         better = replace(trial, width=max(trial.width, proven), proven=proven, rest_s=FIRST_REST_S)
         return _try_more(replace(better, base=tried, base_rate=rate), seen.now_s, most)
+    worth = int(rate * trial.base / trial.base_rate)
+    proven = min(worth, most) if worth > trial.base else trial.proven
     return replace(
         trial,
-        width=trial.proven,
+        width=proven,
+        proven=proven,
         rest_until_s=seen.now_s + trial.rest_s,
         rest_s=min(LONGEST_REST_S, 2 * trial.rest_s),
         since=None,
@@ -131,4 +139,4 @@ def _is_over(since: Seen, seen: Seen) -> bool:
 def _try_more(trial: Trial, now_s: float, most: int) -> Trial:
     if trial.is_trying or now_s < trial.rest_until_s or trial.base >= most:
         return trial
-    return replace(trial, width=min(2 * trial.base, most), since=None)
+    return replace(trial, width=min(GROWTH * trial.base, most), since=None)

@@ -57,6 +57,7 @@ class Want:
     ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
     a reader that has read or waited just now: not one that is paused, or gone. What is
     wanted *apart* is worth a stream of its own, though another one will come to it later.
+    Of two that are as urgent the one ``since_s`` longer goes first.
     """
 
     start: int
@@ -65,6 +66,7 @@ class Want:
     impatient: bool = False
     active: bool = False
     apart: bool = False
+    since_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class Limits:
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
     Where there are more readers than connections, each has one for ``turn_s`` at least.
+    Of the connections per host and in all, the part ``for_readers`` is given to nobody
+    else: whoever begins to read need not wait until another one's is gone.
 
     A connection more than the wants need takes a part of at least ``part_bytes``, or
     of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
@@ -159,6 +163,7 @@ class Limits:
     per_entry: int = 6
     per_host: int = 8
     total: int = 16
+    for_readers: float = 1 / 8
     near_bytes: int = 1 << 20
     near_s: float = 0.25
     patience_s: float = 0.5

@@ -32,12 +32,15 @@ class _Room:
         self._hosts[host] += 1
         self._entries[entry_id] += 1
 
-    def lacks_for(self, view: EntryView) -> Limit | None:
-        """Return the limit that leaves no room for one more for that entry, or None."""
+    def lacks_for(self, view: EntryView, kept_free: float = 0.0) -> Limit | None:
+        """Return the limit that leaves no room for one more for that entry, or None.
+
+        The part *kept_free* of what there may be per host and in all is no room.
+        """
         limits = self._limits
-        if self._total >= limits.total:
+        if self._total >= limits.total - int(kept_free * limits.total):
             return Limit.TOTAL
-        if self._hosts[view.host] >= limits.per_host:
+        if self._hosts[view.host] >= limits.per_host - int(kept_free * limits.per_host):
             return Limit.HOST
         if self._hosts[view.host] >= view.origin.most:
             return Limit.ORIGIN
@@ -78,28 +81,30 @@ class _Rank(IntEnum):
     OTHER = auto()
 
 
-def _rank(draft: Draft, claim: Planned, limits: Limits) -> tuple[_Rank, int, bool, bool, int]:
+def _rank(
+    draft: Draft, claim: Planned, limits: Limits
+) -> tuple[_Rank, int, bool, bool, float, int]:
     """Return a key by which claims are given places, the first one first.
 
     A running stream gives way only to a blocked reader: anything else would tear down
     connections to build others. It doesn't if a reader is reading it, unless that one
     has had its turn; and if that one is blocked on it, only to a reader that has waited
     for long. One that is there for speed alone also gives way to whoever is as urgent
-    and has none.
+    and has none. Of those who are as urgent, who has waited longest goes first.
     """
-    blocked, at = claim.priority is Priority.BLOCKED, claim.position
+    blocked, whose = claim.priority is Priority.BLOCKED, (claim.since_s, claim.position)
     if claim.stream is None:
         if blocked:
-            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, at)
-        return (_Rank.OTHER, claim.priority, claim.is_spare, True, at)
+            return (_Rank.LONG_AWAITED if claim.impatient else _Rank.NEW, 0, False, False, *whose)
+        return (_Rank.OTHER, claim.priority, claim.is_spare, True, *whose)
     whole = not (draft.view.seekable and draft.view.settled)
     if whole or (claim.attended and claim.stream.served_s < limits.turn_s):
-        return (_Rank.KEPT, 0, False, False, at)
+        return (_Rank.KEPT, 0, False, False, *whose)
     if blocked:
-        return (_Rank.AWAITED, 0, False, False, at)
+        return (_Rank.AWAITED, 0, False, False, *whose)
     if claim.is_spare:
-        return (_Rank.OTHER, claim.priority, True, False, at)
-    return (_Rank.RUNNING, claim.priority, False, False, at)
+        return (_Rank.OTHER, claim.priority, True, False, *whose)
+    return (_Rank.RUNNING, claim.priority, False, False, *whose)
 
 
 def _give_places(
@@ -110,7 +115,9 @@ def _give_places(
         if draft.view.ask is Ask.UNDER_WAY and draft.view.settled:
             places.take(draft.view.id, draft.view.host)  # it is none of the streams
     for draft, claim in claims:
-        claim.denied = places.lacks_for(draft.view)
+        is_background = claim.is_new and claim.priority > Priority.READ_AHEAD
+        kept_free = limits.for_readers if is_background else 0.0
+        claim.denied = places.lacks_for(draft.view, kept_free)
         if claim.denied is None:
             places.take(draft.view.id, draft.view.host)
         else:

@@ -156,7 +156,7 @@ def _plan_streams(draft: Draft, limits: Limits) -> None:
         stop = min(stream.reach, _goes_on_to(stream, draft, limits))
         draft.claims.append(Planned(stream.position, stop, stop, stream, extra=stream.extra))
     _untangle(draft.claims)
-    for want in sorted(view.wants, key=lambda want: want.priority):
+    for want in sorted(view.wants, key=lambda want: (want.priority, want.since_s)):
         _serve(draft, want, limits)
     spread(draft, limits)
     for claim in draft.claims:
@@ -208,13 +208,12 @@ def _plan_single(draft: Draft) -> None:
     if view.streams:
         draft.claims = [_undisturbed(stream) for stream in view.streams]
         return
-    first = min(view.wants, key=lambda want: (want.priority, want.start))
-    if view.settled:  # and not seekable: it can only come from the front, and whole
-        draft.open(0, view.length, first.priority)
-        return
-    gap = missing.intersection(first.start, END)
-    start, stop = next(iter(gap), None) or next(iter(missing))
-    draft.open(start, stop, first.priority)
+    first = min(view.wants, key=lambda want: (want.priority, want.since_s, want.start))
+    start, stop = 0, view.length
+    if not view.settled:  # else it can only come from the front, and whole
+        gap = missing.intersection(first.start, END)
+        start, stop = next(iter(gap), None) or next(iter(missing))
+    draft.open(start, stop, first.priority).since_s = first.since_s
 
 
 def _undisturbed(stream: StreamView) -> Planned:
@@ -243,6 +242,8 @@ def _serve(draft: Draft, want: Want, limits: Limits) -> None:
         if want.priority is Priority.READ_AHEAD and not _runs_dry(want, offset):
             return  # rather all of it at once, a little later
         holder = draft.open(offset, draft.run_stop(offset), want.priority)
+    if not holder.needed:  # the most urgent comes first, and of those the oldest
+        holder.since_s = want.since_s
     holder.needed = True
     holder.attended |= blocked or (want.active and _runs_dry(want, offset))
     if blocked:

@@ -62,8 +62,13 @@ def _is_nearly_done(claim: Planned, view: EntryView, factor: float = 1.0) -> boo
     """Say whether *claim* ends sooner than a new connection would be answered."""
     if claim.stream is None:
         return False
-    left = claim.stop - claim.position
-    return left <= factor * claim.stream.rate_bytes_s * view.origin.latency_s
+    return claim.stop - claim.position <= factor * _meanwhile_bytes(claim, view)
+
+
+def _meanwhile_bytes(claim: Planned, view: EntryView) -> float:
+    """Return what *claim* brings, as fast as it is now, until a new connection is answered."""
+    rate = claim.stream.rate_bytes_s if claim.stream else 0.0
+    return rate * view.origin.latency_s
 
 
 _Part = tuple[Planned | None, int, int]
@@ -106,7 +111,8 @@ def _parts(draft: Draft, least: int) -> Iterator[_Part]:
     for claim in draft.kept:
         free.remove(claim.position, claim.stop)
         start = max(claim.position, claim.keeps)
-        if claim.stop - start >= 2 * least:
+        # By itself it may be done before another one is answered.
+        if claim.stop - start >= 2 * max(least, 2 * _meanwhile_bytes(claim, draft.view)):
             yield claim, start, claim.stop
     for start, stop in free:
         if stop - start >= least:

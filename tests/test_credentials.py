@@ -147,6 +147,7 @@ def test_a_users_download_waits_for_that_user_after_a_restart(
     with open_cache(clock=clock, fill="finish") as cache:
         url = serve(cache)
         assert ask(url).body == of({})  # nobody has asked with other fields meanwhile
+        assert "locked" in {entry.explain(SIZE - 1)["status"] for entry in cache.entries()}
         assert ask(url, ANN).body == of(ANN)
     assert {request.header("Authorization") for request in origin.requests} == {
         None,

@@ -74,6 +74,13 @@ def test_a_stream_that_stands_still_brings_it_nobody_knows_when() -> None:
     assert told(standing, 200) == ("coming", None)
 
 
+def test_a_stream_that_a_rate_holds_back_is_said_to_be() -> None:
+    for rate in (0.0, 10.0):
+        limited = replace(DOWNLOADING, view=view(stream(100, 300, rate)), held_back=frozenset({7}))
+        found = explain(limited, 149)
+        assert (found["status"], "limit on the rate" in found["why"]) == ("coming", True)
+
+
 def test_before_the_answer_what_is_known_of_the_origin_is_expected() -> None:
     asked = replace(DOWNLOADING, view=view(stream(100, 300, 0.0)), unanswered=frozenset({7}))
     assert told(asked, 149) == ("coming", 3.0)
@@ -92,6 +99,10 @@ def test_before_the_answer_what_is_known_of_the_origin_is_expected() -> None:
         ({"denied": ((300, 500, Limit.HOST),)}, 400, "waiting"),
         ({"denied": ((300, 350, Limit.HOST),)}, 400, "queued"),
         ({"closed": True}, 400, "closed"),
+        ({"renewing": True}, 400, "renewing"),
+        ({"renewing": True}, 600, "unwanted"),
+        ({"locked": True}, 400, "locked"),
+        ({"locked": True}, 600, "unwanted"),
     ],
 )
 def test_why_nobody_fetches_a_byte(changes: dict[str, Any], offset: int, status: str) -> None:
@@ -247,10 +258,21 @@ def test_an_entry_that_waits_for_a_connection_names_the_limit(
     assert hold.reached.wait(WAIT_S)
     second.start()
     eventually(lambda: second.explain(0)["status"] == "waiting")
-    assert second.explain(0)["why"] == "all connections that there may be are in use"
+    assert second.explain(0)["why"] == "all connections that there may be for it are in use"
     hold.release()
     assert second.wait_complete(WAIT_S)
     assert second.explain(0)["status"] == "here"
+
+
+def test_a_download_that_a_rate_holds_back_names_the_limit(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limit_background_rate=1)
+    film = cache.entry(serve(origin))
+    film.start(priority="prefetch")
+    eventually(lambda: "limit on the rate" in film.explain(MIB)["why"])
+    cache.set_rate_limits(background_rate=0)
+    assert film.wait_complete(WAIT_S)
 
 
 def test_a_request_that_is_not_answered_yet_is_under_way(

@@ -245,6 +245,7 @@ def test_a_slow_resolver_holds_up_no_other_entry_and_no_connection(
     origin.put("/other", Resource(MIB))
     assert fetch(cache, cache.entry(origin.url("/other"))) == content(0, MIB)
     assert film.describe()["streams"] == []
+    assert film.explain(MIB - 1)["status"] == "renewing"
     go_on.set()
     assert film.wait_complete(WAIT_S)
 

@@ -22,6 +22,7 @@ from cachefsm.errors import (
     WaitTimeout,
 )
 from cachefsm.ranges import RangeSet
+from cachefsm.scheduler import Limits
 from tests.support.caches import (
     EAGER,
     HASTY,
@@ -154,6 +155,35 @@ def test_what_was_queued_is_begun_after_a_restart(
     assert origin.requests == []
     open_cache()
     origin.wait_until(lambda: origin.body_bytes_sent == SIZE)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_the_queue_goes_on_in_the_order_in_which_it_was_asked_for(
+    open_cache: OpenCache, origin: Origin, restarts: bool
+) -> None:
+    asked = [("c", "prefetch"), ("b", "prefetch"), ("d", "person"), ("a", "prefetch")]
+    for name in "abcd":
+        origin.put(f"/{name}", Resource(SIZE))
+    hold = origin.script(hold_after(HALF), path="/c")
+    cache = open_cache(limits=Limits(total=1))
+    # In memory they are in another order.
+    films = {name: cache.entry(origin.url(f"/{name}")) for name in "abcd"}
+    for film in films.values():
+        film.wait_for(0, 0, timeout=0)
+    for name, priority in asked:
+        films[name].start(priority=priority)
+        if name == "c":
+            assert hold.reached.wait(WAIT_S)
+            eventually(lambda: films["c"].has(0, HALF))
+    for name in "abc":  # asking again costs nobody its turn
+        films[name].start(priority="prefetch")
+    if restarts:
+        cache.close()
+        cache = open_cache(limits=Limits(total=1))
+    hold.release()
+    eventually(lambda: all(film.state is DownloadState.COMPLETE for film in cache.entries()))
+    begun = [request.path.strip("/") for request in origin.requests]
+    assert begun == (["c", "d", "c", "b", "a"] if restarts else ["c", "d", "b", "a"])
 
 
 def test_a_cancelled_download_stays_at_rest_after_a_restart(

@@ -311,6 +311,21 @@ def test_no_more_connections_than_allowed_are_opened(limits: Limits, opened: lis
     assert sorted(a.entry_id for a in plan(entries, limits)) == opened
 
 
+@pytest.mark.parametrize(
+    ("priority", "opened"), [(p, 6 if p > Priority.READ_AHEAD else 8) for p in Priority]
+)
+@pytest.mark.parametrize("limits", [replace(LIMITS, per_host=8), replace(LIMITS, total=8)])
+def test_of_many_connections_some_are_left_to_readers(
+    limits: Limits, priority: Priority, opened: int
+) -> None:
+    limits = replace(limits, for_readers=0.25)
+    entries = crowd(hosts="a" * 9, priority=priority, running=False)
+    limits = replace(limits, per_host=max(8, limits.per_host))
+    assert len(plan(entries, limits)) == opened
+    running = crowd(hosts="a" * 8, priority=priority, running=True)
+    assert plan(running, limits) == []  # they have not begun to be too many
+
+
 @pytest.mark.parametrize("limits", [replace(LIMITS, total=1), replace(LIMITS, per_host=1)])
 def test_the_most_urgent_gets_the_connection(limits: Limits) -> None:
     entries = crowd(hosts="aaaaa", priority=Priority.FILL, running=False)
@@ -319,6 +334,19 @@ def test_the_most_urgent_gets_the_connection(limits: Limits) -> None:
         for entry, priority in zip(entries, reversed(Priority), strict=True)
     ]
     assert plan(entries, limits) == [Open(4, 0, 10, Priority.BLOCKED)]
+
+
+@pytest.mark.parametrize("priority", Priority)
+@pytest.mark.parametrize("nature", [{}, {"settled": False}])
+def test_of_those_who_are_as_urgent_who_has_waited_longest_gets_the_connection(
+    priority: Priority, nature: dict[str, Any]
+) -> None:
+    first, second = crowd(hosts="aa", priority=priority, running=False)
+    late = replace(first, wants=(Want(0, 10, priority, since_s=2.0),), **nature)
+    # That it is farther into its file is of no account.
+    early = replace(second, wants=(Want(5, 10, priority, since_s=1.0),), **nature)
+    (opened,) = plan([late, early], replace(LIMITS, total=1))
+    assert opened == Open(1, 5, 10, priority)
 
 
 @pytest.mark.parametrize("limits", [replace(LIMITS, total=2), replace(LIMITS, per_host=2)])
@@ -494,7 +522,14 @@ def test_where_answers_cannot_be_joined_there_is_one_stream(
 
 SIZE = 24
 FEW = Limits(
-    per_entry=3, per_host=4, total=5, near_bytes=NEAR, near_s=0.25, part_bytes=2, part_s=0.1
+    per_entry=3,
+    per_host=4,
+    total=5,
+    for_readers=0.25,
+    near_bytes=NEAR,
+    near_s=0.25,
+    part_bytes=2,
+    part_s=0.1,
 )
 HOSTS = ("a", "a", "b")
 ROUNDS = 4

@@ -188,6 +188,16 @@ def test_a_stream_s_successor_is_opened_before_it_ends() -> None:
     assert plan([nearly_done(8.0)], replace(PARTS, per_entry=1)) == []
 
 
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_stream_is_not_divided_that_is_done_before_another_one_is_answered(width: int) -> None:
+    # What a connection brings there has not been measured yet; this one shows it.
+    origin = OriginView(latency_s=0.5)
+    view = drawn("." * 16, ">" + "=" * 15, more={"origin": origin, "width": width}, person="w" * 16)
+    for rate, actions in [(1.0, width > 1), (40.0, False)]:
+        streams = tuple(replace(stream, rate_bytes_s=rate) for stream in view.streams)
+        assert bool(plan([replace(view, streams=streams)], PARTS)) == actions
+
+
 def test_a_successor_is_kept_though_its_forerunner_slows_down() -> None:
     assert plan([nearly_done(8.0, with_successor=True)], PARTS) == []
     assert plan([nearly_done(7.0, with_successor=True)], PARTS) == []
