@@ -20,6 +20,7 @@ __all__ = [
     "CacheClosed",
     "CacheError",
     "DatabaseDamaged",
+    "DatabaseFull",
     "DownloadCancelled",
     "EntryNotFound",
     "IllegalMove",
@@ -135,6 +136,10 @@ class StorageError(CacheError):
 
 class DatabaseDamaged(StorageError):
     """The database file is no database, or not a whole one."""
+
+
+class DatabaseFull(StorageError):
+    """The disk has no room for what the database would write."""
 
 
 class RowRefused(StorageError):
