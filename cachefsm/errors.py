@@ -31,6 +31,7 @@ __all__ = [
     "OriginStatus",
     "OriginTimeout",
     "OriginUnreachable",
+    "OriginUntrusted",
     "RangeNotSatisfiable",
     "RepresentationChanged",
     "RowRefused",
@@ -167,6 +168,12 @@ class OriginError(CacheError):
 
 class OriginUnreachable(OriginError):
     """No connection, or the connection broke before or while it answered."""
+
+
+class OriginUntrusted(OriginError):
+    """The origin is not known to be who it should be: its certificate says otherwise."""
+
+    permanent = True
 
 
 class OriginTimeout(OriginError):
