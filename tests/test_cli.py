@@ -102,6 +102,7 @@ def test_serve_says_what_is_where_without_secrets_and_ends_on_ctrl_c(
             f"  {server.address}b/ is {origin.url('/b/')}",
             f"  {server.address}https/HOST/… is https://HOST/…, where HOST is *.example.org",
         ]
+        assert server.line() == f"  what it holds, in a browser: {server.address}-/"
         assert server.line().endswith(f"cachefsm list --cache-dir {cli.cache_dir}")
         assert server.end(signal.SIGINT).status == 0
 

@@ -29,7 +29,7 @@ LAYERS: Final = """
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u keys
+    acceptance terms credentials playlists m3u keys dashboard
     getting
     pacing
     arguments
