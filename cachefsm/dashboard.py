@@ -62,6 +62,15 @@ b { font-weight: 600; white-space: nowrap; }
 small { display: block; opacity: .75; }
 td.orders { white-space: nowrap; }
 button { font: inherit; font-size: .85rem; margin: 0 .2rem .2rem 0; }
+@media (max-width: 45rem) {
+  table, tbody { display: block; }
+  tr { border-bottom: 1px solid #8884; display: flex; flex-wrap: wrap;
+    justify-content: space-between; }
+  td { border: 0; box-sizing: border-box; }
+  td:first-child { flex: 1 0 100%; }
+  td.orders { flex: 1 0 100%; }
+  th { display: none; }
+}
 """
 
 _SCRIPT: Final = """
