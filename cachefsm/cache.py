@@ -22,7 +22,7 @@ from .credentials import Credentials
 from .demands import Fill
 from .dirlock import DirectoryLock, Holder
 from .engine import Engine, Parts
-from .errors import CacheClosed, EntryNotFound, StorageError
+from .errors import CacheClosed, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields
 from .handle import Entry
