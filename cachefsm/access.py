@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .errors import UsageError
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, parse_url, redact
 
 __all__ = [
     "AllowList",
@@ -167,6 +167,8 @@ def check_pattern(text: str) -> tuple[str, str]:
     Raises:
         UsageError: it is none.
     """
+    if "/" in text:
+        raise UsageError(f"{redact(text)!r} is no host to allow: leave out the scheme and the path")
     host, port = split_host(text.lower())
     body = host.removeprefix("*.")
     if not body or (body != "*" and re.search(r"[^a-z0-9.:_-]", body)):

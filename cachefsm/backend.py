@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from .client import ServedCache, ServerGone
-from .dirlock import DirectoryLock
+from .dirlock import DirectoryLock, in_use
 from .errors import CacheBusy, CacheError, EntryNotFound, StorageError, UsageError
 from .parts import Parts
 
@@ -104,7 +104,7 @@ def _open(directory: Path, *, downloads: bool, options: dict[str, Any]) -> Backe
                 if time.monotonic() >= deadline_s:
                     raise
         elif time.monotonic() >= deadline_s:
-            raise CacheBusy(f"{directory} is in use by process {holder.pid}")
+            raise CacheBusy(in_use(directory, holder))
         # There is no waiting for the lock and for a time limit both.
         time.sleep(_LOOK_AGAIN_S)
 

@@ -22,7 +22,7 @@ from .credentials import Credentials
 from .demands import Fill
 from .dirlock import DirectoryLock, Holder
 from .engine import Engine, Parts
-from .errors import CacheClosed, EntryNotFound, StorageError
+from .errors import CacheClosed, EntryNotFound, StorageError, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields
 from .handle import Entry
@@ -259,7 +259,13 @@ class Cache:
         ranges: Iterable[tuple[int, int | None]] | None = None,
         deadline: str | float | None = None,
     ) -> list[Entry]:
-        """Queue several, in their order; see :meth:`Entry.prefetch`."""
+        """Queue several, in their order; see :meth:`Entry.prefetch`.
+
+        Raises:
+            UsageError: one of them is no http(s) URL; nothing is queued.
+        """
+        if isinstance(urls, str):  # whose letters are no URLs
+            raise UsageError("prefetch takes a list of URLs; this is one")
         entries = [self.entry(url) for url in urls]
         parts = None if ranges is None else list(ranges)
         for entry in entries:
@@ -446,5 +452,6 @@ def _lock(directory: Path) -> DirectoryLock:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise StorageError(f"cannot make {directory}: {error.strerror}") from error
+        reason = "it is no directory" if directory.exists() else error.strerror
+        raise StorageError(f"cannot use {directory}: {reason}") from error
     return DirectoryLock(directory)

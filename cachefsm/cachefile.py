@@ -91,7 +91,9 @@ class CacheFile(io.RawIOBase):
 
     def close(self) -> None:
         """Let the entry go."""
-        if not self.closed:
+        # Python closes at its end also what was refused a reader, and from 3.13 on it says
+        # so where that fails.
+        if not self.closed and hasattr(self, "_reader"):
             self._reader.close()
         super().close()
 

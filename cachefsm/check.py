@@ -227,7 +227,9 @@ class _Check:
         if self._options.json:
             entries = [finding.describe() for finding in self._findings]
             print(json.dumps({"entries": entries, **sums}, indent=2))
-        elif not self._options.quiet or sums["damaged_bytes"]:
+        elif (self._findings or not self._failures) and (
+            not self._options.quiet or sums["damaged_bytes"]
+        ):
             print(_summary(self._findings, sums))
 
 

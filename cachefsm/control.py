@@ -9,9 +9,11 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from . import dashboard
 from .access import AllowList, is_same_origin
 from .buckets import RateLimits
 from .cache import Cache
+from .display import show_list
 from .errors import CacheError, IllegalMove, UsageError
 from .eventstream import event_response
 from .handle import Entry, parse_priority
@@ -92,7 +94,7 @@ class Control:
     def _route(self, request: Request) -> Response:
         match request.method, request.path.strip("/").split("/")[1:]:
             case "GET" | "HEAD", []:
-                return self._overview()
+                return self._overview(request)
             case "GET" | "HEAD", ["entries"]:
                 return json_response(self._list(parse_qs(request.query)))
             case "POST", ["entries"]:
@@ -149,16 +151,13 @@ class Control:
         after, limit = _number(query, "after"), _number(query, "limit")
         return self._cache.describe_all(after=after or 0, limit=limit)
 
-    def _overview(self) -> Response:
-        lines = ["cachefsm", ""]
-        for facts in self._cache.describe_all():
-            total = facts["total_size"]
-            size = "?" if total is None else f"{total}"
-            lines.append(
-                f"{facts['id']:>5}  {facts['state']:<12}  {facts['downloaded_bytes']}/{size}"
-                f"  {facts['url']}"
-            )
-        return plain(HTTPStatus.OK, "\n".join(lines))
+    def _overview(self, request: Request) -> Response:
+        """Return the entries as a page for browsers, and as a table for others."""
+        entries = self._cache.describe_all()
+        if "text/html" not in (request.field("Accept") or ""):
+            return plain(HTTPStatus.OK, "\n".join(show_list(entries, None)))
+        text = dashboard.page(entries, self._cache.stats())
+        return text_response(text, "text/html; charset=utf-8", fields=dashboard.FIELDS)
 
     def _add(self, request: Request) -> Response:
         body = request.json()

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import peewee
 from peewee import SchemaManager, SqliteDatabase
 
-from .errors import DatabaseDamaged, RowRefused, SchemaTooNew, StorageError
+from .errors import DatabaseDamaged, DatabaseFull, RowRefused, SchemaTooNew, StorageError
 from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
 
 __all__ = ["Database"]
@@ -42,6 +42,7 @@ _SIGNS_OF_DAMAGE: Final = (
     "Could not decode",
     "codec can't decode",
 )
+_SIGN_OF_A_FULL_DISK: Final = "disk is full"
 
 
 def _schema_of(database: peewee.Database) -> set[tuple[Any, ...]]:
@@ -240,6 +241,8 @@ def _translated() -> Iterator[None]:
             raise DatabaseDamaged(f"the database cannot be read: {text}") from error
         if isinstance(error, _NO_SUCH_ROW):
             raise RowRefused(f"the database refused: {text}") from error
+        if _SIGN_OF_A_FULL_DISK in text:
+            raise DatabaseFull(f"the database refused: {text}") from error
         raise StorageError(f"the database refused: {text}") from error
 
 

@@ -88,7 +88,7 @@ def write_diagrams(directory: Path, machine: Machine = DownloadLifecycle) -> lis
         for name, content in files.items():
             (directory / name).write_bytes(content)
     except OSError as error:
-        raise CacheError(f"cannot write the diagrams: {error}") from error
+        raise CacheError(f"cannot write the diagrams to {directory}: {error.strerror}") from error
     return [directory / name for name in files]
 
 

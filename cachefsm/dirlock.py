@@ -15,12 +15,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from .errors import CacheBusy, StorageError
 
-__all__ = ["DirectoryLock", "Holder"]
+__all__ = ["DirectoryLock", "Holder", "in_use"]
 
 _log = logging.getLogger(__name__)
+
+_LENGTH_BYTES: Final = 4096
+"""Of the lock's file: more than an address and a token need, and one block."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class DirectoryLock:
         except BlockingIOError as error:
             holder = _read(self._fd)
             os.close(self._fd)
-            raise CacheBusy(_in_use(directory, holder)) from error
+            raise CacheBusy(in_use(directory, holder)) from error
         except OSError as error:
             os.close(self._fd)
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
@@ -68,11 +72,8 @@ class DirectoryLock:
         """Write who holds the directory, for those who find it locked."""
         if self._fd < 0:
             return  # released: a server may be closed after its cache
-        data = json.dumps(asdict(holder)).encode()
         try:
-            # In place: replacing the file would replace the lock as well.
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, data, 0)
+            self._write(json.dumps(asdict(holder)))
         except OSError as error:
             # A full disk: the lock holds all the same, only nameless.
             _log.warning("cannot write who holds the directory: %s", error.strerror)
@@ -81,9 +82,14 @@ class DirectoryLock:
         """Let the directory go; safe to call twice."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):  # read-only by now: the next one finds our name
-                os.ftruncate(self._fd, 0)
+                self._write("")
             os.close(self._fd)
             self._fd = -1
+
+    def _write(self, text: str) -> None:
+        # In place, because replacing the file would replace the lock as well; and of one
+        # length, because what is cut off may not be had again on a full disk.
+        os.pwrite(self._fd, text.encode().ljust(_LENGTH_BYTES), 0)
 
     @staticmethod
     def holder(directory: Path) -> Holder | None:
@@ -121,12 +127,13 @@ def _nobody_looking(directory: Path) -> Iterator[None]:
 
 def _read(fd: int) -> Holder | None:
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        return Holder(**json.loads(os.pread(fd, 4096, 0)))
+        return Holder(**json.loads(os.pread(fd, _LENGTH_BYTES, 0)))
     return None  # the holder is just writing it, or is another version
 
 
-def _in_use(directory: Path, holder: Holder | None) -> str:
-    if holder is None:
+def in_use(directory: Path, holder: Holder | None) -> str:
+    """Return what is said to those who find *directory* locked."""
+    if holder is None or not holder.pid:
         return f"{directory} is in use by another process"
     where = f", serving at {holder.address}" if holder.address and holder.stays else ""
     return f"{directory} is in use by process {holder.pid}{where}"

@@ -19,11 +19,7 @@ from .asking import NOT_STORED
 from .claims import Claim
 from .content import Content
 from .demands import READER, Demand, Fill
-from .errors import (
-    CacheError,
-    DownloadCancelled,
-    StorageError,
-)
+from .errors import CacheError, DatabaseFull, DownloadCancelled, StorageError
 from .explain import Situation, explain
 from .filling import FillingEntry
 from .lifecycle import PERSON
@@ -53,19 +49,23 @@ class LiveEntry(FillingEntry):
 
     @property
     def is_busy(self) -> bool:
-        """Whether anybody reads, fetches or wants it: it must stay in memory."""
+        """Whether it must stay in memory: it is used, or there is something left to record."""
         with self._lock:
-            return bool(
-                self._readers
-                or self._claims
-                or self._waiters
-                or self._demands
-                or self._inquiry
-                or self._renewing
-                or self._accesses
-                or self._content.dirty_bytes
-                or self._lifecycle.state in ACTIVE
-            )
+            return self._is_used or self._accesses > 0
+
+    @property
+    def _is_used(self) -> bool:
+        """Whether anybody reads, fetches or wants it; read with the lock held."""
+        return bool(
+            self._readers
+            or self._claims
+            or self._waiters
+            or self._demands
+            or self._inquiry
+            or self._renewing
+            or self._content.dirty_bytes
+            or self._lifecycle.state in ACTIVE
+        )
 
     def is_playable(self) -> bool:
         """Say whether enough is here to start playing; see :func:`cachefsm.facts.is_playable`."""
@@ -310,7 +310,7 @@ class LiveEntry(FillingEntry):
     def evict(self) -> bool:
         """Invalidate the entry if nobody uses it; return whether it was so."""
         with self._letting_go():
-            if self.is_busy or not self._content.present:
+            if self._is_used or self._was_just_used() or not self._content.present:
                 return False
             self._invalidate("evicted")
         return True
@@ -334,6 +334,16 @@ class LiveEntry(FillingEntry):
             return self._demands.is_read(claim.position, min(claim.stop, soon))
 
     # -- with the lock held ----------------------------------------------------
+
+    def _was_just_used(self) -> bool:
+        """Record accesses if there are any; say whether that changed the order of eviction."""
+        if not self._accesses:
+            return False
+        try:
+            self._record_accesses()
+        except DatabaseFull:
+            return False  # it can be recorded once there is room, which is what is asked for
+        return True
 
     def _wait_wanting(
         self,

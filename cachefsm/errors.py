@@ -20,6 +20,7 @@ __all__ = [
     "CacheClosed",
     "CacheError",
     "DatabaseDamaged",
+    "DatabaseFull",
     "DownloadCancelled",
     "EntryNotFound",
     "IllegalMove",
@@ -30,6 +31,7 @@ __all__ = [
     "OriginStatus",
     "OriginTimeout",
     "OriginUnreachable",
+    "OriginUntrusted",
     "RangeNotSatisfiable",
     "RepresentationChanged",
     "RowRefused",
@@ -137,6 +139,10 @@ class DatabaseDamaged(StorageError):
     """The database file is no database, or not a whole one."""
 
 
+class DatabaseFull(StorageError):
+    """The disk has no room for what the database would write."""
+
+
 class RowRefused(StorageError):
     """The database takes no such row: a constraint or a type is against it."""
 
@@ -162,6 +168,12 @@ class OriginError(CacheError):
 
 class OriginUnreachable(OriginError):
     """No connection, or the connection broke before or while it answered."""
+
+
+class OriginUntrusted(OriginError):
+    """The origin is not known to be who it should be: its certificate says otherwise."""
+
+    permanent = True
 
 
 class OriginTimeout(OriginError):

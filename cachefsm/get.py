@@ -287,6 +287,8 @@ class _Downloads:
             return "interrupted"
         if self._backend.stays:
             return f"interrupted; the server goes on, `cachefsm pause {facts['id']}` holds it"
+        if not facts["downloaded_bytes"]:
+            return "interrupted; nothing has come yet"
         return (
             f"interrupted; {format_stored(facts)} kept as entry {facts['id']}, "
             "the same command goes on from there"

@@ -1,7 +1,7 @@
 """Requests to origins: one range asked for, one acceptable answer or an error.
 
 The downloader calls :meth:`OriginClient.fetch` and reads pieces. What ``requests``,
-``urllib3`` and the socket raise becomes an OriginError here and nowhere else.
+``urllib3`` and the socket raise becomes an OriginError here; see :mod:`cachefsm.mishaps`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote, urljoin
 
 import requests
-from urllib3.exceptions import HTTPError, InvalidHeader, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
 from .acceptance import Answer, read_answer, read_length
 from .errors import (
@@ -28,11 +28,11 @@ from .errors import (
     OriginError,
     OriginRefused,
     OriginStatus,
-    OriginTimeout,
     OriginUnreachable,
     UsageError,
 )
 from .fields import Fields, end_to_end, value_of, values_of
+from .mishaps import translated
 from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
@@ -135,7 +135,7 @@ class Fetch:
         Raises:
             OriginError: the connection broke, stalled, or ended early.
         """
-        with _translated():
+        with translated():
             if self._position == self.answer.stop:
                 if self._response.raw.length_remaining == 0:
                     # Nothing is left to wait for; this lets urllib3 see it, so that
@@ -189,7 +189,7 @@ class Relayed:
         """Yield the body as it arrives; raise OriginError if it breaks off."""
         received = 0
         while True:
-            with _translated():
+            with translated():
                 size = self._pace.allow(PIECE_BYTES)
                 data: bytes = self._response.raw.read1(size, decode_content=False)
             self._pace.came(len(data))
@@ -376,7 +376,7 @@ class OriginClient:
     ) -> tuple[requests.Session, requests.Response]:
         session = self._checkout(url.origin)
         try:
-            with _translated():
+            with translated():
                 timeout = (self._options.connect_timeout_s, self._options.read_timeout_s)
                 return session, exchange(
                     session,
@@ -448,34 +448,3 @@ def _basic(userinfo: str) -> str:
     name, _, password = userinfo.partition(":")
     token = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode())
     return f"Basic {token.decode('ascii')}"
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except (InvalidHeader, requests.exceptions.InvalidHeader) as error:
-        raise BadAnswer("the origin sent a field that makes no sense") from error
-    except (TimeoutError, requests.Timeout, ReadTimeoutError) as error:
-        raise OriginTimeout(f"the origin was silent for too long ({_kind(error)})") from error
-    except (requests.RequestException, HTTPError, OSError, ValueError) as error:
-        raise OriginUnreachable(f"the connection to the origin broke ({_kind(error)})") from error
-
-
-def _kind(error: BaseException) -> str:
-    """Name an error without its text, which may quote the URL and its query."""
-    inner: BaseException = error
-    while True:
-        reason = getattr(inner, "reason", None) or next(
-            (arg for arg in inner.args if isinstance(arg, BaseException)), None
-        )
-        if not isinstance(reason, BaseException):
-            break
-        inner = reason
-    # "Connection refused" and "Name or service not known" are only the cause of
-    # what urllib3 makes of them.
-    for found in (inner, inner.__cause__):
-        text = getattr(found, "strerror", None)
-        if isinstance(text, str):
-            return text
-    return type(inner).__name__

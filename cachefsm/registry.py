@@ -14,15 +14,17 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeVar
 
 from .entry import LiveEntry
-from .errors import CacheClosed, CacheError, EntryNotFound, StorageError
+from .errors import CacheClosed, CacheError, DatabaseFull, EntryNotFound, StorageError
 from .models import EntryRecord, Store
-from .storage import content_name
+from .storage import ContentFile, content_name
 from .urls import OriginUrl
 
 __all__ = ["Registry"]
+
+_Result = TypeVar("_Result")
 
 IDLE_ENTRIES: Final = 64
 """Idle entries kept in memory, each with at most one open file."""
@@ -132,9 +134,9 @@ class Registry:
             EntryNotFound: there is none.
         """
         with self._lock, self.lease(entry_id) as entry:
-            entry.remove()
-            del self._live[entry_id]
             file = entry.content.file
+            _give_up(file, entry.remove)
+            del self._live[entry_id]
         file.discard()
 
     def evict(self, max_bytes: int, *, most: int | None = None) -> int:
@@ -180,7 +182,7 @@ class Registry:
             except EntryNotFound:
                 return False  # removed since the list was made
             try:
-                return self._leases[entry] == 1 and entry.evict()
+                return self._leases[entry] == 1 and _give_up(entry.content.file, entry.evict)
             finally:
                 self.release(entry)
 
@@ -211,3 +213,16 @@ class Registry:
 
 def _is_blank_since(record: EntryRecord, used_s: float) -> bool:
     return record.bytes_present == 0 and record.last_accessed_at < used_s
+
+
+def _give_up(file: ContentFile, forget: Callable[[], _Result]) -> _Result:
+    """Let *forget* drop what the database knows of *file*, also where the disk is full.
+
+    A row comes before its file otherwise, for those who find a row without a file have
+    to fetch it again. But here it is the files that leave the database no room.
+    """
+    try:
+        return forget()
+    except DatabaseFull:
+        file.empty()
+        return forget()

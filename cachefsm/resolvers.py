@@ -6,6 +6,7 @@ What is done with what they say is `cachefsm.renewal`'s business.
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Final
@@ -28,7 +29,7 @@ def command_resolver(command: str) -> Resolver:
     that there is no other. Its words on stderr are told.
 
     Raises:
-        UsageError: there is no command in it.
+        UsageError: there is no command in it, or none that can be run.
     """
     try:
         words = shlex.split(command)
@@ -36,6 +37,8 @@ def command_resolver(command: str) -> Resolver:
         raise UsageError(f"the resolver cannot be read: {error}") from error
     if not words:
         raise UsageError("a resolver is a command")
+    if shutil.which(words[0]) is None:
+        raise UsageError(f"the resolver {words[0]!r} is no command that can be run here")
 
     def resolve(url: str, _error: OriginStatus) -> str | None:
         try:

@@ -67,8 +67,11 @@ def furnish(
     """Return the mounts with their rules, and the rules where there is no mount.
 
     Raises:
-        UsageError: an option names what is not mounted.
+        UsageError: an option names what is not mounted, or two mounts have one name.
     """
+    names = [mount.name for mount in mounts]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UsageError(f"--mount: {min(twice)} is mounted twice")
     rules = {name: Rules() for name in (EVERY_MOUNT, *(mount.name for mount in mounts))}
 
     def change(option: str, name: str, **what: object) -> None:

@@ -242,6 +242,8 @@ def _hints(options: argparse.Namespace, address: str, mounts: list[Mount]) -> It
         yield f"  {address}https/HOST/… is https://HOST/…, where HOST is {pattern}"
     if not mounts and not options.allow:
         yield "  no origin is mounted or allowed: add --mount /name=https://origin/base/"
+    if _is_loopback(options.host):  # elsewhere the page wants a token, which browsers don't send
+        yield f"  what it holds, in a browser: {address}-/"
     yield f"  what it holds: {_call(options, 'list')}"
 
 
@@ -259,6 +261,7 @@ def _demo_hints(
             f"curl -s -r 40000000-40000999 -o /dev/null -D - {song}",
         ),
         ("get the whole of it", _call(options, f"get {demo.song_url} -o /tmp/demo.wav")),
+        ("watch it in a browser", f"{address}-/"),
         ("list all entries", _call(options, "list")),
         ("the same as JSON", f"curl -s {address}-/entries"),
     )

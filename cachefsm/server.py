@@ -450,7 +450,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _bind_problem(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "another program uses this port"
+        return "another program uses this port; port 0 takes a free one"
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address"
     if error.errno in (errno.EACCES, errno.EPERM):

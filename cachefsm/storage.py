@@ -104,6 +104,19 @@ class ContentFile:
             self._discarded = True
             remove_content(self.path)
 
+    def empty(self) -> None:
+        """Give back at once the room that the file takes, also while somebody has it open.
+
+        Raises:
+            StorageError: the operating system refused.
+        """
+        try:
+            os.truncate(self.path, 0)
+        except (FileNotFoundError, NotADirectoryError):
+            pass  # it takes none
+        except OSError as error:
+            raise _storage_error("empty", self.path, error) from error
+
     def fileno(self, *, create: bool = False) -> int:
         """Return the open descriptor; valid while the caller retains the file.
 

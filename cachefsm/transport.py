@@ -16,19 +16,22 @@ narrowest public seam there is:
   shutting the socket down stops it at once: :class:`Canceller` knows the socket.
 
 A session has no cookie jar, and reads no proxies and no netrc from the
-environment: what one client sent must never travel with another's request.
+environment: what one client sent must never travel with another's request. Of the
+environment it hears only whom to trust, ``REQUESTS_CA_BUNDLE``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import socket
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, Final
 
 import requests
@@ -43,7 +46,7 @@ from urllib3.exceptions import (
 )
 from urllib3.util.response import assert_header_parsing
 
-from .errors import OriginRefused
+from .errors import OriginRefused, OriginUntrusted
 
 __all__ = ["Canceller", "MayConnect", "exchange", "make_session"]
 
@@ -269,12 +272,25 @@ def make_session() -> requests.Session:
     """Return a session for one thread at a time, holding at most one idle connection."""
     session = _Session()
     session.trust_env = False
+    session.verify = _authorities() or True
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()
     adapter = _ExactAdapter(pool_connections=1, pool_maxsize=1)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
+
+
+def _authorities() -> str | None:
+    """Return the file or directory of authorities that the environment names.
+
+    Raises:
+        OriginUntrusted: it is not there.
+    """
+    path = os.environ.get("REQUESTS_CA_BUNDLE")
+    if path and not Path(path).exists():
+        raise OriginUntrusted(f"REQUESTS_CA_BUNDLE names {path}, and that is not there")
+    return path
 
 
 def exchange(

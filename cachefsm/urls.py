@@ -70,7 +70,9 @@ def parse_url(text: str) -> OriginUrl:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"{shown!r} is not a URL that can be read") from error
+        # Not in its own words, which quote what may be a password.
+        what = "its port is no number up to 65535" if "Port" in str(error) else "its host is none"
+        raise UsageError(f"{shown!r} is not a URL that can be read: {what}") from error
     scheme = parts.scheme.lower()
     if scheme not in _DEFAULT_PORTS or not parts.hostname:
         raise UsageError(f"{shown!r} is not an http:// or https:// URL")

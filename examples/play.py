@@ -29,4 +29,6 @@ def main(directory: str, url: str, *following: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

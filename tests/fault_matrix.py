@@ -33,6 +33,7 @@ from cachefsm.errors import (
     OriginStatus,
     OriginTimeout,
     OriginUnreachable,
+    OriginUntrusted,
     RepresentationChanged,
     StorageError,
 )
@@ -130,6 +131,7 @@ _CAUSES: dict[str, tuple[OriginError | StorageError | DownloadCancelled, ...]] =
         OriginStatus(status) for status in range(400, 600) if status not in (*_PASSING, 416)
     ),
     "an address, a scheme or a redirect that is not allowed": (OriginRefused(""),),
+    "a certificate that is not to be trusted": (OriginUntrusted(""),),
     "another version than the one that is stored": (RepresentationChanged(""),),
     "the disk or the database refuses": (StorageError(""),),
     "a person cancels": (DownloadCancelled(""),),

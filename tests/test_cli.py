@@ -102,6 +102,7 @@ def test_serve_says_what_is_where_without_secrets_and_ends_on_ctrl_c(
             f"  {server.address}b/ is {origin.url('/b/')}",
             f"  {server.address}https/HOST/… is https://HOST/…, where HOST is *.example.org",
         ]
+        assert server.line() == f"  what it holds, in a browser: {server.address}-/"
         assert server.line().endswith(f"cachefsm list --cache-dir {cli.cache_dir}")
         assert server.end(signal.SIGINT).status == 0
 
@@ -748,6 +749,40 @@ def test_wrong_usage_is_status_2(here: Run, arguments: list[str]) -> None:
     assert outcome.status == 2
     assert not outcome.stdout
     assert "secret" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["serve", "--mount", "/a=http://a.test/", "--mount", "/a=http://b.test/"],
+            "/a is mounted twice",
+        ),
+        (["serve", "--allow", "http://me:secret@a.test/"], "leave out the scheme and the path"),
+        (["serve", "--resolver", "no-such-command --fast"], "'no-such-command' is no command"),
+        (["get", "http://me:secret@h:99999/"], "its port is no number up to 65535"),
+        (["get", "http://[::1/"], "its host is none"),
+    ],
+)
+def test_wrong_usage_is_told_by_what_is_wrong(here: Run, arguments: list[str], words: str) -> None:
+    said = here(*arguments).failed_in_one_line(2)
+    assert words in said
+    assert "secret" not in said
+
+
+def test_a_cache_directory_that_is_a_file_is_said_to_be_one(cli: CommandLine) -> None:
+    cli.cache_dir.write_bytes(b"")
+    for command in (["serve"], ["list"], ["get", "http://origin.test/"]):
+        said = cli.run(*command).failed_in_one_line()
+        assert "no directory" in said
+        assert str(cli.cache_dir) in said
+
+
+def test_a_verification_of_nothing_finds_nothing_sound(here: Run, film: str) -> None:
+    here("get", film)
+    outcome = here("verify", "55")
+    assert outcome.failed_in_one_line() == "cachefsm: there is no entry 55\n"
+    assert not outcome.stdout
 
 
 def test_an_origin_that_is_down_is_one_line(here: Run) -> None:

@@ -132,7 +132,7 @@ def test_the_token_is_for_the_owner_s_eyes(tmp_path: Path, lock: DirectoryLock) 
 def test_nothing_is_announced_after_the_release(tmp_path: Path, lock: DirectoryLock) -> None:
     lock.release()
     lock.announce(Holder(1, "http://127.0.0.1:8080", "a token"))
-    assert (tmp_path / "lock").read_bytes() == b""
+    assert (tmp_path / "lock").read_bytes().strip() == b""
     assert DirectoryLock.holder(tmp_path) is None
 
 
@@ -183,16 +183,26 @@ def test_a_directory_that_is_none_is_an_error_of_storage(tmp_path: Path, name: s
         DirectoryLock(tmp_path / name)
 
 
-def test_a_full_disk_can_be_locked_and_announced_to_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_who_has_held_the_directory_before_can_announce_himself_on_a_full_disk_too(
+    tmp_path: Path,
+) -> None:
     with small_disk(tmp_path / "disk") as disk:
         DirectoryLock(disk).release()
         filler = fill(disk)
         lock = DirectoryLock(disk)
-        lock.announce(Holder(os.getpid(), "http://127.0.0.1:8080", "a token"))
+        holder = Holder(os.getpid(), "http://127.0.0.1:8080", "a token")
+        lock.announce(holder)
+        with pytest.raises(CacheBusy, match="serving at"):
+            DirectoryLock(disk)
+        assert DirectoryLock.holder(disk) == holder
+        lock.release()
+        (disk / "lock").unlink()
+        fill(disk)
+        lock = DirectoryLock(disk)
         with pytest.raises(CacheBusy, match="in use by another process"):
             DirectoryLock(disk)
         filler.unlink()
-        lock.announce(Holder(os.getpid(), "http://127.0.0.1:8080", "a token"))
+        lock.announce(holder)
         with pytest.raises(CacheBusy, match="serving at"):
             DirectoryLock(disk)
         lock.release()

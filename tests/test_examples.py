@@ -76,6 +76,14 @@ def test_the_document_leads_to_every_example_and_nowhere_else() -> None:
     assert links == {*examples, "interface.md"}
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda it: it.stem)
+def test_an_example_says_how_it_is_called(path: Path) -> None:
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"python examples/{path.name} CACHE_DIR " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_watch(site: Origin, tmp_path: Path) -> None:
     first = example("watch", site.url("/film.mkv"), home=tmp_path)
     assert "initializing -> downloading" in first

@@ -7,13 +7,13 @@ allowed most of this is skipped.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cachefsm import DownloadState
+from cachefsm import Cache, DownloadState
 from cachefsm.errors import EntryNotFound, StorageError
 from tests.support.caches import EAGER, WAIT_S, OpenCache, eventually, fetch
 from tests.support.clients import ask, at_once, serve_mounted
@@ -335,6 +335,50 @@ def test_a_new_url_on_a_full_disk_harms_nobody_else(
         bodies = at_once(CLIENTS, lambda number: ask(f"{proxy.url}m/film?{number % 2}").body)
         assert all(body == content(0, SIZE) for body in bodies)
         assert ask(f"{proxy.url}m/song").body == content(0, MIB)
+
+
+def _remove_all(cache: Cache) -> None:
+    for entry in cache.entries():
+        entry.remove()
+
+
+def _collect(cache: Cache) -> None:
+    eventually(lambda: cache.collect(0)["bytes_stored"] == 0)  # those in use for a moment stay
+
+
+@pytest.mark.fault(
+    "disk",
+    "it is full, and a person makes room",
+    client="nothing of it; readers of what is removed are cut off",
+    kept="what was not chosen",
+    next_reader="what is chosen is fetched again",
+)
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("make_room", [_remove_all, _collect])
+def test_what_is_stored_can_be_given_up_on_a_full_disk(
+    open_cache: OpenCache,
+    origin: Origin,
+    disk: Path,
+    make_room: Callable[[Cache], None],
+    reopened: bool,
+) -> None:
+    cache = open_cache()
+    for name in ("/one", "/two"):
+        origin.put(name, Resource(2 * MIB))
+        assert cache.entry(origin.url(name)).wait_complete(WAIT_S)
+    if reopened:
+        cache.close()
+    filler = fill(disk)
+    cache = open_cache() if reopened else cache
+    for name in ("/one", "/two"):
+        assert fetch(cache, cache.entry(origin.url(name))) == content(0, 2 * MIB)
+    make_room(cache)
+    assert os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize > 3 * MIB
+    assert cache.stats()["bytes_stored"] == 0
+    cache.close()
+    filler.unlink()
+    cache = open_cache()
+    assert fetch(cache, cache.entry(origin.url("/one"))) == content(0, 2 * MIB)
 
 
 def test_a_cache_is_closed_in_order_on_a_full_disk(

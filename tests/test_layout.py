@@ -23,13 +23,13 @@ LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     descriptors
     tables picture buckets meters
-    database draft parallel throttle explain
+    database draft parallel throttle explain mishaps
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts loop workers
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u keys
+    acceptance terms credentials playlists m3u keys dashboard
     getting
     pacing
     arguments
@@ -71,8 +71,8 @@ FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
-    "requests": {"origin", "transport", "requests_adapter"},
-    "urllib3": {"origin", "transport", "requests_adapter"},
+    "requests": {"mishaps", "origin", "transport", "requests_adapter"},
+    "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},
     "werkzeug": {"server"},
 }
 

@@ -155,8 +155,8 @@ def test_an_index_that_says_something_else_than_its_table_is_found_by_the_check(
     data = path.read_bytes()
     in_index = data.rindex(b"a-name-that-is-in-table-and-index")
     path.write_bytes(data[:in_index] + b"A" + data[in_index + 1 :])
-    with pytest.raises(DatabaseDamaged):
-        open_store(path).check()
+    with closing(open_store(path)) as damaged, pytest.raises(DatabaseDamaged):
+        damaged.check()
 
 
 def test_a_schema_that_is_another_one_is_found_by_the_check(store: Store, path: Path) -> None:

@@ -224,3 +224,9 @@ def test_a_playlist_reaches_no_other_origin_unasked(
         other.put("/item", Resource(10))
         (entry,) = cache.prefetch_playlist(origin.url("/index.m3u8"), allow=["127.0.0.1:*"])
         assert entry.wait_complete(WAIT_S)
+
+
+def test_one_url_where_several_are_meant_is_said_to_be_one(cache: Cache, film: str) -> None:
+    with pytest.raises(UsageError, match="takes a list of URLs"):
+        cache.prefetch(film)
+    assert cache.entries() == []

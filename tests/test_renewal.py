@@ -494,9 +494,13 @@ def test_a_command_that_fails_says_why(
     assert told in caplog.text
 
 
-def test_what_is_no_command_is_refused() -> None:
-    for text in ("", "'", "  "):
+def test_what_is_no_command_is_refused(tmp_path: Path) -> None:
+    for text in ("", "'", "  ", "/nonexistent"):
         with pytest.raises(UsageError):
             command_resolver(text)
+    command = tmp_path / "command"
+    command.touch(mode=0o755)
+    resolve = command_resolver(str(command))
+    command.unlink()
     with pytest.raises(UsageError, match="cannot be run"):
-        command_resolver("/nonexistent")("http://example.test/", OriginStatus(403))
+        resolve("http://example.test/", OriginStatus(403))

@@ -939,7 +939,8 @@ def test_a_port_in_use_is_said_in_one_line(capsys) -> None:
     with closing(ProxyServer(hello)) as first, pytest.raises(UsageError) as caught:
         ProxyServer(hello, port=first.port)
     assert str(caught.value) == (
-        f"cannot listen on 127.0.0.1:{first.port}: another program uses this port"
+        f"cannot listen on 127.0.0.1:{first.port}: another program uses this port; "
+        "port 0 takes a free one"
     )
     assert capsys.readouterr() == ("", "")
 
