@@ -34,7 +34,7 @@ LAYERS: Final = """
     pacing
     arguments
     content records server output progress forwarding negative flusher
-    origin origins demands retries signposts
+    origin origins demands retries signposts recall
     claims
     surroundings
     moving downloader straight
