@@ -303,8 +303,7 @@ class Proxy:
     def _recalled(self) -> Iterator[Recalled]:
         """Tell of the playlists that were served before the last start, from what is stored."""
         for url, fields, text in self._cache.stored_playlists(MAX_PLAYLISTS):
-            path = url.target.partition("?")[0]
-            named = paths_named(path, fields, text)
+            named = paths_named(url.path, fields, text)
             places = [
                 Place(mount.name, mount.base)
                 for mount in self._mounts.values()
@@ -312,7 +311,7 @@ class Proxy:
             ]
             if url.userinfo is None and self._allowed.names(url):
                 places.append(Place(f"/{url.scheme}/{url.authority}", url._replace(target="/")))
-            yield from ((path, place, named) for place in places)
+            yield from ((url.path, place, named) for place in places)
 
     def _learning(
         self,
@@ -322,7 +321,7 @@ class Proxy:
         pieces: Iterable[Any],
     ) -> Iterable[Any]:
         """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
-        path, fields = url.target.partition("?")[0], representation.fields
+        path, fields = url.path, representation.fields
         place = self._place(request)
         if place is None or not is_playlist(path, fields):
             return pieces

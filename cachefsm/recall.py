@@ -55,8 +55,7 @@ def stored_playlists(store: Store, content: Path, limit: int) -> Iterator[Stored
 
 def _read(record: EntryRecord, content: Path) -> StoredPlaylist | None:
     url, representation = parse_url(record.url), representation_of(record)
-    path = url.target.partition("?")[0]
-    if representation is None or not is_playlist(path, representation.fields):
+    if representation is None or not is_playlist(url.path, representation.fields):
         return None
     file = ContentFile(content / record.content_file)
     try:

@@ -29,7 +29,8 @@ LAYERS: Final = """
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
     representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u keys
+    playlists
+    acceptance terms credentials m3u keys
     getting
     pacing
     arguments
