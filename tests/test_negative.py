@@ -87,10 +87,25 @@ def test_a_cookie_with_a_refusal_reaches_nobody(origin, url) -> None:
     assert [ask(url)["Set-Cookie"] for _ in range(2)] == [None, None]
 
 
-def test_a_long_body_of_a_refusal_is_left_out(origin, url) -> None:
-    origin.script(status(404, body=b"x" * (SHORT_BODY_BYTES + 1)))
+@pytest.mark.parametrize("code", [300, 401, 404, 500, 503, 599])
+def test_a_long_body_is_left_out_and_the_answer_is_the_origins_all_the_same(
+    origin, url, code: int
+) -> None:
+    told = [("Content-Type", "text/x-why"), ("ETag", '"page"'), ("WWW-Authenticate", "Bearer")]
+    origin.script(status(code, *told, body=b"x" * (SHORT_BODY_BYTES + 1)))
+    for _ in range(2 if code == 404 else 1):
+        reply = ask(url)
+        assert (reply.status, reply["WWW-Authenticate"]) == (code, "Bearer")
+        assert reply.text == f"the origin answered {code}; its body did not come, or is too long\n"
+        assert (reply["Content-Type"], reply["ETag"]) == ("text/plain; charset=utf-8", None)
+        assert reply["Cache-Status"] is not None
+    assert len(origin.requests) == 1
+
+
+def test_a_success_without_its_body_is_none(origin, url) -> None:
+    origin.script(status(203, body=b"x" * (SHORT_BODY_BYTES + 1)))
     reply = ask(url)
-    assert (reply.status, reply.text) == (404, "the origin answered 404\n")
+    assert (reply.status, reply.text) == (502, "the origin answered 203\n")
 
 
 def test_everyone_who_waits_is_told(origin, proxy, url) -> None:
