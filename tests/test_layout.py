@@ -25,10 +25,10 @@ LAYERS: Final = """
     tables picture buckets meters
     database draft parallel throttle explain
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
-    metrics spread parts loop workers
+    metrics spread parts loop workers addresses
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
-    representation preconditions multipart addresses salvage web answer rules diagrams
+    representation preconditions multipart salvage web answer rules diagrams
     playlists
     acceptance terms credentials m3u keys
     getting
