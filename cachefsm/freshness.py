@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from .fields import Fields, members_of, parse_http_date, parse_seconds, value_of, without
 
 __all__ = [
+    "HEURISTICALLY_CACHEABLE",
     "VaryKey",
     "current_age_s",
     "freshness_lifetime_s",

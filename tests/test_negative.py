@@ -145,8 +145,9 @@ def test_an_answer_is_given_again_for_as_long_as_it_says(origin, clock, url, cod
 
 @pytest.mark.parametrize(
     ("code", "lifetime_s"),
-    [(404, GUESS_S), (405, GUESS_S), (410, GUESS_S), (414, GUESS_S), (501, GUESS_S),
-     (400, 0), (401, 0), (403, 0), (429, 0), (500, 0), (503, 0)],
+    [(203, GUESS_S), (204, GUESS_S), (300, GUESS_S), (404, GUESS_S), (405, GUESS_S),
+     (410, GUESS_S), (414, GUESS_S), (501, GUESS_S),
+     (201, 0), (202, 0), (400, 0), (401, 0), (403, 0), (429, 0), (500, 0), (503, 0)],
 )  # fmt: skip
 def test_what_is_known_to_last_is_given_again_for_a_moment(
     origin, clock, url, code: int, lifetime_s: float
@@ -157,6 +158,14 @@ def test_what_is_known_to_last_is_given_again_for_a_moment(
         clock.now_s += lifetime_s - 1
         assert ask(url)["Cache-Status"] == "cachefsm; hit"
         clock.now_s += 1
+    assert ask(url).status == 200
+    assert len(origin.requests) == 2
+
+
+def test_any_status_is_given_again_for_a_moment_that_is_called_public(origin, clock, url) -> None:
+    origin.script(status(599, ("Cache-Control", "public"), body=b"because"))
+    assert [ask(url).body for _ in range(2)] == [b"because"] * 2
+    clock.now_s += GUESS_S
     assert ask(url).status == 200
     assert len(origin.requests) == 2
 
