@@ -160,8 +160,8 @@ _DATE_FORMS = tuple(
     for form in (
         # IMF-fixdate, then the two that recipients must still read: RFC 850's and
         # asctime()'s.
-        rf"{_SHORT_WEEKDAY}, (?P<day>[0-9]{{2}}) {_MONTH} {_YEAR} {_TIME} (?:GMT|UTC)",
-        rf"{_LONG_WEEKDAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} (?:GMT|UTC)",
+        rf"{_SHORT_WEEKDAY}, (?P<day>[0-9]{{2}}) {_MONTH} {_YEAR} {_TIME} GMT",
+        rf"{_LONG_WEEKDAY}, (?P<day>[0-9]{{2}})-{_MONTH}-(?P<year>[0-9]{{2}}) {_TIME} GMT",
         rf"{_SHORT_WEEKDAY} {_MONTH} (?P<day>[0-9 ][0-9]) {_TIME} {_YEAR}",
     )
 )

@@ -173,7 +173,6 @@ def test_dates_are_unix_time(text: str, unix_s: int) -> None:
         "sUN, 06 nOV 1994 08:49:37 gMT",
         "SUNDAY, 06-NOV-94 08:49:37 GMT",
         "sun nov  6 08:49:37 1994",
-        "Sun, 06 Nov 1994 08:49:37 UTC",
         "Mon, 06 Nov 1994 08:49:37 GMT",  # it was a Sunday
         "Monday, 06-Nov-94 08:49:37 GMT",
         "Mon Nov  6 08:49:37 1994",
@@ -192,6 +191,7 @@ def test_a_date_may_be_a_little_wrong(text: str) -> None:
         "-1",
         "yesterday",
         "Sun, 06 Nov 1994 08:49:37",
+        "Sun, 06 Nov 1994 08:49:37 UTC",
         "Sun, 06 Nov 1994 08:49:37 AEST",
         "Sun, 06 Nov 1994 08:49:37 +0000",
         "Sun, 6 Nov 1994 08:49:37 GMT",
