@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from .addresses import host_matches, is_inside
 from .errors import UsageError
 from .urls import OriginUrl, parse_url, redact
 
@@ -23,7 +24,6 @@ __all__ = [
     "Rules",
     "check_path",
     "check_pattern",
-    "host_matches",
     "is_same_origin",
     "mount_name",
     "parse_mount",
@@ -111,7 +111,8 @@ class AllowList:
     """The origins that may be visited; thread-safe, and may grow.
 
     A pattern is ``host``, ``host:port``, ``host:*``, ``*.suffix`` (with the same
-    ports) or ``*``. Without a port it means the scheme's own.
+    ports) or ``*``. Without a port it means the scheme's own. No ``*`` stands for
+    localhost, or for an address that is not public: those are written out.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
@@ -135,8 +136,10 @@ class AllowList:
             if url.origin in self._named:
                 return True
         default = 80 if url.scheme == "http" else 443
+        inside = is_inside(url.host)
         return any(
-            host_matches(host, url.host) and port in ("*", str(url.port), *_own(url, default))
+            (host == url.host if inside else host_matches(host, url.host))
+            and port in ("*", str(url.port), *_own(url, default))
             for host, port in self._patterns
         )
 
@@ -150,15 +153,6 @@ class AllowList:
 
 def _own(url: OriginUrl, default: int) -> tuple[str, ...]:
     return ("",) if url.port == default else ()
-
-
-def host_matches(pattern: str, host: str) -> bool:
-    """Say whether *host* is what *pattern* names: a host, ``*.suffix`` or ``*``."""
-    if pattern == "*":
-        return True
-    if pattern.startswith("*."):
-        return host.endswith(pattern[1:])
-    return host == pattern
 
 
 def check_pattern(text: str) -> tuple[str, str]:

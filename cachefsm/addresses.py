@@ -3,7 +3,8 @@
 A name that is allowed says nothing about where it leads: whoever owns its zone
 can point it at this machine or at the network behind it. So what a name resolves
 to is checked when the connection is made, address by address. An address written
-out in a mount or an ``--allow`` is meant; so is ``localhost``.
+out in a mount or an ``--allow`` is meant; so is ``localhost``. That none of them is
+reached by a mere ``*`` is for the allow list to see to.
 """
 
 from __future__ import annotations
@@ -12,9 +13,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Final
 
-from .access import host_matches
-
-__all__ = ["AddressGuard"]
+__all__ = ["AddressGuard", "host_matches", "is_inside"]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -37,13 +36,32 @@ class AddressGuard:
         if found is None:
             return False
         inner = _inner(found)
-        if inner.is_global and not inner.is_multicast:
+        if _is_public(inner):
             return True
         if _parse(host) == found:
             return True
         if host == "localhost":
             return inner.is_loopback
         return any(host_matches(pattern, host) for pattern in self._private)
+
+
+def host_matches(pattern: str, host: str) -> bool:
+    """Say whether *host* is what *pattern* names: a host, ``*.suffix`` or ``*``."""
+    if pattern == "*":
+        return True
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:])
+    return host == pattern
+
+
+def is_inside(host: str) -> bool:
+    """Say whether a URL's *host*, as it stands, means this machine or its network."""
+    address = _parse(host)
+    return host == "localhost" if address is None else not _is_public(_inner(address))
+
+
+def _is_public(address: _Address) -> bool:
+    return address.is_global and not address.is_multicast
 
 
 def _parse(text: str) -> _Address | None:

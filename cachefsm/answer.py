@@ -148,6 +148,8 @@ class Answer:
             # Too late for 100 Continue now; the client may send its body or not.
             self._request_body.interim = False
             self.keep_alive = False
+        if self._request_body is not None and self._request_body.is_faulty:
+            self.keep_alive = False
         if not self.keep_alive:
             framing += b"Connection: close\r\n"
         elif self._request.minor == 0:

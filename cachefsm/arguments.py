@@ -163,7 +163,8 @@ def _serve(command: Parser) -> None:
         default=(),
         metavar="HOST",
         help="let clients name this host, as in /https/HOST/path, and redirects lead there; "
-        "HOST, HOST:PORT, '*.SUFFIX' or '*'; repeatable",
+        "HOST, HOST:PORT, '*.SUFFIX' or '*', which is no address of this machine or its "
+        "network; repeatable",
     )
     _rules(command)
     setting(

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -33,6 +34,7 @@ from .playlist_items import wanted_items
 from .policies import entry_policy, rate_limits, reader_options
 from .reader import News, Reader, VerifyReads
 from .readers import Readers
+from .recall import stored_playlists
 from .resolvers import Resolver
 from .restart import queued_urls, restore_queue
 from .retries import RetryPolicy
@@ -168,6 +170,7 @@ class Cache:
             self._catalogue = Catalogue(self._store, self.registry, keys, credentials)
             self._overview = Overview(self._store, self.registry, content, policy)
             self._readers = Readers(self.registry, options, self.origin)
+            self.stored_playlists: Final = partial(stored_playlists, self._store, content)
             self._engine.settle()
             if start and restore:
                 self.restore_queue()

@@ -385,6 +385,12 @@ class RequestBody(io.RawIOBase):
         self._left = head.body_bytes or 0  # of the body, or of the chunk
         self._ended = head.body_bytes == 0
         self._deadline = math.inf
+        self._fault: BadRequest | None = None
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether nobody can say where it ends, and so where the next request begins."""
+        return self._fault is not None
 
     def readable(self) -> bool:
         return True
@@ -396,23 +402,33 @@ class RequestBody(io.RawIOBase):
         if self.interim:
             self.interim = False
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._fault is not None:
+            raise self._fault  # what follows could be read in two ways
         try:
-            if not self._left:
-                self._left = self._next_chunk_bytes()
-                if not self._left:
-                    self._ended = True
-                    return 0
-            data = self._client.read_some(min(len(view), self._left), self._timeout_s())
-            self._left -= len(data)
-            if not self._left:
-                if not self._chunked:
-                    self._ended = True
-                elif self._client.read_line(0, self._timeout_s()):
-                    raise BadRequest(400, "a chunk is longer than it says")
+            data = self._receive(len(view))
         except ClientTimeout:
-            raise BadRequest(408, "the request's body stopped coming") from None
+            self._fault = BadRequest(408, "the request's body stopped coming")
+            raise self._fault from None
+        except BadRequest as fault:
+            self._fault = fault
+            raise
         view[: len(data)] = data
         return len(data)
+
+    def _receive(self, size: int) -> bytes:
+        if not self._left:
+            self._left = self._next_chunk_bytes()
+            if not self._left:
+                self._ended = True
+                return b""
+        data = self._client.read_some(min(size, self._left), self._timeout_s())
+        self._left -= len(data)
+        if not self._left:
+            if not self._chunked:
+                self._ended = True
+            elif self._client.read_line(0, self._timeout_s()):
+                raise BadRequest(400, "a chunk is longer than it says")
+        return data
 
     def _next_chunk_bytes(self) -> int:
         """Read a chunk's first line; after the last chunk read all and return 0."""

@@ -41,6 +41,7 @@ class Content:
     received_s: float = 0.0
     confirmed_s: float = float("-inf")
     superseded: CacheError | None = None
+    path: str = ""  # of the URL, without the query: its ending may tell what this is
     asked_past_end: bool = False  # the first question was; the next comes from the front
     ask_plainly: bool = False  # without Range: of no bytes, no part can be asked for
 
@@ -49,7 +50,7 @@ class Content:
         """What is known of the stored response, or None before the first answer."""
         if self.representation is None:
             return None
-        return Stored(self.representation, self.requested_s, self.received_s)
+        return Stored(self.representation, self.requested_s, self.received_s, self.path)
 
     @property
     def complete_length(self) -> int | None:

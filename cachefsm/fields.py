@@ -149,14 +149,14 @@ def parse_seconds(text: str | None) -> int | None:
 
 _WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_SHORT_WEEKDAY = rf"(?P<weekday>{'|'.join(name[:3] for name in _WEEKDAYS)})"
-_LONG_WEEKDAY = rf"(?P<weekday>{'|'.join(_WEEKDAYS)})"
-_MONTH = rf"(?P<month>{'|'.join(_MONTHS)})"
+_SHORT_WEEKDAY = f"(?:{'|'.join(name[:3] for name in _WEEKDAYS)})"
+_LONG_WEEKDAY = f"(?:{'|'.join(_WEEKDAYS)})"
+_MONTH = f"(?P<month>{'|'.join(_MONTHS)})"
 _TIME = "(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
 _YEAR = "(?P<year>[0-9]{4})"
 
 _DATE_FORMS = tuple(
-    re.compile(form)
+    re.compile(form, re.IGNORECASE | re.ASCII)
     for form in (
         # IMF-fixdate, then the two that recipients must still read: RFC 850's and
         # asctime()'s.
@@ -173,9 +173,8 @@ _PIVOT_YEAR = 70
 def parse_http_date(text: str | None) -> int | None:
     """Return an HTTP-date as Unix time in seconds, or None if it is not one.
 
-    A date that contradicts itself, by its weekday or a 31 February, is not one.
-
-    Source: RFC 9110 §5.6.7.
+    A day that does not exist, 31 February say, is none; but a wrong weekday harms
+    nothing, nor does a name in another case. Source: RFC 9110 §5.6.7; RFC 9111 §4.2.
     """
     for form in _DATE_FORMS:
         if text is not None and (match := form.fullmatch(text)):
@@ -189,7 +188,7 @@ def _unix_time(part: dict[str, str]) -> int | None:
     try:
         moment = datetime(
             _full_year(part["year"]),
-            _MONTHS.index(part["month"]) + 1,
+            _MONTHS.index(part["month"].title()) + 1,
             int(part["day"]),
             int(part["hour"]),
             int(part["minute"]),
@@ -197,8 +196,6 @@ def _unix_time(part: dict[str, str]) -> int | None:
             tzinfo=timezone.utc,
         )
     except ValueError:
-        return None
-    if not _WEEKDAYS[moment.weekday()].startswith(part["weekday"]):
         return None
     return int(moment.timestamp()) + leap
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Final, TypeGuard, cast
 
 from . import facts
@@ -238,7 +239,7 @@ class FillingEntry(AskingEntry):
             counts = not claim.cancelled and self._closed is None
             if claim.inquiry is not None and isinstance(error, OriginStatus):
                 claim.inquiry.cookies = error.cookies
-            refused = error is not None and counts and self._claims.origin.refused(error)
+            refused = counts and self._refused(claim, error)
             self._claims.end(claim)
             # If its link has expired a fresh one is asked for; until then nobody connects.
             if counts and not self._expires(error, claim.url):
@@ -264,6 +265,12 @@ class FillingEntry(AskingEntry):
         elif state is DownloadState.PAUSED:
             self._send("resume", demands=queued)
         return state in (DownloadState.NOT_STARTED, DownloadState.PAUSED, *ACTIVE)
+
+    def _refused(self, claim: Claim, error: Exception | None) -> bool:
+        """Say whether *error* is of one connection too many, which the origin is known by."""
+        if error is None or _is_of_the_file(claim, error):
+            return False
+        return self._claims.origin.refused(error)
 
     def _ask_on(self, claim: Claim) -> None:
         """Ask once more, for all that is to be read: there will be no second answer to join."""
@@ -396,6 +403,15 @@ def _falls_short(claim: Claim, answer: Answer) -> bool:
         return False
     length = END if new.complete_length is None else new.complete_length
     return answer.stop < min(inquiry.end, length) and inquiry.stop < inquiry.end
+
+
+def _is_of_the_file(claim: Claim, error: Exception) -> bool:
+    """Say whether *error* is that one file's: a 503 to a question about it, final as it is.
+
+    Its origin may bear more connections all the same, which others wait for.
+    """
+    is_question = claim.inquiry is not None or claim.content.representation is None
+    return is_question and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:

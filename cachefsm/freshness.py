@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 from .fields import Fields, members_of, parse_http_date, parse_seconds, value_of, without
 
 __all__ = [
+    "HEURISTICALLY_CACHEABLE",
     "VaryKey",
     "current_age_s",
     "freshness_lifetime_s",
@@ -41,10 +42,10 @@ HEURISTIC_LIMIT_S: Final = 86_400.0
 #: What an origin says nothing about, not even when it last changed. Films, music and
 #: data sets are replaced rarely, and asked for again with every seek.
 UNDATED_LIFETIME_S: Final = 3_600.0
-#: Pages and answers of an API may be others the next second.
 #: A playlist without an end is asked for again and again, every few seconds, and one
 #: that players look at twice as they begin need not be fetched twice.
 PLAYLIST_LIFETIME_S: Final = 1.0
+#: Pages and answers of an API may be others the next second.
 _FLEETING_TYPES = re.compile(
     r"text/(?:html|plain|xml|event-stream)|application/(?:[a-z0-9.+-]*\+)?(?:json|xml)(?:[ ;]|\Z)"
 )
@@ -115,11 +116,14 @@ def _forbids_storing(response: dict[str, str | None]) -> bool:
     return "no-store" in response and "must-understand" not in response
 
 
-def freshness_lifetime_s(status: int, fields: Fields, *, received_s: float) -> float:
+def freshness_lifetime_s(
+    status: int, fields: Fields, *, received_s: float, may_grow: bool = False
+) -> float:
     """Return for how many seconds after its Date the response is fresh.
 
     max-age, else Expires, else the heuristic. What is there but malformed counts
-    as expired. *received_s* stands in for a missing Date.
+    as expired. *received_s* stands in for a missing Date. *may_grow* says that it is
+    a playlist, whatever its type.
 
     Source: RFC 9111 §4.2.1, §4.2.2.
     """
@@ -132,13 +136,13 @@ def freshness_lifetime_s(status: int, fields: Fields, *, received_s: float) -> f
         expires_s = parse_http_date(expires)
         return 0.0 if expires_s is None else max(0.0, expires_s - date_s)
     may_guess = status in HEURISTICALLY_CACHEABLE or "public" in directives
-    return _guess_s(fields, date_s) if may_guess else 0.0
+    return _guess_s(fields, date_s, may_grow) if may_guess else 0.0
 
 
-def _guess_s(fields: Fields, date_s: float) -> float:
+def _guess_s(fields: Fields, date_s: float, may_grow: bool) -> float:
     """Return a lifetime where the origin gives none. Source: RFC 9111 §4.2.2."""
     media_type = (value_of(fields, "Content-Type") or "application/octet-stream").lower()
-    if _PLAYLIST_TYPES.match(media_type):
+    if may_grow or _PLAYLIST_TYPES.match(media_type):
         return PLAYLIST_LIFETIME_S
     modified_s = parse_http_date(value_of(fields, "Last-Modified"))
     if modified_s is not None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
-from .access import check_pattern, host_matches, split_host
+from .access import check_pattern, split_host
+from .addresses import host_matches
 from .errors import UsageError
 from .urls import OriginUrl
 

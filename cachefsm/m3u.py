@@ -68,7 +68,7 @@ def parse_m3u(text: str, base: OriginUrl) -> Playlist:
     Source: RFC 8216 §4.
     """
     lines = [line.strip() for line in text.removeprefix("\ufeff").splitlines()]
-    named = base.target.partition("?")[0].lower().endswith((".m3u", ".m3u8"))
+    named = base.path.lower().endswith((".m3u", ".m3u8"))
     if not lines or not (lines[0].startswith(_HEADER) or named):
         raise UsageError("that is no M3U playlist")
     reading = _Reading(base)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import reduce
+from operator import or_
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -258,6 +260,26 @@ class Store(Database):
             if len(page) < _PAGE_ROWS:
                 return
             last_id, _, used_at = page[-1]
+
+    def complete_like(
+        self, patterns: Mapping[str, Iterable[str]], most_bytes: int, limit: int
+    ) -> list[EntryRecord]:
+        """Return complete entries of at most so many bytes, the last used first.
+
+        Of each, one of the columns is like one of its *patterns*, in any case.
+        """
+        likes = [
+            getattr(CacheEntry, column) ** text for column in patterns for text in patterns[column]
+        ]
+        complete = CacheEntry.state == DownloadState.COMPLETE.value
+        query = (
+            CacheEntry.select(*ENTRY_COLUMNS)
+            .where(complete & (CacheEntry.bytes_present <= most_bytes) & reduce(or_, likes))
+            .order_by(CacheEntry.last_accessed_at.desc(), CacheEntry.id.desc())
+            .limit(limit)
+        )
+        with self.reading():
+            return [EntryRecord(*row) for row in query.tuples().execute(self._database)]
 
     # -- chunks ----------------------------------------------------------------
 

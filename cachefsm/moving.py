@@ -69,6 +69,7 @@ class MovingEntry:
             representation=representation_of(record),
             requested_s=record.requested_at or 0.0,
             received_s=record.validated_at or 0.0,
+            path=self.url.path,
         )
         for start, blob in store.checksums(record.id).items():
             run = ByteRange(start, content.durable.run_stop(start))
@@ -271,7 +272,8 @@ class MovingEntry:
         self._send("invalidate", reason=reason, columns={**BLANK, "content_file": name})
         self._stop_filling()
         old = self._content
-        self._content = Content(self._around.make_file(self._around.directory / name))
+        file = self._around.make_file(self._around.directory / name)
+        self._content = Content(file, path=self.url.path)
         old.superseded = self._superseded(reason)
         old.file.release()
         self._given_up.append(old.file)

@@ -8,11 +8,18 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from .errors import OriginStatus
 from .fields import value_of
-from .freshness import VaryKey, current_age_s, freshness_lifetime_s, parse_cache_control
+from .freshness import (
+    HEURISTICALLY_CACHEABLE,
+    VaryKey,
+    current_age_s,
+    freshness_lifetime_s,
+    parse_cache_control,
+)
 from .terms import Terms
 
 __all__ = ["Negative", "Negatives"]
@@ -22,8 +29,8 @@ REMEMBERED_BYTES: Final = 16 << 20
 """How many answers, and how many bytes of bodies, are kept; one is at most 1 MiB."""
 
 #: Known to last; others may have passed when they are asked for again, or are a matter
-#: of who asks. RFC 9110 §15.1 has more, but a wrong guess here hides a file.
-_LASTING: Final = frozenset({404, 405, 410, 414, 501})
+#: of who asks.
+_LASTING: Final = HEURISTICALLY_CACHEABLE - {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,8 @@ class Negative:
             lifetime_s = freshness_lifetime_s(error.status, told, received_s=received_s)
         # must-understand makes up for no-store only where a status is understood: §5.2.2.3.
         private = terms.forbids_storing or "no-store" in directives
-        is_kept = not private and (explicit or error.status in _LASTING)
+        lasts = error.status in _LASTING or "public" in directives
+        is_kept = not private and (explicit or lasts)
         selected_by = terms.vary_key(told) if is_kept else None
         return cls(error, lifetime_s, requested_s, received_s, selected_by)
 

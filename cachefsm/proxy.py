@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from types import TracebackType
@@ -41,13 +41,13 @@ from .fields import Fields, without
 from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .pages import Pages
-from .playlists import is_playlist
+from .playlists import is_playlist, paths_named
 from .reader import News
 from .relay import outdated_by, relay
 from .representation import Representation
 from .server import ProxyServer
 from .serving import error_response, respond
-from .signposts import Place, Signposts
+from .signposts import MAX_PLAYLISTS, Place, Recalled, Signposts
 from .terms import Terms
 from .urls import OriginUrl, parse_url, redact
 from .web import Request, Response, plain
@@ -135,7 +135,7 @@ class Proxy:
             cache, self._serve_by_id, allowed, token, require_token=require_token
         )
         self._token = token
-        self._signposts = Signposts(allowed)
+        self._signposts = Signposts(allowed, self._recalled)
         self._watch = ClientWatch()
         self._boundary = boundary
 
@@ -300,6 +300,19 @@ class Proxy:
         line = f"a playlist that was served here means {redact(there)}"
         return plain(HTTPStatus.TEMPORARY_REDIRECT, line, [("Location", there)])
 
+    def _recalled(self) -> Iterator[Recalled]:
+        """Tell of the playlists that were served before the last start, from what is stored."""
+        for url, fields, text in self._cache.stored_playlists(MAX_PLAYLISTS):
+            named = paths_named(url.path, fields, text)
+            places = [
+                Place(mount.name, mount.base)
+                for mount in self._mounts.values()
+                if mount.path_of(url) and mount.base.userinfo == url.userinfo
+            ]
+            if url.userinfo is None and self._allowed.names(url):
+                places.append(Place(f"/{url.scheme}/{url.authority}", url._replace(target="/")))
+            yield from ((url.path, place, named) for place in places)
+
     def _learning(
         self,
         request: Request,
@@ -308,7 +321,7 @@ class Proxy:
         pieces: Iterable[Any],
     ) -> Iterable[Any]:
         """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
-        path, fields = url.target.partition("?")[0], representation.fields
+        path, fields = url.path, representation.fields
         place = self._place(request)
         if place is None or not is_playlist(path, fields):
             return pieces

@@ -7,6 +7,7 @@ cuts the connection where a client can see it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -45,6 +46,8 @@ _WITHOUT_CONTENT: Final = frozenset(
     }
 )
 """What a 304 or 412 carries. RFC 9110 §15.4.5."""
+
+_ABOUT_A_BODY: Final = re.compile(r"(?:content-.*|etag|last-modified)\Z", re.IGNORECASE)
 
 
 def respond(
@@ -129,24 +132,31 @@ def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Res
 
     *news* is how it came about, if that is known.
     """
-    body = error.body if isinstance(error, OriginStatus) else None
-    # To a question without a condition a 304 is no answer, and a 101 never is.
-    if (
-        not isinstance(error, OriginStatus)
-        or isinstance(error, NotModified)
-        or error.status < HTTPStatus.OK
-        or body is None
-    ):
+    if not isinstance(error, OriginStatus) or not _can_be_passed_on(error):
         return plain(error_status(error), str(error), error_fields(error))
+    fields, body = error.fields, error.body
+    if body is None:
+        body = f"{error}; its body did not come, or is too long\n".encode()
+        kept = [field for field in fields if not _ABOUT_A_BODY.match(field[0])]
+        fields = (*kept, ("Content-Type", "text/plain; charset=utf-8"))
     if error.age_s is None:
-        fields, words = error.fields, [f"fwd={news.forwarded or 'miss'}"]
-        words.append(f"fwd-status={error.status}")
+        words = [f"fwd={news.forwarded or 'miss'}", f"fwd-status={error.status}"]
         words += ["collapsed"] if news.collapsed else []
     else:
-        fields, words = with_age(error.fields, error.age_s), ["hit"]
+        fields, words = with_age(fields, error.age_s), ["hit"]
     status = "; ".join(["cachefsm", *words])
     told = [*fields, *news.cookies, ("Via", via), ("Cache-Status", status)]
     return Response(error.status, told, [body], length=len(body), note=status)
+
+
+def _can_be_passed_on(error: OriginStatus) -> bool:
+    """Say whether it is an answer to a request for a file, and all that matters of it came.
+
+    To a question without a condition a 304 is none, and a 101 never is.
+    """
+    if isinstance(error, NotModified) or error.status < HTTPStatus.OK:
+        return False
+    return error.body is not None or error.status >= HTTPStatus.MULTIPLE_CHOICES
 
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from .access import AllowList
 from .errors import CacheError
@@ -19,7 +19,7 @@ from .fields import Fields
 from .playlists import MAX_PLAYLIST_BYTES, PathPattern, paths_named
 from .urls import OriginUrl
 
-__all__ = ["Ambiguous", "Place", "Signposts"]
+__all__ = ["MAX_PLAYLISTS", "Ambiguous", "Place", "Recalled", "Signposts"]
 
 MAX_PLAYLISTS: Final = 64
 MAX_BYTES: Final = 16 << 20
@@ -59,6 +59,10 @@ class Place(NamedTuple):
         return f"{self.route}/{target[len(self.base.target) :]}"
 
 
+Recalled: TypeAlias = tuple[str, Place, Iterable[PathPattern]]
+"""A playlist's path at its origin, where it is served, and what it names."""
+
+
 class _Named:
     """What one playlist has named, the latest last: a live one is past the first."""
 
@@ -87,8 +91,14 @@ class _Named:
 class Signposts:
     """What the playlists that were served have named; bounded, thread-safe."""
 
-    def __init__(self, allowed: AllowList) -> None:
+    def __init__(
+        self, allowed: AllowList, recall: Callable[[], Iterable[Recalled]] = lambda: ()
+    ) -> None:
+        """*recall* tells of playlists from before, the last used one first."""
         self._allowed = allowed
+        self._recall = recall
+        self._has_recalled = False
+        self._recalling = threading.Lock()
         self._lock = threading.Lock()
         # By the playlist's path and place, the last used one last.
         self._playlists: OrderedDict[tuple[str, Place], _Named] = OrderedDict()
@@ -98,8 +108,7 @@ class Signposts:
         with self._lock:
             self._playlists.setdefault((path, place), _Named()).add(patterns)
             self._playlists.move_to_end((path, place))
-            while len(self._playlists) > MAX_PLAYLISTS or self._size_bytes() > MAX_BYTES:
-                self._playlists.popitem(last=False)
+            self._forget()
 
     def lead(self, target: str, *, referer: str, host: str) -> str | None:
         """Return where the *target* is that a request to *host* asked for; None if unknown.
@@ -109,6 +118,7 @@ class Signposts:
         Raises:
             Ambiguous: it may be in several places.
         """
+        self._recall_once()
         places = self._find(target.partition("?")[0])
         roots = (f"http://{host}", f"https://{host}")
         asking = [
@@ -126,6 +136,29 @@ class Signposts:
                 if each is not None and (found := each.target(target)) is not None:
                     return found
         return None
+
+    def _recall_once(self) -> None:
+        """Learn what is known from before, as if it had been served before all else.
+
+        Before anybody is led anywhere: what two origins name is ambiguous after a
+        restart, too.
+        """
+        with self._recalling:
+            if self._has_recalled:
+                return
+            for path, place, patterns in self._recall():
+                with self._lock:
+                    if (path, place) not in self._playlists:
+                        self._playlists[path, place] = named = _Named()
+                        self._playlists.move_to_end((path, place), last=False)
+                        named.add(patterns)
+                        self._forget()
+            self._has_recalled = True
+
+    def _forget(self) -> None:
+        """Forget the playlists that were last used the longest ago, if it is too much."""
+        while len(self._playlists) > MAX_PLAYLISTS or self._size_bytes() > MAX_BYTES:
+            self._playlists.popitem(last=False)
 
     def _by_url(self, base: OriginUrl) -> Place | None:
         root = base._replace(userinfo=None, target="/")

@@ -25,6 +25,7 @@ from .freshness import (
     parse_cache_control,
     vary_key,
 )
+from .playlists import is_playlist
 from .representation import Representation
 
 __all__ = ["ANY_TERMS", "Stored", "Terms", "Use"]
@@ -47,12 +48,13 @@ class Use(Enum):
 class Stored:
     """What is known of a stored response: its representation, and when that was told.
 
-    Times are Unix time, in seconds.
+    Times are Unix time, in seconds; *path* is the URL's.
     """
 
     representation: Representation
     requested_s: float
     received_s: float
+    path: str = ""
 
     def age_s(self, now_s: float) -> float:
         """Return its age. RFC 9111 §4.2.3."""
@@ -65,8 +67,12 @@ class Stored:
 
     def lifetime_s(self) -> float:
         """Return for how long it is fresh. RFC 9111 §4.2.1."""
+        fields = self.representation.fields
         return freshness_lifetime_s(
-            HTTPStatus.OK, self.representation.fields, received_s=self.received_s
+            HTTPStatus.OK,
+            fields,
+            received_s=self.received_s,
+            may_grow=is_playlist(self.path, fields),
         )
 
 

@@ -40,6 +40,11 @@ class OriginUrl(NamedTuple):
     target: str
 
     @property
+    def path(self) -> str:
+        """The target without its query."""
+        return self.target.partition("?")[0]
+
+    @property
     def authority(self) -> str:
         """``host`` or ``host:port`` as in a ``Host`` field: no default port, no userinfo."""
         host = f"[{self.host}]" if ":" in self.host else self.host

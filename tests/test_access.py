@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from cachefsm.access import (
     AllowList,
     check_path,
-    host_matches,
     is_same_origin,
     parse_mount,
     split_host,
 )
+from cachefsm.addresses import host_matches
 from cachefsm.errors import UsageError
 from cachefsm.urls import parse_url
 from tests.support.caches import WAIT_S

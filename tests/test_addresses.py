@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachefsm.addresses import AddressGuard
+from cachefsm.addresses import AddressGuard, is_inside
 
 PRIVATE = [
     "127.0.0.1",
@@ -39,6 +39,16 @@ def test_a_name_may_not_lead_to_an_address_that_is_not_public(address: str) -> N
 @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8"])
 def test_a_name_may_lead_to_a_public_address(address: str) -> None:
     assert AddressGuard()("media.example", address)
+
+
+@pytest.mark.parametrize("host", [*PRIVATE, "localhost"])
+def test_what_stands_for_this_machine_or_its_network_is_inside(host: str) -> None:
+    assert is_inside(host)
+
+
+@pytest.mark.parametrize("host", ["media.example", "93.184.216.34", "2606:2800:220:1::1", "lo"])
+def test_what_is_elsewhere_or_has_to_be_looked_up_is_not_inside(host: str) -> None:
+    assert not is_inside(host)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "192.168.1.1", "::1", "::ffff:127.0.0.1"])

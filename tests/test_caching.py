@@ -108,6 +108,18 @@ def test_a_playlist_may_have_grown_a_second_later(origin, url, clock, content_ty
     assert conditions(origin.requests[1]) == {"If-None-Match": '"v0"'}
 
 
+@pytest.mark.parametrize("name", ["live.m3u8", "LIVE.M3U8", "live.m3u", "live.mpd"])
+def test_a_playlist_that_only_its_name_tells_of_may_have_grown(origin, url, clock, name) -> None:
+    """Many servers don't know the type of such a file, and one made anew has no date."""
+    origin.put(f"/{name}", film(content_type="application/octet-stream"))
+    url = url.replace("film", name) + "?token=1"
+    assert [ask(url).body, ask(url).body] == [content(0, SIZE)] * 2
+    assert len(origin.requests) == 1
+    clock.now_s += 1
+    assert ask(url).body == content(0, SIZE)
+    assert conditions(origin.requests[1]) == {"If-None-Match": '"v0"'}
+
+
 @pytest.mark.parametrize("control", ["max-age=0", "no-cache", 'no-cache="X-A"', "max-age=rubbish"])
 def test_what_must_be_asked_about_is_asked_about_each_time(origin, url, control: str) -> None:
     origin.put("/film", film(control))

@@ -25,16 +25,17 @@ LAYERS: Final = """
     tables picture buckets meters
     database draft parallel throttle explain mishaps
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
-    metrics spread parts loop workers
+    metrics spread parts loop workers addresses
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
     resolvers values
-    representation preconditions multipart addresses salvage web answer rules diagrams
-    acceptance terms credentials playlists m3u keys dashboard
+    representation preconditions multipart salvage web answer rules diagrams
+    playlists
+    acceptance terms credentials m3u keys dashboard
     getting
     pacing
     arguments
     content records server output progress forwarding negative flusher
-    origin origins demands retries signposts
+    origin origins demands retries signposts recall
     claims
     surroundings
     moving downloader straight

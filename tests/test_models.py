@@ -678,6 +678,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "crowded_out_s": lambda store, film: store.crowded_out_s(0),
     "forget_blank": lambda store, film: store.forget_blank(5.0, 10, ()),
     "least_recently_used": lambda store, film: list(store.least_recently_used()),
+    "complete_like": lambda store, film: store.complete_like({"url": ["%.m3u8"]}, 1 << 20, 64),
     "chunks": lambda store, film: store.chunks(film.id),
     "checksums": lambda store, film: store.checksums(film.id),
     "enqueue": lambda store, film: store.enqueue(demand(film)),

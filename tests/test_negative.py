@@ -87,10 +87,25 @@ def test_a_cookie_with_a_refusal_reaches_nobody(origin, url) -> None:
     assert [ask(url)["Set-Cookie"] for _ in range(2)] == [None, None]
 
 
-def test_a_long_body_of_a_refusal_is_left_out(origin, url) -> None:
-    origin.script(status(404, body=b"x" * (SHORT_BODY_BYTES + 1)))
+@pytest.mark.parametrize("code", [300, 401, 404, 500, 503, 599])
+def test_a_long_body_is_left_out_and_the_answer_is_the_origins_all_the_same(
+    origin, url, code: int
+) -> None:
+    told = [("Content-Type", "text/x-why"), ("ETag", '"page"'), ("WWW-Authenticate", "Bearer")]
+    origin.script(status(code, *told, body=b"x" * (SHORT_BODY_BYTES + 1)))
+    for _ in range(2 if code == 404 else 1):
+        reply = ask(url)
+        assert (reply.status, reply["WWW-Authenticate"]) == (code, "Bearer")
+        assert reply.text == f"the origin answered {code}; its body did not come, or is too long\n"
+        assert (reply["Content-Type"], reply["ETag"]) == ("text/plain; charset=utf-8", None)
+        assert reply["Cache-Status"] is not None
+    assert len(origin.requests) == 1
+
+
+def test_a_success_without_its_body_is_none(origin, url) -> None:
+    origin.script(status(203, body=b"x" * (SHORT_BODY_BYTES + 1)))
     reply = ask(url)
-    assert (reply.status, reply.text) == (404, "the origin answered 404\n")
+    assert (reply.status, reply.text) == (502, "the origin answered 203\n")
 
 
 def test_everyone_who_waits_is_told(origin, proxy, url) -> None:
@@ -130,8 +145,9 @@ def test_an_answer_is_given_again_for_as_long_as_it_says(origin, clock, url, cod
 
 @pytest.mark.parametrize(
     ("code", "lifetime_s"),
-    [(404, GUESS_S), (405, GUESS_S), (410, GUESS_S), (414, GUESS_S), (501, GUESS_S),
-     (400, 0), (401, 0), (403, 0), (429, 0), (500, 0), (503, 0)],
+    [(203, GUESS_S), (204, GUESS_S), (300, GUESS_S), (404, GUESS_S), (405, GUESS_S),
+     (410, GUESS_S), (414, GUESS_S), (501, GUESS_S),
+     (201, 0), (202, 0), (400, 0), (401, 0), (403, 0), (429, 0), (500, 0), (503, 0)],
 )  # fmt: skip
 def test_what_is_known_to_last_is_given_again_for_a_moment(
     origin, clock, url, code: int, lifetime_s: float
@@ -142,6 +158,14 @@ def test_what_is_known_to_last_is_given_again_for_a_moment(
         clock.now_s += lifetime_s - 1
         assert ask(url)["Cache-Status"] == "cachefsm; hit"
         clock.now_s += 1
+    assert ask(url).status == 200
+    assert len(origin.requests) == 2
+
+
+def test_any_status_is_given_again_for_a_moment_that_is_called_public(origin, clock, url) -> None:
+    origin.script(status(599, ("Cache-Control", "public"), body=b"because"))
+    assert [ask(url).body for _ in range(2)] == [b"because"] * 2
+    clock.now_s += GUESS_S
     assert ask(url).status == 200
     assert len(origin.requests) == 2
 

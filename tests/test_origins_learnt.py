@@ -21,8 +21,9 @@ from cachefsm.ranges import END
 from cachefsm.scheduler import Limits
 from tests.support.caches import WAIT_S, Clock, OpenCache, fetch, rows
 from tests.support.databases import execute
-from tests.support.faults import reset_after
+from tests.support.faults import hold_after, reset_after, status
 from tests.support.origin import Exchange, Gate, Origin, Resource, Shaping, content
+from tests.support.threads import in_thread
 
 MIB = 1 << 20
 TOO_MANY = OriginStatus(429)
@@ -215,6 +216,22 @@ def test_who_is_refused_for_the_others_sake_tries_again_at_once(
         film = cache.entry(origin.url("/film"))
         assert fetch(cache, film) == content(0, 4 * MIB)
         assert later.wait_complete(WAIT_S)
+
+
+def test_a_file_that_is_unavailable_holds_up_no_other(cache: Cache, origin: Origin) -> None:
+    """One page's trouble says nothing of how many connections its origin bears."""
+    for path in ("/film", "/broken", "/other"):
+        origin.put(path, Resource(4 * MIB))
+    hold = origin.script(hold_after(MIB), path="/film")
+    origin.script(status(503), path="/broken", times=None)
+    reading = in_thread(fetch, cache, cache.entry(origin.url("/film")))
+    assert hold.reached.wait(WAIT_S)
+    with pytest.raises(OriginStatus, match="503"):
+        fetch(cache, cache.entry(origin.url("/broken")))
+    assert fetch(cache, cache.entry(origin.url("/other")), 0, 1) == content(0, 1)
+    assert not reading.done()
+    hold.release()
+    assert reading.result(WAIT_S) == content(0, 4 * MIB)
 
 
 class _Stay:

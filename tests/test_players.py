@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,3 +227,36 @@ def test_mpv_plays_a_playlist_from_the_middle(slow_origin, channel, playlist: st
     segments = [path for path in fetched if not path.endswith(playlist)]  # which may grow
     assert len(segments) == len(set(segments))
     assert {"/seg/5.ts", "/dash/chunk-stream0-00005.m4s"} & set(fetched)
+
+
+def has_elements(*names: str) -> bool:
+    inspect = shutil.which("gst-inspect-1.0")
+    return inspect is not None and all(
+        subprocess.run([inspect, "--exists", name]).returncode == 0 for name in names
+    )
+
+
+@needs("ffmpeg", "gst-launch-1.0")
+@PLAYLISTS
+def test_gstreamer_gets_every_byte_of_a_playlists_video(
+    cache, origin, media, tmp_path, playlist: str
+) -> None:
+    is_hls = playlist.startswith("hls/")
+    if not has_elements(*(("hlsdemux2", "tsdemux") if is_hls else ("dashdemux2", "qtdemux"))):
+        pytest.skip("GStreamer is without the plugins for it")
+    put_directory(origin, media)
+
+    def video(base: str) -> bytes:
+        got = tmp_path / "got"
+        source = ("urisourcebin", f"uri={base}{playlist}", "parse-streams=true")
+        wanted = "video/x-h264" if is_hls else "video/mpeg"
+        run(*GST, *source, "!", wanted, "!", "filesink", f"location={got}")
+        return got.read_bytes()
+
+    expected = video(origin.url("/"))
+    asked_directly = len(origin.requests)
+    with serve_mounted(cache, origin) as server:
+        assert video(f"{server.url}m/") == expected
+    fetched = [request.path for request in origin.requests[asked_directly:]]
+    segments = [path for path in fetched if not path.endswith(playlist)]
+    assert len(segments) == len(set(segments)) > 5

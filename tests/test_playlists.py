@@ -22,6 +22,7 @@ from cachefsm.signposts import (
     Signposts,
 )
 from cachefsm.urls import parse_url
+from tests.support.caches import WAIT_S, OpenCache
 from tests.support.clients import Reply, ask, serve_mounted
 from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource, content
@@ -466,6 +467,72 @@ def test_a_mount_of_a_part_is_not_widened_by_what_its_playlists_name(cache, orig
         ask(f"{proxy.url}m/list.m3u8")
         where = f"/http/{origin.host}:{origin.port}/secret.ts"
         assert ask(f"{proxy.url}secret.ts")["Location"] == where
+
+
+@pytest.mark.parametrize("route", ["m", "http/{host}"])
+@pytest.mark.parametrize("kind", ["hls", "dash", "hls by its name"])
+def test_what_a_playlist_named_is_known_after_a_restart(
+    open_cache: OpenCache, origin, route: str, kind: str
+) -> None:
+    """A player that goes on has no reason to ask for the playlist again."""
+    origin.put("/seg/1.ts", Resource(SEGMENT))
+    if kind == "dash":
+        text = representation('<SegmentTemplate media="/seg/$Number$.ts"/>').encode()
+        origin.put("/live/list", Resource.of(text, content_type=DASH))
+    else:
+        put_hls(origin, "/seg/1.ts", path="/live/list")
+    name = "live/list"
+    if kind == "hls by its name":
+        name = "live/list.M3U8"
+        text = b"#EXTM3U\n/seg/1.ts\n"
+        origin.put(f"/{name}", Resource.of(text, content_type="text/plain"))
+    route = route.format(host=f"{origin.host}:{origin.port}")
+    allow = [f"{origin.host}:{origin.port}"] if route != "m" else []
+    options = {"allow": allow} if allow else {"mounts": [f"/m={origin.url()}"]}
+    with open_cache() as cache, cache.serve(**options) as proxy:
+        ask(f"{proxy.url}{route}/{name}")
+        assert cache.entry(origin.url(f"/{name}")).wait_complete(WAIT_S)
+    asked = len(origin.requests)
+    with open_cache() as cache, cache.serve(**options) as proxy:
+        reply = ask(f"{proxy.url}seg/1.ts?x=1")
+        assert (reply.status, reply["Location"]) == (307, f"/{route}/seg/1.ts?x=1")
+        assert ask(f"{proxy.url}seg/2.mp4").status == 404
+    assert len(origin.requests) == asked
+
+
+def test_what_two_origins_name_is_ambiguous_after_a_restart_too(
+    open_cache: OpenCache, origin, other
+) -> None:
+    put_hls(origin, "/seg/1.ts")
+    put_hls(other, "/seg/1.ts")
+    mounts = [f"/a={origin.url()}", f"/b={other.url()}"]
+    with open_cache() as cache, cache.serve(mounts=mounts) as proxy:
+        ask(f"{proxy.url}b/live/list.m3u8")
+        assert cache.entry(other.url("/live/list.m3u8")).wait_complete(WAIT_S)
+    with open_cache() as cache, cache.serve(mounts=mounts) as proxy:
+        ask(f"{proxy.url}a/live/list.m3u8")
+        assert ask(f"{proxy.url}seg/1.ts").status == 404
+        page = {"Referer": f"{proxy.url}b/live/list.m3u8"}
+        assert ask(f"{proxy.url}seg/1.ts", page)["Location"] == "/b/seg/1.ts"
+
+
+def test_what_is_gone_or_mounted_no_more_leads_nowhere_after_a_restart(
+    open_cache: OpenCache, origin
+) -> None:
+    put_hls(origin, "/seg/1.ts")
+    put_hls(origin, "/seg/2.ts", path="/other.m3u8")
+    mounts = [f"/m={origin.url()}"]
+    with open_cache() as cache, cache.serve(mounts=mounts) as proxy:
+        for name in ("live/list.m3u8", "other.m3u8"):
+            ask(f"{proxy.url}m/{name}")
+            assert cache.entry(origin.url(f"/{name}")).wait_complete(WAIT_S)
+    files = [path for path in (cache.directory / "content").rglob("*") if path.is_file()]
+    next(path for path in files if b"/seg/2.ts" in path.read_bytes()).unlink()
+    with open_cache() as cache, cache.serve(mounts=mounts) as proxy:
+        assert ask(f"{proxy.url}seg/1.ts").status == 307
+        assert ask(f"{proxy.url}seg/2.ts").status == 404
+    with open_cache() as cache, cache.serve(mounts=[f"/n={origin.url('/seg/')}"]) as proxy:
+        assert ask(f"{proxy.url}seg/1.ts").status == 404
 
 
 @pytest.mark.parametrize("target", ["/../seg/1.ts", "/%2e%2e/1.ts", "/seg/..%2f1.ts"])

@@ -192,6 +192,19 @@ def test_origins_are_named_by_clients_only_where_allowed(cache, elsewhere) -> No
     assert [request.target for request in elsewhere.requests] == ["/film", "/film?a=b"]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "0.0.0.0"])
+def test_this_machine_is_not_any_host(cache, elsewhere, host: str) -> None:
+    """Whoever allows every host means the world's, and its pages can make requests here."""
+    authority = f"{host}:{elsewhere.port}"
+    with cache.serve(allow=["*:*", "*"]) as proxy:
+        reply = ask(f"{proxy.url}http/{authority}/film")
+        assert reply.status == 403
+        assert "is not allowed here; name it with --allow" in reply.text
+    assert elsewhere.requests == []
+    with cache.serve(allow=["*:*", authority]) as proxy:
+        assert ask(f"{proxy.url}http/{authority}/film").status == 200
+
+
 @pytest.mark.parametrize("pattern", ["127.0.0.1", "127.0.0.1:1", "*.0.0.1", "localhost:*"])
 def test_what_is_allowed_is_one_host_and_port(cache, elsewhere, pattern: str) -> None:
     with cache.serve(allow=[pattern]) as proxy:
@@ -294,6 +307,17 @@ def test_a_redirect_to_what_is_not_allowed_is_refused(
     assert reply.status == 403
     assert reply.text.count("\n") == 1
     assert SECRET not in reply.text
+    assert elsewhere.requests == []
+
+
+def test_a_redirect_to_this_machine_is_refused_where_every_host_is_allowed(
+    origin, elsewhere, open_cache: OpenCache
+) -> None:
+    allow = AllowList(["*:*"])
+    origin.script(redirect(elsewhere.url("/film")), times=None)
+    cache = open_cache(origin=OriginOptions(may_visit=allow.__contains__))
+    with serve_mounted(cache, origin, allow=allow) as proxy:
+        assert ask(f"{proxy.url}m/film").status == 403
     assert elsewhere.requests == []
 
 
