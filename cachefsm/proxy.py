@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -352,18 +352,21 @@ class Proxy:
         """
         news = News()
         tries = VERSION_TRIES
-        while True:
-            tries -= 1
-            try:
-                return self._serve_version(request, find(), terms, news, url)
-            except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
-                if not tries:
-                    raise
-                _log.info("%s: %s; beginning again", request.shown_target, error)
-            except OriginStatus as error:
-                if url is not None:
-                    error.fields = self._leading_here(request, url, error.fields)
-                return error_response(error, via=self._cache.via, news=news)
+        with ExitStack() as held:  # what an entry has just heard is in memory only
+            while True:
+                tries -= 1
+                try:
+                    entry_id = find()
+                    held.enter_context(self._cache.registry.lease(entry_id))
+                    return self._serve_version(request, entry_id, terms, news, url)
+                except (RepresentationChanged, EntryNotFound, AnotherVariant) as error:
+                    if not tries:
+                        raise
+                    _log.info("%s: %s; beginning again", request.shown_target, error)
+                except OriginStatus as error:
+                    if url is not None:
+                        error.fields = self._leading_here(request, url, error.fields)
+                    return error_response(error, via=self._cache.via, news=news)
 
     def _leading_here(
         self, request: Request, url: OriginUrl, fields: Fields

@@ -7,9 +7,10 @@ from email.utils import formatdate
 
 import pytest
 
+from cachefsm import registry
 from cachefsm.freshness import HEURISTIC_LIMIT_S, UNDATED_LIFETIME_S
 from cachefsm.proxy import Server
-from tests.support.caches import Clock, OpenCache
+from tests.support.caches import Clock, OpenCache, eventually
 from tests.support.clients import Reply, ask, serve_mounted
 from tests.support.faults import dated, status
 from tests.support.messages import Request
@@ -262,6 +263,28 @@ def test_a_200_to_a_question_is_the_answer(origin, clock, url, validators: dict[
     for _ in range(2):
         reply = ask(url)
         assert (reply["X-New"], reply.body) == ("1", pattern(1)(0, SIZE))
+    assert len(origin.requests) == 2
+
+
+def test_an_answer_that_came_at_once_is_not_asked_for_again(
+    origin, clock, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever begins again with it finds it done, and so no longer kept in memory by anybody."""
+    monkeypatch.setattr(registry, "IDLE_ENTRIES", 0)
+    cache = open_cache(clock=clock, grace=0)
+    find = cache.find_variant
+
+    def find_at_rest(*args: object) -> int:
+        eventually(lambda: all(not entry.is_busy for entry in cache.registry.live()))
+        cache.registry.drop_idle()
+        return find(*args)
+
+    monkeypatch.setattr(cache, "find_variant", find_at_rest)
+    origin.put("/film", film("no-cache"))
+    with serve_mounted(cache, origin) as proxy:
+        ask(f"{proxy.url}m/film")
+        origin.put("/film", film("no-cache", version=1))
+        assert ask(f"{proxy.url}m/film").body == pattern(1)(0, SIZE)
     assert len(origin.requests) == 2
 
 
