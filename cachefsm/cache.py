@@ -315,6 +315,11 @@ class Cache:
         self._check_open()
         return self._overview.entries(after, limit)
 
+    def describe_latest(self, most: int) -> list[dict[str, Any]]:
+        """Return the same of the *most* entries that were used last, and of all being fetched."""
+        self._check_open()
+        return self._overview.latest(most)
+
     def stats(self) -> dict[str, Any]:
         """Return how much there is, as JSON values; sizes are in bytes."""
         self._check_open()

@@ -153,10 +153,12 @@ class Control:
 
     def _overview(self, request: Request) -> Response:
         """Return the entries as a page for browsers, and as a table for others."""
-        entries = self._cache.describe_all()
         if "text/html" not in (request.field("Accept") or ""):
+            entries = self._cache.describe_all()
             return plain(HTTPStatus.OK, "\n".join(show_list(entries, None)))
-        text = dashboard.page(entries, self._cache.stats())
+        # A browser asks again every second.
+        latest = self._cache.describe_latest(dashboard.MOST_ROWS)
+        text = dashboard.page(latest, self._cache.stats())
         return text_response(text, "text/html; charset=utf-8", fields=dashboard.FIELDS)
 
     def _add(self, request: Request) -> Response:

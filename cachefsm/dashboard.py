@@ -111,7 +111,10 @@ FIELDS: Final = (
 
 
 def page(entries: Iterable[dict[str, Any]], stats: dict[str, Any]) -> str:
-    """Return the document; *entries* and *stats* are what ``/-/entries`` and ``/-/stats`` tell."""
+    """Return the document; *entries* and *stats* are what ``/-/entries`` and ``/-/stats`` tell.
+
+    Of more entries than can be shown, those that were used last.
+    """
     return "\n".join(
         (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>cachefsm</title>',
@@ -129,7 +132,8 @@ def _order(facts: dict[str, Any]) -> tuple[int, float]:
 
 
 def _main(entries: list[dict[str, Any]], stats: dict[str, Any]) -> Iterator[str]:
-    told = [format_count(len(entries), "entry", "entries")]
+    count = stats["entries"]
+    told = [format_count(count, "entry", "entries")]
     told.append(f"{format_size(stats['bytes_stored'])} stored")
     told.append(f"{format_size(stats['bytes_free'])} free")
     if stats["streams"]:
@@ -139,10 +143,10 @@ def _main(entries: list[dict[str, Any]], stats: dict[str, Any]) -> Iterator[str]
         yield "<p>Nothing has been asked for yet.</p>"
         return
     yield "<table><tr><th>File</th><th>State</th><th></th><th></th></tr>"
-    yield from map(_row, entries[:MOST_ROWS])
+    yield from map(_row, entries)
     yield "</table>"
-    if len(entries) > MOST_ROWS:
-        yield f"<p>and {len(entries) - MOST_ROWS} more: cachefsm list shows them all</p>"
+    if count > len(entries):
+        yield f"<p>and {count - len(entries)} used before them: cachefsm list shows all</p>"
 
 
 def _row(facts: dict[str, Any]) -> str:

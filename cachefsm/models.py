@@ -95,15 +95,36 @@ class Store(Database):
         rows = CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id > after)
         rows = rows.order_by(CacheEntry.id).limit(limit)
         with self.reading():  # both as of one moment
-            page = [(EntryRecord(*row), list[ByteRange]()) for row in self._rows(rows)]
-            if page:
-                stored = {record.id: ranges for record, ranges in page}
-                chunks = CacheChunk.select(CacheChunk.entry, CacheChunk.start, CacheChunk.stop)
-                chunks = chunks.where(CacheChunk.entry.between(page[0][0].id, page[-1][0].id))
-                chunks = chunks.order_by(CacheChunk.entry, CacheChunk.start)
-                for entry_id, start, stop in self._rows(chunks):
-                    stored[entry_id].append(ByteRange(start, stop))
-        return page
+            records = [EntryRecord(*row) for row in self._rows(rows)]
+            if not records:
+                return []
+            return self._with_ranges(
+                records, CacheChunk.entry.between(records[0].id, records[-1].id)
+            )
+
+    def latest(self, most: int) -> list[tuple[EntryRecord, list[ByteRange]]]:
+        """Return the *most* rows that were used last, the latest first, with their ranges."""
+        records: list[EntryRecord] = []
+        with self.reading():
+            for pinned in (False, True):  # each is read off the end of the same index
+                rows = CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.pinned == pinned)
+                rows = rows.order_by(CacheEntry.last_accessed_at.desc(), CacheEntry.id.desc())
+                records += [EntryRecord(*row) for row in self._rows(rows.limit(most))]
+            records.sort(key=lambda record: (-record.last_accessed_at, -record.id))
+            del records[most:]
+            return self._with_ranges(
+                records, CacheChunk.entry.in_([record.id for record in records])
+            )
+
+    def _with_ranges(
+        self, records: list[EntryRecord], theirs: Any
+    ) -> list[tuple[EntryRecord, list[ByteRange]]]:
+        stored: dict[int, list[ByteRange]] = {record.id: [] for record in records}
+        chunks = CacheChunk.select(CacheChunk.entry, CacheChunk.start, CacheChunk.stop)
+        chunks = chunks.where(theirs).order_by(CacheChunk.entry, CacheChunk.start)
+        for entry_id, start, stop in self._rows(chunks):
+            stored[entry_id].append(ByteRange(start, stop))
+        return [(record, stored[record.id]) for record in records]
 
     def active_entries(self) -> list[EntryRecord]:
         """Return the rows whose state says that somebody is fetching them."""

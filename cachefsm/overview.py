@@ -39,15 +39,18 @@ class Overview:
         while limit is None or len(found) < limit:
             wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
             page = self._store.page(after, wanted)
-            # After the rows were read: what has come to life since knows better.
-            live = {entry.id: entry for entry in self._registry.live()}
-            for record, ranges in page:
-                entry = live.get(record.id)
-                found.append(entry.describe() if entry else self._at_rest(record, ranges))
+            found += self._described(page)
             if len(page) < wanted:
                 break
             after = found[-1]["id"]
         return found
+
+    def latest(self, most: int) -> list[dict[str, Any]]:
+        """Describe the *most* entries that were used last, and whatever is being fetched."""
+        found = self._described(self._store.latest(most))
+        shown = {facts["id"] for facts in found}
+        others = [entry.describe() for entry in self._registry.live() if entry.id not in shown]
+        return found + [facts for facts in others if facts["streams"]]
 
     def stored(self) -> dict[str, Any]:
         """Return how much there is; sizes are in bytes."""
@@ -69,6 +72,14 @@ class Overview:
             "streams": sum(len(entry["streams"]) for entry in live),
             "readers": sum(entry["readers"] for entry in live),
         }
+
+    def _described(self, rows: list[tuple[EntryRecord, list[ByteRange]]]) -> list[dict[str, Any]]:
+        # After the rows were read: what has come to life since knows better.
+        live = {entry.id: entry for entry in self._registry.live()}
+        return [
+            live[record.id].describe() if record.id in live else self._at_rest(record, ranges)
+            for record, ranges in rows
+        ]
 
     def _at_rest(self, record: EntryRecord, ranges: list[ByteRange]) -> dict[str, Any]:
         file = ContentFile(self._directory / record.content_file)

@@ -694,6 +694,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "save_origins": lambda store, film: store.save_origins([OriginRecord("http://a.test")], -1.0),
     "furthest_bytes": lambda store, film: store.furthest_bytes(),
     "page": lambda store, film: store.page(0, 10),
+    "latest": lambda store, film: store.latest(10),
     "raw_rows": lambda store, film: store.raw_rows(CacheEntry),
     "delete_raw": lambda store, film: store.delete_raw(CacheEntry, film.id),
     "start_afresh": lambda store, film: store.start_afresh(film.id, "ab/new", 5.0),
