@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from .handle import Entry, parse_priority
 from .metrics import CONTENT_TYPE, render
 from .parts import Parts, wanted_parts
 from .ranges import END
+from .tokens import CHALLENGES, carries
 from .units import parse_duration
 from .urls import parse_url
 from .web import (
@@ -75,7 +75,7 @@ class Control:
             return plain(
                 HTTPStatus.UNAUTHORIZED,
                 "control needs the token that was printed at the start",
-                [("WWW-Authenticate", "Bearer")],
+                CHALLENGES,
             )
         if request.method not in ("GET", "HEAD") and not is_same_origin(
             dict(request.fields), request.field("Host") or ""
@@ -203,10 +203,7 @@ class Control:
         return self._cache.find(int(number))
 
     def _has_token(self, request: Request) -> bool:
-        given = request.field("Authorization") or ""
-        return self._token is not None and hmac.compare_digest(
-            given.encode(), f"Bearer {self._token}".encode()
-        )
+        return carries(request.field("Authorization") or "", self._token)
 
 
 def _is_number(text: str) -> bool:

@@ -49,6 +49,7 @@ from .server import ProxyServer
 from .serving import error_response, respond
 from .signposts import MAX_PLAYLISTS, Place, Recalled, Signposts
 from .terms import Terms
+from .tokens import carries
 from .urls import OriginUrl, parse_url, redact
 from .web import Request, Response, plain
 
@@ -265,7 +266,7 @@ class Proxy:
             else tuple(
                 (name, value)
                 for name, value in request.fields
-                if name != "authorization" or value.split()[-1:] != [self._token]
+                if name != "authorization" or not carries(value, self._token)
             )
         )
 

@@ -21,7 +21,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "cachefsm"
 # A module imports from the lines above its own and never from its own or below.
 LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
-    descriptors
+    descriptors tokens
     tables picture buckets meters
     database draft parallel throttle explain mishaps
     fields urls units integrity models quota readahead storage dirlock waiting transport wire

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -473,3 +474,19 @@ def test_a_netrc_is_not_read(
     monkeypatch.setenv("NETRC", str(netrc))
     assert ask(f"{proxy.url}m/film").status == 200
     assert origin.requests[0].header("Authorization") is None
+
+
+@pytest.mark.parametrize(
+    "authorization", ["Bearer sesame", "Basic " + b64encode(b"me:sesame").decode()]
+)
+def test_the_token_is_between_client_and_proxy(
+    cache: Cache, origin: Origin, authorization: str
+) -> None:
+    origin.put("/film", Resource(1000))
+    with cache.serve(mounts=[f"/m={origin.url()}"], token=SECRET) as proxy:
+        assert ask(f"{proxy.url}m/film", {"Authorization": authorization}).status == 200
+        assert ask(f"{proxy.url}m/film", {"Authorization": "Bearer another"}).status == 200
+    assert [request.header("Authorization") for request in origin.requests] == [
+        None,
+        "Bearer another",
+    ]
