@@ -180,11 +180,18 @@ class LiveEntry(FillingEntry):
         return content
 
     def detach(self, content: Content) -> None:
-        """Count a reader out."""
+        """Count a reader out.
+
+        Who wanted bytes has said so, and who gave that up. To be decided is only what
+        becomes of an entry that was brought to life for a reader who then wanted nothing.
+        """
         with self._lock:
             self._readers -= 1
+            wanted = self._demands or self._claims or self._inquiry
+            left_over = self._lifecycle.state in ACTIVE and not wanted
         content.file.release()
-        self._around.on_change(self)
+        if left_over:
+            self._around.on_change(self)
 
     def want(self, demand: Demand | None, start: int, stop: int, *, blocked: bool) -> Demand:
         """Tell which bytes a reader wants next and whether it waits; return its demand.

@@ -150,14 +150,16 @@ class Proxy:
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
         # A progress bar asks five times a second: that is no news.
         looks = request.path.startswith("/-/") and request.method in ("GET", "HEAD")
-        _log.log(
-            logging.DEBUG if looks and response.status < 400 else logging.INFO,
-            "%s %s %s %s",
-            request.method,
-            request.shown_target,
-            response.status,
-            response.note,
-        )
+        level = logging.DEBUG if looks and response.status < 400 else logging.INFO
+        if _log.isEnabledFor(level):
+            _log.log(
+                level,
+                "%s %s %s %s",
+                request.method,
+                request.shown_target,
+                response.status,
+                response.note,
+            )
         return response.start(request, start_response)
 
     def close(self) -> None:

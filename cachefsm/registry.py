@@ -206,6 +206,8 @@ class Registry:
     def drop_idle(self) -> None:
         """Keep no more than the last few idle entries in memory."""
         with self._lock:
+            if len(self._idle) <= IDLE_ENTRIES:
+                return
             for entry_id, entry in list(self._idle.items()):
                 if len(self._idle) <= IDLE_ENTRIES:
                     return
