@@ -205,13 +205,13 @@ class LiveEntry(FillingEntry):
                 self._revive()
                 if self._is_passing() and not self._claims.holds(start):
                     raise StorageError(NOT_STORED)
+            is_new = demand is None
             if demand is None:
                 demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
-                changed = True
-            elif blocked:
+            if blocked:
                 # A reader right at a stream's head needs no decision; any other
                 # does, if only for when its patience ends.
-                changed = not any(claim.position == start for claim in self._claims)
+                changed = is_new or not any(claim.position == start for claim in self._claims)
             else:
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
@@ -220,13 +220,20 @@ class LiveEntry(FillingEntry):
         self._around.on_want()
         if changed:
             self._around.on_change(self)
+        elif is_new:
+            self._around.on_hint(self)  # the rest of the file is wanted, too, and its ends
         return demand
 
     def unwant(self, demand: Demand, *, linger: bool = True) -> None:
         """Let a reader's demand go, after the grace if it may *linger*."""
         with self._lock:
+            # Or else who brings it may have something better to do.
+            had_all = self._content.has(demand.start, max(demand.start, demand.stop))
             self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
-        self._around.on_change(self)
+        if had_all and linger:
+            self._around.on_hint(self)
+        else:
+            self._around.on_change(self)
 
     def close(self, cause: CacheError) -> None:
         """Stop its streams and readers, and fail its waiters with *cause*."""
