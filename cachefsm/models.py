@@ -17,7 +17,7 @@ from typing import Any, Final
 import peewee
 from peewee import SQL, Model
 
-from .database import Database
+from .database import Database, Prepared
 from .errors import EntryNotFound, StorageError
 from .ranges import ByteRange
 from .states import ACTIVE, PERSON, DownloadState
@@ -59,6 +59,33 @@ _PAGE_ROWS: Final = 256
 """How many rows are read at once by those who likely need only the first of them."""
 
 
+# What each request asks that finds its entry at rest.
+_ENTRY_OF_ID: Final = Prepared(
+    lambda entry_id: CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id == entry_id),
+    ENTRY_COLUMNS,
+)
+_ENTRY_OF_KEY: Final = Prepared(
+    lambda key: CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.key == key),
+    ENTRY_COLUMNS,
+)
+_CHUNK_COLUMNS: Final = (CacheChunk.start, CacheChunk.stop)
+_CHUNKS_OF_ENTRY: Final = Prepared(
+    lambda entry_id: (
+        CacheChunk.select(*_CHUNK_COLUMNS)
+        .where(CacheChunk.entry == entry_id)
+        .order_by(CacheChunk.start)
+    ),
+    _CHUNK_COLUMNS,
+)
+_CHECKSUM_COLUMNS: Final = (CacheChunk.start, CacheChunk.checksum)
+_CHECKSUMS_OF_ENTRY: Final = Prepared(
+    lambda entry_id: CacheChunk.select(*_CHECKSUM_COLUMNS).where(
+        (CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False)
+    ),
+    _CHECKSUM_COLUMNS,
+)
+
+
 class StaleRow(StorageError):
     """The row is not in the state or generation we knew: somebody else moved it."""
 
@@ -74,12 +101,14 @@ class Store(Database):
 
     def entry(self, entry_id: int) -> EntryRecord:
         """Return the row with that id, or raise EntryNotFound."""
-        return self._one(CacheEntry.id == entry_id, f"there is no entry {entry_id}")
+        for row in self.rows(_ENTRY_OF_ID, entry_id):
+            return EntryRecord(*row)
+        raise EntryNotFound(f"there is no entry {entry_id}")
 
     def find(self, key: str) -> EntryRecord | None:
         """Return the row with that key, or None."""
-        rows = self._entries(CacheEntry.key == key)
-        return rows[0] if rows else None
+        rows = self.rows(_ENTRY_OF_KEY, key)
+        return EntryRecord(*rows[0]) if rows else None
 
     def entries_of(self, url: str, key: str) -> list[EntryRecord]:
         """Return the rows with that URL or that *key*, which is for no credentials, it first."""
@@ -146,7 +175,10 @@ class Store(Database):
                     conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
                 )
             )
-            return self._one(CacheEntry.key == key, "an entry vanished while it was made")
+            record = self.find(key)
+            if record is None:
+                raise EntryNotFound("an entry vanished while it was made")
+            return record
 
     def delete(self, entry_id: int) -> None:
         """Delete the row, and with it its chunks and its place in the queue."""
@@ -306,12 +338,7 @@ class Store(Database):
 
     def chunks(self, entry_id: int) -> list[ByteRange]:
         """Return the stored ranges, in order."""
-        query = (
-            CacheChunk.select(CacheChunk.start, CacheChunk.stop)
-            .where(CacheChunk.entry == entry_id)
-            .order_by(CacheChunk.start)
-        )
-        return [ByteRange(start, stop) for start, stop in self._rows(query)]
+        return [ByteRange(start, stop) for start, stop in self.rows(_CHUNKS_OF_ENTRY, entry_id)]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
         """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
@@ -326,10 +353,7 @@ class Store(Database):
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
-        query = CacheChunk.select(CacheChunk.start, CacheChunk.checksum).where(
-            (CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False)
-        )
-        return {start: bytes(blob) for start, blob in self._rows(query)}
+        return {start: bytes(blob) for start, blob in self.rows(_CHECKSUMS_OF_ENTRY, entry_id)}
 
     def save_chunks(
         self,
@@ -498,12 +522,6 @@ class Store(Database):
         if condition is not None:
             query = query.where(condition)
         return [EntryRecord(*row) for row in self._rows(query)]
-
-    def _one(self, condition: Any, missing: str) -> EntryRecord:
-        rows = self._entries(condition)
-        if not rows:
-            raise EntryNotFound(missing)
-        return rows[0]
 
     def _guarded_update(
         self, record: EntryRecord, columns: Mapping[str, Any], *conditions: Any
