@@ -227,9 +227,11 @@ class LiveEntry(FillingEntry):
     def unwant(self, demand: Demand, *, linger: bool = True) -> None:
         """Let a reader's demand go, after the grace if it may *linger*."""
         with self._lock:
+            content, now_s = self._content, self._around.ticks()
             # Or else who brings it may have something better to do.
-            had_all = self._content.has(demand.start, max(demand.start, demand.stop))
-            self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
+            had_all = content.has(demand.start, max(demand.start, demand.stop))
+            # Of a whole file nothing will be wanted any more.
+            self._demands.drop_reader(demand, now_s, linger=linger and not content.is_whole)
         if had_all and linger:
             self._around.on_hint(self)
         else:

@@ -104,6 +104,27 @@ def test_what_was_brought_to_life_for_a_reader_who_wants_nothing_comes_to_rest(
     assert one.entry.state is DownloadState.PAUSED
 
 
+def test_an_entry_that_nobody_reads_is_at_rest_and_one_that_is_fetched_is_not(
+    one: OneEntry,
+) -> None:
+    assert one.entry.is_at_rest
+    demand = one.entry.want(None, 0, SIZE, blocked=True)
+    assert not one.entry.is_at_rest
+    one.fetch(0, HALF)
+    one.entry.unwant(demand)
+    assert not one.entry.is_at_rest  # within the grace
+
+
+def test_who_leaves_a_file_that_is_whole_by_then_leaves_nothing_behind(one: OneEntry) -> None:
+    demand = one.entry.want(None, 0, SIZE, blocked=True)
+    one.fetch(0, SIZE)
+    one.entry.flush()
+    one.entry.unwant(demand)
+    one.entry.view()  # as the conductor does
+    assert one.entry.is_at_rest
+    assert not one.entry.is_busy
+
+
 # -- what they leave behind -----------------------------------------------------
 
 
