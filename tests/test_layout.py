@@ -36,7 +36,7 @@ LAYERS: Final = """
     arguments
     content records server output progress forwarding negative flusher
     origin origins demands retries signposts recall
-    claims
+    claims routes
     surroundings
     moving downloader straight
     stored
@@ -46,7 +46,8 @@ LAYERS: Final = """
     asking
     filling
     entry eventstream
-    registry reader conductor unstored
+    registry settling conductor unstored
+    reader
     verify cachefile catalogue overview readers restart policies playlist_items
     handle doubts upkeep
     engine
@@ -101,6 +102,7 @@ CACHING: Final = {
     "moving",
     "stored",
     "reader",
+    "settling",
     "downloader",
     "origin",
 }
