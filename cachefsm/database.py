@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,10 @@ import peewee
 from peewee import SchemaManager, SqliteDatabase
 
 from .errors import DatabaseDamaged, DatabaseFull, RowRefused, SchemaTooNew, StorageError
+from .prepared import Prepared
 from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
 
-__all__ = ["Database", "Prepared"]
+__all__ = ["Database"]
 
 _D = TypeVar("_D", bound="Database")
 
@@ -58,37 +59,6 @@ def _expected_schema() -> set[tuple[Any, ...]]:
         made = Database(database)
         with made.transaction():
             return _schema_of(database)
-
-
-class Prepared:
-    """A query by one value, whose text is made once.
-
-    For the row of an entry, peewee takes ten times as long to write the question as SQLite
-    does to answer it. *query* makes it for a value, *columns* are what it selects.
-    """
-
-    def __init__(
-        self, query: Callable[[Any], peewee.Query], columns: Sequence[peewee.Field]
-    ) -> None:
-        self._query = query
-        self._columns = columns
-        self._texts: dict[type[peewee.Database], str] = {}
-
-    def execute(self, database: peewee.Database, value: Any) -> list[tuple[Any, ...]]:
-        """Return the rows for *value*; called with the connection held."""
-        text = self._texts.get(type(database))
-        if text is None:
-            context = database.get_sql_context()
-            text, parameters = context.parse(self._query(value))  # type: ignore[no-untyped-call]
-            if parameters != [value]:
-                raise ValueError("it is a query by more than one value")
-            self._texts[type(database)] = text
-        rows = database.execute_sql(text, (value,)).fetchall()  # type: ignore[no-untyped-call]
-        converters: list[Callable[[Any], Any]] = [c.python_value for c in self._columns]
-        return [
-            tuple(convert(value) for convert, value in zip(converters, row, strict=True))
-            for row in rows
-        ]
 
 
 class Database:

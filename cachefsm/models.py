@@ -17,8 +17,9 @@ from typing import Any, Final
 import peewee
 from peewee import SQL, Model
 
-from .database import Database, Prepared
+from .database import Database
 from .errors import EntryNotFound, StorageError
+from .prepared import CHECKSUMS_OF_ENTRY, CHUNKS_OF_ENTRY, ENTRY_OF_ID, ENTRY_OF_KEY
 from .ranges import ByteRange
 from .states import ACTIVE, PERSON, DownloadState
 from .tables import (
@@ -59,33 +60,6 @@ _PAGE_ROWS: Final = 256
 """How many rows are read at once by those who likely need only the first of them."""
 
 
-# What each request asks that finds its entry at rest.
-_ENTRY_OF_ID: Final = Prepared(
-    lambda entry_id: CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.id == entry_id),
-    ENTRY_COLUMNS,
-)
-_ENTRY_OF_KEY: Final = Prepared(
-    lambda key: CacheEntry.select(*ENTRY_COLUMNS).where(CacheEntry.key == key),
-    ENTRY_COLUMNS,
-)
-_CHUNK_COLUMNS: Final = (CacheChunk.start, CacheChunk.stop)
-_CHUNKS_OF_ENTRY: Final = Prepared(
-    lambda entry_id: (
-        CacheChunk.select(*_CHUNK_COLUMNS)
-        .where(CacheChunk.entry == entry_id)
-        .order_by(CacheChunk.start)
-    ),
-    _CHUNK_COLUMNS,
-)
-_CHECKSUM_COLUMNS: Final = (CacheChunk.start, CacheChunk.checksum)
-_CHECKSUMS_OF_ENTRY: Final = Prepared(
-    lambda entry_id: CacheChunk.select(*_CHECKSUM_COLUMNS).where(
-        (CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False)
-    ),
-    _CHECKSUM_COLUMNS,
-)
-
-
 class StaleRow(StorageError):
     """The row is not in the state or generation we knew: somebody else moved it."""
 
@@ -101,13 +75,13 @@ class Store(Database):
 
     def entry(self, entry_id: int) -> EntryRecord:
         """Return the row with that id, or raise EntryNotFound."""
-        for row in self.rows(_ENTRY_OF_ID, entry_id):
+        for row in self.rows(ENTRY_OF_ID, entry_id):
             return EntryRecord(*row)
         raise EntryNotFound(f"there is no entry {entry_id}")
 
     def find(self, key: str) -> EntryRecord | None:
         """Return the row with that key, or None."""
-        rows = self.rows(_ENTRY_OF_KEY, key)
+        rows = self.rows(ENTRY_OF_KEY, key)
         return EntryRecord(*rows[0]) if rows else None
 
     def entries_of(self, url: str, key: str) -> list[EntryRecord]:
@@ -338,7 +312,7 @@ class Store(Database):
 
     def chunks(self, entry_id: int) -> list[ByteRange]:
         """Return the stored ranges, in order."""
-        return [ByteRange(start, stop) for start, stop in self.rows(_CHUNKS_OF_ENTRY, entry_id)]
+        return [ByteRange(start, stop) for start, stop in self.rows(CHUNKS_OF_ENTRY, entry_id)]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
         """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
@@ -353,7 +327,7 @@ class Store(Database):
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
-        return {start: bytes(blob) for start, blob in self.rows(_CHECKSUMS_OF_ENTRY, entry_id)}
+        return {start: bytes(blob) for start, blob in self.rows(CHECKSUMS_OF_ENTRY, entry_id)}
 
     def save_chunks(
         self,

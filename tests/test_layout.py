@@ -23,6 +23,7 @@ LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     descriptors
     tables picture buckets meters
+    prepared
     database draft parallel throttle explain mishaps
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts loop workers addresses
@@ -71,7 +72,7 @@ UPWARDS: Final = {
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
-    "peewee": {"tables", "database", "models"},
+    "peewee": {"tables", "prepared", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"mishaps", "origin", "transport", "requests_adapter"},
     "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},

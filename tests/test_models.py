@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peewee import PostgresqlDatabase, SchemaManager, SqliteDatabase
 
-from cachefsm.database import Prepared
 from cachefsm.errors import DatabaseDamaged, EntryNotFound, SchemaTooNew, StorageError
 from cachefsm.models import (
     SCHEMA_VERSION,
@@ -28,6 +27,7 @@ from cachefsm.models import (
     StaleRow,
     Store,
 )
+from cachefsm.prepared import Prepared
 from cachefsm.ranges import END, ByteRange, RangeSet
 from tests.support.caches import WAIT_S
 from tests.support.databases import (
