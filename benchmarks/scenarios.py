@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from statistics import median
+from statistics import median, quantiles
 from typing import Final
 
 from .contenders import Subject
@@ -118,25 +118,54 @@ def behind_prefetch(subject: Subject, origin: RunningOrigin, size: int) -> Figur
 
 
 def warm(subject: Subject, _origin: RunningOrigin, size: int) -> Figures:
-    """Read a stored file four times, then 3,000 ranges of 64 KiB on one connection."""
-    url, times, ranges = subject.file(1), 4, 3000
+    """Read a stored file four times, then 3,000 ranges of it on one connection."""
+    url, times = subject.file(1), 4
     timed_get(url)
     before_s = subject.cpu_s()
     seconds = sum(timed_get(url).total_s for _ in range(times))
     after_s = subject.cpu_s()
     gib = times * size / GIB
-    places = random.Random(64)
-    with Client(url) as client:
-        started_s = time.perf_counter()
-        for _ in range(ranges):
-            start = places.randrange(max(1, size - 65536))
-            client.get(url, f"bytes={start}-{min(start + 65536, size) - 1}")
-        ranged_s = time.perf_counter() - started_s
     known = before_s is not None and after_s is not None
     return {
         "MiB/s": gib * 1024 / seconds,
         "CPU s/GiB": (after_s - before_s) / gib if known else None,
-        "64 KiB ranges/s": ranges / ranged_s,
+        **_ranges(url, size, 3000),
+    }
+
+
+def hop(subject: Subject, _origin: RunningOrigin, size: int) -> Figures:
+    """Read 400 ranges of what is stored of a file that somebody else is filling."""
+    url, stored = subject.file(1), min(16 * MIB, size)
+    begun, enough = threading.Event(), threading.Event()
+
+    def watch(total: int) -> bool:
+        if total >= stored:
+            begun.set()
+        return enough.is_set()
+
+    with ThreadPoolExecutor(1) as pool:
+        filling = pool.submit(timed_get, url, on_bytes=watch)
+        try:
+            begun.wait(10)
+            figures = _ranges(url, stored, 400)
+        finally:
+            enough.set()
+        filling.result()
+    return figures
+
+
+def _ranges(url: str, size: int, count: int) -> Figures:
+    """Ask for *count* ranges of 64 KiB, anywhere in the first *size* bytes, on one connection."""
+    places = random.Random(64)  # the same ones for every contender
+    starts = [places.randrange(max(1, size - 65536)) for _ in range(count)]
+    with Client(url) as client:
+        taken_s = [
+            client.get(url, f"bytes={start}-{min(start + 65536, size) - 1}").total_s
+            for start in starts
+        ]
+    return {
+        "64 KiB ranges/s": count / sum(taken_s),
+        "64 KiB p99 ms": 1000 * quantiles(taken_s, n=100)[-1],
     }
 
 
@@ -166,6 +195,10 @@ SCENARIOS: Final = {
         rounds=10,
     ),
     "warm": Scenario("a stored file, again and again", 256 * MIB, (), warm, rounds=5),
+    "hop": Scenario(
+        "ranges of a file that another reader fills, 24 MiB/s for all together",
+        *(128 * MIB, ("--rate-total", "24M"), hop),
+    ),
     "crowd": Scenario(
         "10 cold readers of one file, 64 MiB/s for all together",
         *(64 * MIB, ("--rate-total", "64M"), crowd),

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from .addresses import host_matches, is_inside
@@ -184,6 +185,7 @@ def split_host(text: str) -> tuple[str, str]:
     return (host, port) if colon and ":" not in host else (text, "")
 
 
+@lru_cache(maxsize=128)  # as `cachefsm.urls.parse_url`
 def check_path(target: str) -> None:
     """Refuse a target whose path climbs, however it is spelled.
 

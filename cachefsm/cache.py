@@ -32,7 +32,7 @@ from .origin import OriginClient, OriginOptions
 from .overview import Overview
 from .playlist_items import wanted_items
 from .policies import entry_policy, rate_limits, reader_options
-from .reader import News, Reader, VerifyReads
+from .reader import Reader, VerifyReads
 from .readers import Readers
 from .recall import stored_playlists
 from .resolvers import Resolver
@@ -40,6 +40,7 @@ from .restart import queued_urls, restore_queue
 from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Abandoned, Limits
+from .settling import News
 from .surroundings import Durability
 from .terms import Terms
 from .throttle import Throttle

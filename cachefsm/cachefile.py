@@ -9,8 +9,9 @@ from .errors import (
     RepresentationChanged,
 )
 from .ranges import END
-from .reader import QUESTIONS, Reader
+from .reader import Reader
 from .representation import Representation
+from .settling import QUESTIONS
 
 __all__ = ["CacheFile"]
 

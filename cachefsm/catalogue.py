@@ -48,7 +48,7 @@ class Catalogue:
         request fields that its origin names in Vary (RFC 9111 §4.1).
         """
         key = self._credentials.key(self._keys.key(url), terms.secrets)
-        while terms.fresh_s is None and (record := self._store.find(key)) is not None:
+        while terms.fresh_s is None and (record := self._registry.find(key)) is not None:
             selected_by = vary_from_json(record.vary)
             chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
             if chosen == selected_by:

@@ -18,11 +18,11 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, Protocol, cast
 
-__all__ = ["ClientWatch", "WatchHandle"]
+__all__ = ["ClientWatch", "WatchHandle", "watching"]
 
 _log = logging.getLogger(__name__)
 
@@ -172,6 +172,21 @@ class ClientWatch:
             with self._lock:
                 self._poller = None
                 poller.close()
+
+
+def watching(
+    environ: Mapping[str, Any], otherwise: ClientWatch
+) -> Callable[[Callable[[], object]], AbstractContextManager[object]]:
+    """Return what makes a context for a wait: in it, a client's leaving calls what it is given.
+
+    The client is that of a WSGI request, if its server gives the socket away; it is
+    watched by the server's own watch or, for servers that have none, by *otherwise*.
+    """
+    sock = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
+    if sock is None:
+        return lambda _callback: nullcontext()
+    watch: ClientWatch = environ.get("cachefsm.clientwatch") or otherwise
+    return lambda callback: watch.register(sock, callback)
 
 
 class _EpollPoller:

@@ -42,7 +42,9 @@ class Conductor(Loop):
 
     def step(self) -> float | None:
         """Look at every live entry, apply the plan, return when to look again."""
-        entries = {entry.id: entry for entry in self._entries()}
+        live = list(self._entries())
+        # Dozens of those that were just read are in memory for each that is fetched.
+        entries = {entry.id: entry for entry in live if not entry.is_at_rest}
         views = []
         for entry in entries.values():
             try:
@@ -60,7 +62,7 @@ class Conductor(Loop):
         denied: defaultdict[int, list[Denied]] = defaultdict(list)
         for denial in decision.denied:
             denied[denial.entry_id].append(denial)
-        for entry in entries.values():
+        for entry in live:
             entry.denied = tuple(denied[entry.id])
         for action in decision.actions:
             entry = entries[action.entry_id]

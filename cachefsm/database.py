@@ -21,6 +21,7 @@ import peewee
 from peewee import SchemaManager, SqliteDatabase
 
 from .errors import DatabaseDamaged, DatabaseFull, RowRefused, SchemaTooNew, StorageError
+from .prepared import Prepared
 from .tables import MIGRATIONS, SCHEMA_VERSION, CacheSchema
 
 __all__ = ["Database"]
@@ -164,6 +165,11 @@ class Database:
                 if self._database.is_closed():
                     raise StorageError("the database is closed")
                 yield
+
+    def rows(self, query: Prepared, value: Any) -> list[tuple[Any, ...]]:
+        """Return what *query* finds for *value*."""
+        with self.reading():
+            return query.execute(self._database, value)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -111,6 +111,11 @@ class Demand:
         pace = self.pace.rate_bytes_s(now_s) if self.pace is not None else 0.0
         return Reading(self.start, pace, self.priority is Priority.BLOCKED)
 
+    def covers(self, other: Demand) -> bool:
+        """Say whether *other* asks for nothing that this does not."""
+        is_nothing = other.start >= other.stop
+        return is_nothing or (self.start <= other.start and other.stop <= self.stop)
+
     def is_met(self, content: Content) -> bool:
         """Say whether all that is asked for is durably there."""
         stop = min(self.stop, content.length)
@@ -208,7 +213,17 @@ class Demands:
             return
         demand.priority = Priority.READ_AHEAD
         demand.blocked_since_s = demand.moved_s = None
-        demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
+        expires_at_s = demand.expires_at_s = now_s + (self._grace_s if linger else 0.0)
+        # A client that asks for range after range leaves a reader each time: of those
+        # that want nothing beyond what the last one does, it is enough.
+        self._readers = [
+            other
+            for other in self._readers
+            if other is demand
+            or other.expires_at_s is None
+            or other.expires_at_s > expires_at_s
+            or not demand.covers(other)
+        ]
         live = any(reader.expires_at_s is None for reader in self._readers)
         if self._rest is not None and self._fill is Fill.REST and not live:
             self._rest.expires_at_s = now_s + self._grace_s

@@ -48,6 +48,10 @@ CLOSE_TIMEOUT_S: Final = 1.5
 """How long :meth:`Engine.close` waits for its threads; with the last flush it stays
 within the two seconds that a service manager's users expect."""
 
+HINT_S: Final = 0.05
+"""How long the conductor may take to notice a reader who has come for stored bytes, or gone:
+a client that asks for range after range does both a thousand times a second."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -84,6 +88,7 @@ class Engine:
             clock=clock,
             origins=OriginBook(store.origins(), clock),
             on_change=lambda _entry: self._conductor.poke(),
+            on_hint=lambda _entry: self._conductor.poke(HINT_S),
             on_want=parts.throttle.wake,
             on_dirty=self._flusher.note,
             on_transition=parts.events.publish,

@@ -180,11 +180,18 @@ class LiveEntry(FillingEntry):
         return content
 
     def detach(self, content: Content) -> None:
-        """Count a reader out."""
+        """Count a reader out.
+
+        Who wanted bytes has said so, and who gave that up. To be decided is only what
+        becomes of an entry that was brought to life for a reader who then wanted nothing.
+        """
         with self._lock:
             self._readers -= 1
+            wanted = self._demands or self._claims or self._inquiry
+            left_over = self._lifecycle.state in ACTIVE and not wanted
         content.file.release()
-        self._around.on_change(self)
+        if left_over:
+            self._around.on_change(self)
 
     def want(self, demand: Demand | None, start: int, stop: int, *, blocked: bool) -> Demand:
         """Tell which bytes a reader wants next and whether it waits; return its demand.
@@ -198,13 +205,13 @@ class LiveEntry(FillingEntry):
                 self._revive()
                 if self._is_passing() and not self._claims.holds(start):
                     raise StorageError(NOT_STORED)
+            is_new = demand is None
             if demand is None:
                 demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
-                changed = True
-            elif blocked:
+            if blocked:
                 # A reader right at a stream's head needs no decision; any other
                 # does, if only for when its patience ends.
-                changed = not any(claim.position == start for claim in self._claims)
+                changed = is_new or not any(claim.position == start for claim in self._claims)
             else:
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
@@ -213,13 +220,22 @@ class LiveEntry(FillingEntry):
         self._around.on_want()
         if changed:
             self._around.on_change(self)
+        elif is_new:
+            self._around.on_hint(self)  # the rest of the file is wanted, too, and its ends
         return demand
 
     def unwant(self, demand: Demand, *, linger: bool = True) -> None:
         """Let a reader's demand go, after the grace if it may *linger*."""
         with self._lock:
-            self._demands.drop_reader(demand, self._around.ticks(), linger=linger)
-        self._around.on_change(self)
+            content, now_s = self._content, self._around.ticks()
+            # Or else who brings it may have something better to do.
+            had_all = content.has(demand.start, max(demand.start, demand.stop))
+            # Of a whole file nothing will be wanted any more.
+            self._demands.drop_reader(demand, now_s, linger=linger and not content.is_whole)
+        if had_all and linger:
+            self._around.on_hint(self)
+        else:
+            self._around.on_change(self)
 
     def close(self, cause: CacheError) -> None:
         """Stop its streams and readers, and fail its waiters with *cause*."""

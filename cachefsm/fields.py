@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from .ranges import END
@@ -166,6 +167,7 @@ _DATE_FORMS = tuple(
     )
 )
 
+_LONGEST_DATE: Final = len("Wednesday, 09-Nov-94 08:49:37 GMT")
 _LEAP_SECOND = 60
 _PIVOT_YEAR = 70
 
@@ -176,8 +178,13 @@ def parse_http_date(text: str | None) -> int | None:
     A day that does not exist, 31 February say, is none; but a wrong weekday harms
     nothing, nor does a name in another case. Source: RFC 9110 §5.6.7; RFC 9111 §4.2.
     """
+    return None if text is None or len(text) > _LONGEST_DATE else _parse_date(text)
+
+
+@lru_cache(maxsize=512)  # a file's dates are looked at several times for each request
+def _parse_date(text: str) -> int | None:
     for form in _DATE_FORMS:
-        if text is not None and (match := form.fullmatch(text)):
+        if match := form.fullmatch(text):
             return _unix_time(match.groupdict())
     return None
 

@@ -52,6 +52,13 @@ class FillingEntry(AskingEntry):
 
     # -- the conductor ---------------------------------------------------------
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is fetched, wanted or asked: there is nothing to decide or due."""
+        with self._lock:
+            busy = self._claims or self._demands or self._inquiry
+            return not busy and self._lifecycle.state not in ACTIVE
+
     def view(self) -> EntryView | None:
         """Return what the scheduler should know, or None if there is nothing to decide.
 

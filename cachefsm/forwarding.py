@@ -121,8 +121,8 @@ def _passed_on(fields: Fields, rules: Rules, host: str) -> Fields:
     return tuple(
         (name, value)
         for name, value in fields
-        if name.lower() not in held
-        and not name.lower().startswith(_KEPT_BACK_PREFIXES)
+        if (lower := name.lower()) not in held
+        and not lower.startswith(_KEPT_BACK_PREFIXES)
         and not _is_about_us(name, value, host)
         and _is_sendable(name, value)
     )

@@ -18,6 +18,7 @@ __all__ = [
     "VaryKey",
     "current_age_s",
     "freshness_lifetime_s",
+    "initial_age_s",
     "invalidates",
     "is_only_if_cached",
     "may_serve_meanwhile",
@@ -157,10 +158,16 @@ def current_age_s(fields: Fields, *, requested_s: float, received_s: float, now_
 
     Source: RFC 9111 §4.2.3.
     """
+    initial_s = initial_age_s(fields, requested_s=requested_s, received_s=received_s)
+    return initial_s + (now_s - received_s)
+
+
+def initial_age_s(fields: Fields, *, requested_s: float, received_s: float) -> float:
+    """Return how old the response was, at the most, when it came. RFC 9111 §4.2.3."""
     apparent_s = max(0.0, received_s - _date_s(fields, received_s))
     told_s = parse_seconds(members_of(fields, "Age")[0]) if members_of(fields, "Age") else None
     corrected_s = (told_s or 0) + (received_s - requested_s)
-    return max(apparent_s, corrected_s) + (now_s - received_s)
+    return max(apparent_s, corrected_s)
 
 
 def _date_s(fields: Fields, received_s: float) -> float:

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from math import inf
 
 __all__ = ["Loop"]
 
@@ -22,7 +23,7 @@ class Loop(ABC):
     def __init__(self, name: str) -> None:
         self._name = name
         self._condition = threading.Condition()
-        self._poked = False
+        self._poked_s = inf  # the monotonic time by which somebody wants a round
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -35,11 +36,17 @@ class Loop(ABC):
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
         self._thread.start()
 
-    def poke(self) -> None:
-        """Ask for a round now."""
+    def poke(self, within_s: float = 0.0) -> None:
+        """Ask for a round, now or *within_s* from now.
+
+        What can wait for a moment is asked for so: of all that comes in that moment,
+        only the first wakes the thread, which costs whoever asks a switch of threads.
+        """
+        poked_s = time.monotonic() + within_s
         with self._condition:
-            self._poked = True
-            self._condition.notify()
+            if poked_s < self._poked_s:
+                self._poked_s = poked_s
+                self._condition.notify()
 
     def stop(self, timeout_s: float) -> bool:
         """End the thread; return whether it ended in time."""
@@ -56,16 +63,17 @@ class Loop(ABC):
             with self._condition:
                 if self._stopping:
                     return
-                self._poked = False
+                self._poked_s = inf
             try:
-                due_s = self.step()
+                step_s = self.step()
             except Exception:  # noqa: BLE001
                 # One bad round must not end all downloads: say so and go on.
                 _log.exception("%s: a round failed", self._name)
-                due_s = time.monotonic() + 1.0
+                step_s = time.monotonic() + 1.0
             with self._condition:
-                while not (self._poked or self._stopping):
-                    left_s = None if due_s is None else due_s - time.monotonic()
-                    if left_s is not None and left_s <= 0:
+                while not self._stopping:
+                    due_s = self._poked_s if step_s is None else min(self._poked_s, step_s)
+                    left_s = due_s - time.monotonic()
+                    if left_s <= 0:
                         break
-                    self._condition.wait(left_s)
+                    self._condition.wait(None if left_s == inf else left_s)

@@ -19,6 +19,7 @@ from peewee import SQL, Model
 
 from .database import Database
 from .errors import EntryNotFound, StorageError
+from .prepared import CHECKSUMS_OF_ENTRY, CHUNKS_OF_ENTRY, ENTRY_OF_ID, ENTRY_OF_KEY
 from .ranges import ByteRange
 from .states import ACTIVE, PERSON, DownloadState
 from .tables import (
@@ -74,12 +75,14 @@ class Store(Database):
 
     def entry(self, entry_id: int) -> EntryRecord:
         """Return the row with that id, or raise EntryNotFound."""
-        return self._one(CacheEntry.id == entry_id, f"there is no entry {entry_id}")
+        for row in self.rows(ENTRY_OF_ID, entry_id):
+            return EntryRecord(*row)
+        raise EntryNotFound(f"there is no entry {entry_id}")
 
     def find(self, key: str) -> EntryRecord | None:
         """Return the row with that key, or None."""
-        rows = self._entries(CacheEntry.key == key)
-        return rows[0] if rows else None
+        rows = self.rows(ENTRY_OF_KEY, key)
+        return EntryRecord(*rows[0]) if rows else None
 
     def entries_of(self, url: str, key: str) -> list[EntryRecord]:
         """Return the rows with that URL or that *key*, which is for no credentials, it first."""
@@ -146,7 +149,10 @@ class Store(Database):
                     conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
                 )
             )
-            return self._one(CacheEntry.key == key, "an entry vanished while it was made")
+            record = self.find(key)
+            if record is None:
+                raise EntryNotFound("an entry vanished while it was made")
+            return record
 
     def delete(self, entry_id: int) -> None:
         """Delete the row, and with it its chunks and its place in the queue."""
@@ -306,12 +312,7 @@ class Store(Database):
 
     def chunks(self, entry_id: int) -> list[ByteRange]:
         """Return the stored ranges, in order."""
-        query = (
-            CacheChunk.select(CacheChunk.start, CacheChunk.stop)
-            .where(CacheChunk.entry == entry_id)
-            .order_by(CacheChunk.start)
-        )
-        return [ByteRange(start, stop) for start, stop in self._rows(query)]
+        return [ByteRange(start, stop) for start, stop in self.rows(CHUNKS_OF_ENTRY, entry_id)]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
         """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
@@ -326,10 +327,7 @@ class Store(Database):
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
-        query = CacheChunk.select(CacheChunk.start, CacheChunk.checksum).where(
-            (CacheChunk.entry == entry_id) & CacheChunk.checksum.is_null(False)
-        )
-        return {start: bytes(blob) for start, blob in self._rows(query)}
+        return {start: bytes(blob) for start, blob in self.rows(CHECKSUMS_OF_ENTRY, entry_id)}
 
     def save_chunks(
         self,
@@ -498,12 +496,6 @@ class Store(Database):
         if condition is not None:
             query = query.where(condition)
         return [EntryRecord(*row) for row in self._rows(query)]
-
-    def _one(self, condition: Any, missing: str) -> EntryRecord:
-        rows = self._entries(condition)
-        if not rows:
-            raise EntryNotFound(missing)
-        return rows[0]
 
     def _guarded_update(
         self, record: EntryRecord, columns: Mapping[str, Any], *conditions: Any

@@ -11,23 +11,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from http import HTTPStatus
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urljoin
 
-from .access import (
-    AllowList,
-    Mount,
-    Rules,
-    check_path,
-    is_same_origin,
-    parse_mount,
-    split_host,
-)
+from .access import AllowList, Mount, Rules, is_same_origin, parse_mount, split_host
 from .cache import Cache
-from .clientwatch import ClientWatch
+from .clientwatch import ClientWatch, watching
 from .control import Control
 from .errors import (
     AnotherVariant,
@@ -35,19 +26,19 @@ from .errors import (
     EntryNotFound,
     OriginStatus,
     RepresentationChanged,
-    UsageError,
 )
 from .fields import Fields, without
 from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .pages import Pages
 from .playlists import is_playlist, paths_named
-from .reader import News
 from .relay import outdated_by, relay
 from .representation import Representation
+from .routes import NotFound, Routes
 from .server import ProxyServer
 from .serving import error_response, respond
-from .signposts import MAX_PLAYLISTS, Place, Recalled, Signposts
+from .settling import News
+from .signposts import MAX_PLAYLISTS, Recalled, Signposts
 from .terms import Terms
 from .tokens import carries
 from .urls import OriginUrl, parse_url, redact
@@ -127,7 +118,7 @@ class Proxy:
         boundary: Callable[[], str] = lambda: secrets.token_hex(16),
     ) -> None:
         self._cache = cache
-        self._mounts = {mount.name: mount for mount in mounts}
+        self._routes = Routes(mounts, allowed)
         self._allowed = allowed
         self._rules = rules
         self._hosts = frozenset(host.lower() for host in (*_LOOPBACK_NAMES, *hosts))
@@ -151,14 +142,16 @@ class Proxy:
             response = plain(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; see the log")
         # A progress bar asks five times a second: that is no news.
         looks = request.path.startswith("/-/") and request.method in ("GET", "HEAD")
-        _log.log(
-            logging.DEBUG if looks and response.status < 400 else logging.INFO,
-            "%s %s %s %s",
-            request.method,
-            request.shown_target,
-            response.status,
-            response.note,
-        )
+        level = logging.DEBUG if looks and response.status < 400 else logging.INFO
+        if _log.isEnabledFor(level):
+            _log.log(
+                level,
+                "%s %s %s %s",
+                request.method,
+                request.shown_target,
+                response.status,
+                response.note,
+            )
         return response.start(request, start_response)
 
     def close(self) -> None:
@@ -175,18 +168,7 @@ class Proxy:
         if parsed.userinfo is not None:
             self._allowed.add(parsed, by_url=False)
             return f"{base}/-/entries/{self._cache.entry(url).id}/content"
-        path = self._path_of(parsed)
-        if path is None:
-            self._allowed.add(parsed, by_url=True)
-        return base + (path or _by_url(parsed))
-
-    def _path_of(self, url: OriginUrl, rather: str = "") -> str | None:
-        """Return the target under which a mount serves *url*, the one called *rather* if it does.
-
-        None if none does.
-        """
-        mounts = sorted(self._mounts.values(), key=lambda mount: mount.name != rather)
-        return next(filter(None, (mount.path_of(url) for mount in mounts)), None)
+        return base + self._routes.path_for(parsed)
 
     def answer_for(self, request: Request, url: OriginUrl) -> Response:
         """Answer a GET or HEAD for *url*, for who calls this in the same process.
@@ -229,7 +211,7 @@ class Proxy:
 
     def _content(self, request: Request) -> Response:
         try:
-            mount, url = self._url(request)
+            mount, url = self._routes.find(request.target)
         except NotFound:
             there = self._guide(request)
             if there is None:
@@ -270,24 +252,6 @@ class Proxy:
             )
         )
 
-    def _url(self, request: Request) -> tuple[Mount | None, OriginUrl]:
-        check_path(request.target)
-        name, slash, rest = request.target[1:].partition("/")
-        if not slash:
-            name = name.partition("?")[0]
-        mount = self._mounts.get(f"/{name}")
-        if mount is not None and slash:
-            return mount, parse_url(str(mount.url(rest)))
-        if name in ("http", "https") and slash:
-            url = parse_url(f"{name}://{rest}")
-            if url.userinfo is not None:
-                raise UsageError("a URL asked for here cannot hold credentials")
-            if self._allowed.names(url):
-                return None, url
-            raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
-        known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
-        raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
-
     # -- what playlists name ---------------------------------------------------
 
     def _guide(self, request: Request) -> Response | None:
@@ -305,14 +269,7 @@ class Proxy:
         """Tell of the playlists that were served before the last start, from what is stored."""
         for url, fields, text in self._cache.stored_playlists(MAX_PLAYLISTS):
             named = paths_named(url.path, fields, text)
-            places = [
-                Place(mount.name, mount.base)
-                for mount in self._mounts.values()
-                if mount.path_of(url) and mount.base.userinfo == url.userinfo
-            ]
-            if url.userinfo is None and self._allowed.names(url):
-                places.append(Place(f"/{url.scheme}/{url.authority}", url._replace(target="/")))
-            yield from ((url.path, place, named) for place in places)
+            yield from ((url.path, place, named) for place in self._routes.places_of(url))
 
     def _learning(
         self,
@@ -323,20 +280,10 @@ class Proxy:
     ) -> Iterable[Any]:
         """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
         path, fields = url.path, representation.fields
-        place = self._place(request)
+        place = self._routes.place(request.path)
         if place is None or not is_playlist(path, fields):
             return pieces
         return self._signposts.reading(path, place, fields, pieces, representation.complete_length)
-
-    def _place(self, request: Request) -> Place | None:
-        name, _, rest = request.path[1:].partition("/")
-        mount = self._mounts.get(f"/{name}")
-        if mount is not None:
-            return Place(mount.name, mount.base)
-        if name in ("http", "https"):
-            root = parse_url(f"{name}://{rest}")._replace(target="/")
-            return Place(f"/{name}/{root.authority}", root)
-        return None
 
     # -- content ---------------------------------------------------------------
 
@@ -366,33 +313,13 @@ class Proxy:
                     _log.info("%s: %s; beginning again", request.shown_target, error)
                 except OriginStatus as error:
                     if url is not None:
-                        error.fields = self._leading_here(request, url, error.fields)
+                        error.fields = self._routes.leading_here(request.path, url, error.fields)
                     return error_response(error, via=self._cache.via, news=news)
-
-    def _leading_here(
-        self, request: Request, url: OriginUrl, fields: Fields
-    ) -> tuple[tuple[str, str], ...]:
-        """Return the fields of a redirect from *url*, which leads here again where it may."""
-        return tuple(
-            (name, self._rewrite(request, url, value) if name.lower() == "location" else value)
-            for name, value in fields
-        )
-
-    def _rewrite(self, request: Request, url: OriginUrl, location: str) -> str:
-        try:
-            target = parse_url(urljoin(str(url), location))
-        except (UsageError, ValueError):
-            return location  # no business of ours, as are other schemes
-        path = self._path_of(target, request.path[: request.path.find("/", 1)])
-        if path is None and self._allowed.names(target):
-            path = _by_url(target)
-        _, mark, fragment = location.partition("#")
-        return location if path is None else f"{path}{mark}{fragment}"
 
     def _serve_version(
         self, request: Request, entry_id: int, terms: Terms, news: News, url: OriginUrl | None
     ) -> Response:
-        watch = self._watching(request)
+        watch = watching(request.environ, self._watch)
         if url is None:
             terms = self._cache.own_terms(entry_id, terms)
         reader = self._cache.open_reader(
@@ -432,41 +359,14 @@ class Proxy:
             url,
             fields,
             origin=self._cache.origin,
-            watch=self._watching(request),
-            rewrite=lambda fields: self._leading_here(request, url, fields),
+            watch=watching(request.environ, self._watch),
+            rewrite=lambda fields: self._routes.leading_here(request.path, url, fields),
             via=self._cache.via,
         )
         if invalidates(request.method, answer.status):
             for outdated in outdated_by(answer, url):
                 self._cache.outdate(str(outdated), f"{request.method} may have changed it")
         return response
-
-    def _watching(
-        self, request: Request
-    ) -> Callable[[Callable[[], None]], AbstractContextManager[object]]:
-        """Return what is held during a wait, so that the client's leaving cancels it."""
-        environ = request.environ
-        sock = environ.get("werkzeug.socket") or environ.get("gunicorn.socket")
-        if sock is None:
-            return lambda _cancel: nullcontext()
-        watch: ClientWatch = environ.get("cachefsm.clientwatch") or self._watch
-        return lambda cancel: watch.register(sock, cancel)
-
-
-def _by_url(url: OriginUrl) -> str:
-    return f"/{url.scheme}/{url.authority}{url.target}"
-
-
-class NotFound(CacheError):
-    """There is nothing at that path."""
-
-    status_hint = 404
-
-
-class NotAllowed(CacheError):
-    """That origin may not be asked for here."""
-
-    status_hint = 403
 
 
 class Server:

@@ -200,6 +200,11 @@ class RangeSet:
         """Return the number of bytes present; kept, not counted."""
         return self._total
 
+    @property
+    def stop(self) -> int:
+        """Return where the last run ends, 0 if there is none."""
+        return self._stops[-1] if self._stops else 0
+
     def copy(self) -> RangeSet:
         """Return an independent copy."""
         twin = RangeSet()

@@ -6,32 +6,22 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
-from math import inf
 from typing import Final, Protocol, cast
 
-from .claims import Inquiry
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
-from .errors import (
-    AnotherVariant,
-    CacheError,
-    NotStored,
-    OriginError,
-    OriginStatus,
-    StorageError,
-    WaitCancelled,
-    WaitTimeout,
-)
+from .errors import NotStored, StorageError, WaitCancelled, WaitTimeout
 from .fields import Fields
 from .origin import Fetch, Sent
 from .ranges import END, ByteRange
 from .readahead import ReadAhead
 from .representation import Representation
+from .settling import News, Settling
 from .straight import Straight
-from .terms import ANY_TERMS, Terms, Use
+from .terms import ANY_TERMS, Terms
 from .transport import Canceller
 from .urls import OriginUrl
 
@@ -45,35 +35,6 @@ PIECE_BYTES: Final = 1 << 20
 
 SPAN_BYTES: Final = 4 << 20
 """The longest stored span named at once, so that a reader's position keeps moving."""
-
-
-QUESTIONS: Final = 4
-"""How often an answer is waited for that others keep overtaking."""
-
-PATIENCE_WITH_STALE_S: Final = 5.0
-"""How long a silent origin keeps a client from what is stored and may be served stale."""
-
-
-@dataclass
-class News:
-    """How a response came about, in the words of RFC 9211.
-
-    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered if
-    that was to keep what is stored; ``collapsed`` that somebody else had asked already;
-    ``stale`` that what is served could not be, or is being, validated. ``cookies`` are
-    for this client alone.
-    """
-
-    forwarded: str | None = None
-    status: int | None = None
-    collapsed: bool = False
-    stale: bool = False
-    cookies: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def is_first_hand(self) -> bool:
-        """Whether what is served is the origin's answer to this very request."""
-        return self.forwarded is not None and self.status is None and not self.stale
 
 
 class VerifyReads(str, Enum):
@@ -223,106 +184,21 @@ class Reader:
         """See to it that what is stored may be served, or that the answer is at hand.
 
         The latter, where it passes by the cache, as far as *end*.
-
-        Raises:
-            NotStored: the origin may not be asked.
-            AnotherVariant: what is stored answers other requests than this one.
-            CacheError: why there is no answer.
         """
-        entry, content, terms = self.entry, self._content, self._terms
-        if entry.refusal() is not None and not (content.joinable or content.is_here):
-            # The rest of it would have to come from another answer, which can be of
-            # another version: all of it from that one, then.
-            self._go_straight(start, end, None)
-            return
-        for _ in range(QUESTIONS):
-            use = entry.use_of(content, terms)
-            if use is Use.NEVER:
-                raise NotStored("it is not stored, or not fresh enough, and may not be asked for")
-            if use is Use.NOW:
-                break
-            if use is Use.MEANWHILE:
-                # Not for this client, whose own words are about what it is served now.
-                entry.inquire(content, replace(terms, request_fields=()), start, stop, None)
-                self.news.stale = True
-                break
-            if entry.is_for_each(content):
-                self.news.forwarded = "bypass" if content.representation is None else "stale"
-                self.own_fields = self._go_straight(start, end, None).fields
-                return
-            try:
-                error = self._ask(start, stop, end)
-            except StorageError:
-                self._go_straight(start, end, None)
-                return
-            if self.is_straight:
-                return
-            if error is not None:
-                self._bear(error)
-                break
-        if not entry.selects(content, terms):
-            raise AnotherVariant("what is stored answers requests with other fields")
-
-    def _ask(self, start: int, stop: int, end: int) -> CacheError | None:
-        """Wait for an answer of the origin's; return why there is none, if it told.
-
-        Of ``[start, stop)`` no more is asked for than the read-ahead, or all the way to
-        *end* if what comes of that cannot be joined with anything else.
-        """
-        content, news = self._content, self.news
-        news.forwarded = self._why_ask()
+        settling = Settling(
+            self.entry,
+            self._content,
+            self._terms,
+            self.news,
+            timeout_s=self._options.first_byte_timeout_s,
+            watch=lambda: self._watch(self),
+            is_cancelled=lambda: self._cancelled,
+        )
         farthest = self._ahead.farthest(start, stop)
-        inquiry = self.entry.inquire(content, self._terms, start, farthest, self, end=end)
-        news.collapsed = inquiry.asker is not self
-        try:
-            error = self._await(inquiry)
-            fetch = inquiry.take(self)
-        finally:
-            if self._terms.cookies and inquiry.asker is self:
-                news.cookies = inquiry.cookies
-            self.entry.leave(inquiry)
-        if fetch is not None:
-            self.own_fields = self._go_straight(start, stop, None, fetch).fields
-        elif content.superseded is not None:
-            raise content.superseded.again()
-        news.status = inquiry.status
-        return error
-
-    def _why_ask(self) -> str:
-        """Return why the origin is asked. Source: RFC 9211 §2.2."""
-        if self._content.representation is None:
-            return "miss"
-        anybodys = replace(self._terms, request_fields=(), since_s=inf)
-        is_fresh = self.entry.use_of(self._content, anybodys) is Use.NOW
-        return "request" if is_fresh else "stale"
-
-    def _await(self, inquiry: Inquiry) -> CacheError | None:
-        """Wait until *inquiry* is over; return why there is no answer."""
-        timeout_s = self._options.first_byte_timeout_s
-        if self.entry.may_use_on_error(self._content, self._terms):
-            timeout_s = min(timeout_s, PATIENCE_WITH_STALE_S)
-        with self._watch(self):
-            arrived = self.entry.wait_answer(inquiry, lambda: self._cancelled, timeout_s)
-        if self._cancelled and not inquiry.done:
-            raise WaitCancelled("the client has left")
-        if not arrived:
-            return WaitTimeout(f"the origin has not answered within {timeout_s:g} s")
-        return inquiry.error
-
-    def _bear(self, error: CacheError) -> None:
-        """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
-        code = error.status if isinstance(error, OriginStatus) else error.status_hint
-        unable = isinstance(error, (OriginError, WaitTimeout)) and code >= 500
-        if not unable or self._content.representation is None:
-            raise error.again()
-        if not self.entry.may_use_on_error(self._content, self._terms):
-            if isinstance(error, OriginStatus):
-                raise error.again()
-            raise NotStored(f"what is stored cannot be confirmed: {error}")
-        if isinstance(error, OriginStatus):
-            self.news.status = error.status
-        _log.warning("%s: %s; serving what is stored", self.entry.shown_url, error)
-        self.news.stale = True
+        past = settling.settle(start, stop, farthest=farthest, end=end)
+        if past is not None:
+            straight = self._go_straight(start, past.stop, None, past.fetch)
+            self.own_fields = straight.fields if past.is_private else None
 
     def available(
         self,

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from .origin import OriginClient
-from .reader import News, Reader, ReaderOptions
+from .reader import Reader, ReaderOptions
 from .registry import Registry
+from .settling import News
 from .terms import Terms
 
 __all__ = ["Readers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from .errors import CacheError, DownloadCancelled, OriginError, StorageError
@@ -73,6 +74,7 @@ def vary_to_json(key: VaryKey) -> str:
     return json.dumps([list(pair) for pair in key])
 
 
+@lru_cache(maxsize=128)
 def vary_from_json(text: str) -> VaryKey:
     """Return the key that :func:`vary_to_json` wrote.
 

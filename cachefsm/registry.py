@@ -50,10 +50,26 @@ class Registry:
         self._clock = clock
         self._lock = threading.RLock()
         self._live: dict[int, LiveEntry] = {}
+        self._stored: dict[str, LiveEntry] = {}  # by key, those of them that have a row
         self._idle: OrderedDict[int, LiveEntry] = OrderedDict()
         self._leases: Counter[LiveEntry] = Counter()
         self._last_unstored_id = 0
         self._closed: CacheError | None = None
+
+    def find(self, key: str) -> EntryRecord | None:
+        """Return the row with that key, or None."""
+        return self._known(key) or self._store.find(key)
+
+    def _known(self, key: str) -> EntryRecord | None:
+        """Return the row with that key if its entry is in memory.
+
+        It takes no query: nobody else writes that row, and a player asks for its film a
+        hundred times a second.
+        """
+        with self._lock:
+            self._check_open()
+            entry = self._stored.get(key)
+        return None if entry is None else entry.record
 
     def find_or_create(self, url: OriginUrl, key: str) -> int:
         """Return the id of the entry with *key*, registering it if it is new.
@@ -61,14 +77,15 @@ class Registry:
         An id below 0 is that of an entry which is in memory only, and gone soon after
         its last lease, because the database takes no row.
         """
-        self._check_open()
-        now_s, record = self._clock(), None
+        now_s, record = self._clock(), self._known(key)
         try:
-            record = self._store.find(key)
-            if record is None or _is_blank_since(record, now_s - TOUCHED_S):
-                record = self._store.create(
-                    key=key, url=str(url), content_file=content_name(key), now_s=now_s
-                )
+            if record is None or not record.bytes_present:
+                # The row itself tells when it was last used, and it may be forgotten.
+                record = self._store.find(key)
+                if record is None or _is_blank_since(record, now_s - TOUCHED_S):
+                    record = self._store.create(
+                        key=key, url=str(url), content_file=content_name(key), now_s=now_s
+                    )
         except StorageError as error:
             if record is None:
                 return self._register_unstored(url, key, error)
@@ -104,7 +121,7 @@ class Registry:
             entry = self._live.get(entry_id)
             if entry is None:
                 entry = self._make(self._store.entry(entry_id))
-                self._live[entry_id] = entry
+                self._live[entry_id] = self._stored[entry.key] = entry
             self._idle.pop(entry_id, None)
             self._leases[entry] += 1
             return entry
@@ -136,7 +153,7 @@ class Registry:
         with self._lock, self.lease(entry_id) as entry:
             file = entry.content.file
             _give_up(file, entry.remove)
-            del self._live[entry_id]
+            self._forget(entry)
         file.discard()
 
     def evict(self, max_bytes: int, *, most: int | None = None) -> int:
@@ -189,12 +206,21 @@ class Registry:
     def drop_idle(self) -> None:
         """Keep no more than the last few idle entries in memory."""
         with self._lock:
+            if len(self._idle) <= IDLE_ENTRIES:
+                return
             for entry_id, entry in list(self._idle.items()):
                 if len(self._idle) <= IDLE_ENTRIES:
                     return
                 if not entry.is_busy:
-                    del self._idle[entry_id], self._live[entry_id]
+                    del self._idle[entry_id]
+                    self._forget(entry)
                     entry.release_file()
+
+    def _forget(self, entry: LiveEntry) -> None:
+        """Call with lock held."""
+        del self._live[entry.id]
+        if self._stored.get(entry.key) is entry:
+            del self._stored[entry.key]
 
     def close(self) -> list[LiveEntry]:
         """Refuse new leases, stop all streams and waiters; return the live entries."""

@@ -19,9 +19,10 @@ from .freshness import with_age
 from .multipart import Multipart, Part
 from .preconditions import evaluate_preconditions, if_range_holds
 from .ranges import END, ByteRange
-from .reader import News, Reader
+from .reader import Reader
 from .representation import Representation
 from .semantics import ContentRange, RangeSpec, coalesce_ranges, parse_range
+from .settling import News
 from .terms import Stored
 from .web import Request, Response, error_fields, error_status, plain
 

@@ -54,7 +54,7 @@ class StoredEntry(MovingEntry):
         with self._lock:
             content = self._content
             content.file.retain()
-            stored = max((stop for _, stop in content.present), default=0)
+            stored = content.present.stop
         try:
             # After the look at what is present: bytes are in the file before that.
             size = content.file.size()
@@ -83,6 +83,8 @@ class StoredEntry(MovingEntry):
                 for index in content.digests.within(start, stop, length)
                 if chosen(index)
             }
+            if not known:
+                return Found(0, ())
             content.file.retain()
         blocks = {block_at(index, length): expected for index, expected in known.items()}
         try:

@@ -68,7 +68,8 @@ class Surroundings:
 
     ``clock`` is Unix time, for what is written down; ``ticks`` is monotonic, for
     what is waited for. The callbacks may be called with the entry's lock held,
-    and must neither block nor take it.
+    and must neither block nor take it. ``on_change`` is for what calls for a decision
+    now, ``on_hint`` for what the next one should know, a moment later.
     """
 
     store: Store
@@ -81,6 +82,7 @@ class Surroundings:
     origins: OriginBook = field(default_factory=OriginBook)
     make_file: Callable[[Path], ContentFile] = ContentFile
     on_change: Callable[[Any], None] = lambda _entry: None
+    on_hint: Callable[[Any], None] = lambda _entry: None
     on_want: Callable[[], None] = lambda: None
     on_dirty: Callable[[Any, bool], None] = lambda _entry, _urgent: None
     on_transition: Callable[[Transition], None] = lambda _transition: None

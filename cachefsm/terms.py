@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
 from .fields import Fields
 from .freshness import (
     VaryKey,
-    current_age_s,
     freshness_lifetime_s,
+    initial_age_s,
     is_only_if_cached,
     may_serve_meanwhile,
     may_serve_on_error,
@@ -58,22 +59,30 @@ class Stored:
 
     def age_s(self, now_s: float) -> float:
         """Return its age. RFC 9111 §4.2.3."""
-        return current_age_s(
-            self.representation.fields,
-            requested_s=self.requested_s,
-            received_s=self.received_s,
-            now_s=now_s,
-        )
+        initial_s = _initial_age_s(self.representation.fields, self.requested_s, self.received_s)
+        return initial_s + (now_s - self.received_s)
 
     def lifetime_s(self) -> float:
         """Return for how long it is fresh. RFC 9111 §4.2.1."""
-        fields = self.representation.fields
-        return freshness_lifetime_s(
-            HTTPStatus.OK,
-            fields,
-            received_s=self.received_s,
-            may_grow=is_playlist(self.path, fields),
-        )
+        return _lifetime_s(self.representation.fields, self.received_s, self.path)
+
+
+# Neither depends on the time that it is now: they are worked out once for each answer of
+# an origin, not again and again for each request that is served from it.
+
+
+@lru_cache(maxsize=256)
+def _initial_age_s(
+    fields: tuple[tuple[str, str], ...], requested_s: float, received_s: float
+) -> float:
+    return initial_age_s(fields, requested_s=requested_s, received_s=received_s)
+
+
+@lru_cache(maxsize=256)
+def _lifetime_s(fields: tuple[tuple[str, str], ...], received_s: float, path: str) -> float:
+    return freshness_lifetime_s(
+        HTTPStatus.OK, fields, received_s=received_s, may_grow=is_playlist(path, fields)
+    )
 
 
 @dataclass(frozen=True, slots=True)

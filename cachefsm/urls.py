@@ -9,6 +9,7 @@ default port, an empty path, and the fragment, which no origin ever sees.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -61,6 +62,7 @@ class OriginUrl(NamedTuple):
         return f"{self.scheme}://{at}{self.authority}{self.target}"
 
 
+@lru_cache(maxsize=128)  # players ask for the same few again and again
 def parse_url(text: str) -> OriginUrl:
     """Return *text* taken apart.
 

@@ -23,6 +23,7 @@ LAYERS: Final = """
     __init__ errors ranges states trouble clientwatch demo logs
     descriptors tokens
     tables picture buckets meters
+    prepared
     database draft parallel throttle explain mishaps
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts loop workers addresses
@@ -36,7 +37,7 @@ LAYERS: Final = """
     arguments
     content records server output progress forwarding negative flusher
     origin origins demands retries signposts recall
-    claims
+    claims routes
     surroundings
     moving downloader straight
     stored
@@ -46,7 +47,8 @@ LAYERS: Final = """
     asking
     filling
     entry eventstream
-    registry reader conductor unstored
+    registry settling conductor unstored
+    reader
     verify cachefile catalogue overview readers restart policies playlist_items
     handle doubts upkeep
     engine
@@ -70,7 +72,7 @@ UPWARDS: Final = {
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
-    "peewee": {"tables", "database", "models"},
+    "peewee": {"tables", "prepared", "database", "models"},
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"mishaps", "origin", "transport", "requests_adapter"},
     "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},
@@ -101,6 +103,7 @@ CACHING: Final = {
     "moving",
     "stored",
     "reader",
+    "settling",
     "downloader",
     "origin",
 }

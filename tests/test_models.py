@@ -27,6 +27,7 @@ from cachefsm.models import (
     StaleRow,
     Store,
 )
+from cachefsm.prepared import Prepared
 from cachefsm.ranges import END, ByteRange, RangeSet
 from tests.support.caches import WAIT_S
 from tests.support.databases import (
@@ -275,6 +276,28 @@ def test_creating_an_entry_again_finds_the_first_and_uses_it(
     again = store.create(key=film.key, url="http://else.test/", content_file="other", now_s=8.0)
     assert again == replace(film, last_accessed_at=8.0)
     assert store.entries() == [again]
+
+
+def test_a_row_that_is_found_has_the_types_of_the_one_that_was_made(
+    store: Store, film: EntryRecord
+) -> None:
+    store.update(film, pinned=True, requested_at=7)
+    for found in (store.find("film"), store.entry(film.id), store.entries()[0]):
+        assert found is not None
+        assert found.pinned is True
+        assert found.accepts_ranges is False
+        assert isinstance(found.requested_at, float)
+
+
+def test_a_prepared_query_is_by_one_value(store: Store) -> None:
+    by_two = Prepared(
+        lambda key: CacheEntry.select(CacheEntry.id).where(
+            CacheEntry.key == key, CacheEntry.id > 1
+        ),
+        [CacheEntry.id],
+    )
+    with pytest.raises(ValueError, match="more than one"):
+        store.rows(by_two, "film")
 
 
 def test_who_is_not_there_is_not_found(store: Store, film: EntryRecord) -> None:

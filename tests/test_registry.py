@@ -272,6 +272,36 @@ def test_the_successor_of_a_removed_entry_has_nothing_to_do_with_it(
     assert store.chunks(new_id) == []
 
 
+def test_an_entry_in_memory_is_found_without_a_query(
+    registry: Registry, store: Store, stored: Stored
+) -> None:
+    film = stored("film")
+    stored("song")
+    with registry.lease(film.id):
+        store.close()
+        assert registry.find("film") == film
+        assert registry.find_or_create(URL, "film") == film.id
+        with pytest.raises(StorageError):
+            registry.find("song")
+
+
+def test_what_has_left_memory_is_found_all_the_same(registry: Registry) -> None:
+    ids = [registry.find_or_create(URL, f"film-{number}") for number in range(IDLE_ENTRIES + 3)]
+    for entry_id in ids:
+        with registry.lease(entry_id):
+            pass
+    assert ids[0] not in [entry.id for entry in registry.live()]
+    assert [registry.find_or_create(URL, f"film-{number}") for number in range(len(ids))] == ids
+
+
+def test_a_removed_entry_is_not_found(registry: Registry, stored: Stored) -> None:
+    film = stored("film")
+    with registry.lease(film.id):
+        assert registry.find("film") == film
+        registry.remove(film.id)
+        assert registry.find("film") is None
+
+
 def test_a_removal_that_the_database_refuses_leaves_the_entry_as_it_was(
     registry: Registry, stored: Stored, path: Path, files: Path
 ) -> None:

@@ -5,6 +5,7 @@ Nothing is fetched and no thread runs: the test brings bytes, flushes, and start
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,11 @@ FIELDS = (("ETag", '"v0"'),)
 
 
 class OneEntry:
-    """A cache directory with one entry, in the hands of one process after another."""
+    """A cache directory with one entry, in the hands of one process after another.
+
+    ``told`` is what the conductor was told: "change" what calls for a decision, "hint"
+    what can wait for the next one.
+    """
 
     def __init__(
         self,
@@ -35,11 +40,14 @@ class OneEntry:
         # No test outlives the machine.
         durability: Durability = Durability.PROCESS,
         make_file: Callable[[Path], ContentFile] = ContentFile,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self.database = directory / "cache.sqlite3"
         self._policy = EntryPolicy(durability=durability)
         self._make_file = make_file
+        self._clock = clock
+        self.told: list[str] = []
         self.store = open_store(self.database)
         add_entry(self.store)
         self.entry = self._load()
@@ -47,7 +55,13 @@ class OneEntry:
     def _load(self) -> LiveEntry:
         (record,) = self.store.entries()
         around = Surroundings(
-            self.store, self.directory / "content", self._policy, make_file=self._make_file
+            self.store,
+            self.directory / "content",
+            self._policy,
+            clock=self._clock,
+            make_file=self._make_file,
+            on_change=lambda _entry: self.told.append("change"),
+            on_hint=lambda _entry: self.told.append("hint"),
         )
         return LiveEntry(record, around)
 
