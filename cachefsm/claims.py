@@ -15,7 +15,7 @@ from .content import Content
 from .errors import CacheError
 from .fields import Fields
 from .meters import RateMeter
-from .origin import Fetch
+from .origin import PIECE_BYTES, Fetch
 from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
@@ -207,6 +207,7 @@ class Claims:
         self._received_bytes = 0
         self._thrown_away_bytes = 0
         self._heard_s = 0.0
+        self._piled_bytes = 0  # of those received, which had been waiting
         self._begun: dict[int, OriginFacts] = {}  # of which origin each connection is
         known = origin.record.connections
         self._trial = Trial(width=known, proven=known)
@@ -237,7 +238,7 @@ class Claims:
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
         before = self._trial
-        seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s)
+        seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s, self._piled_bytes)
         self._trial = step(before, seen, self._allowed)
         if self._trial.rate_each not in (0, before.rate_each):
             self.origin.brought(self._trial.rate_each)
@@ -278,6 +279,8 @@ class Claims:
         claim.received(came_bytes, now_s)
         claim.position = stop
         self._received_bytes += new_bytes
+        if came_bytes >= PIECE_BYTES:
+            self._piled_bytes += new_bytes
         self._thrown_away_bytes += came_bytes - new_bytes
         self._heard_s = now_s
 

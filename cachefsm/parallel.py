@@ -25,6 +25,10 @@ WINDOW_BYTES: Final = 256 << 10
 """How much each connection has to bring in a window, or else it lasts longer: a few
 packets are noise."""
 
+PILED: Final = 0.5
+"""If this part of what came had been waiting to be received, it is not the line that is
+slow: more connections would bring nothing, and each that ends loses what waits in it."""
+
 WORTHWHILE: Final = 0.5
 """Which part of a lone connection's throughput a further one has to add."""
 
@@ -39,13 +43,14 @@ LONGEST_REST_S: Final = 600.0
 @dataclass(frozen=True)
 class Seen:
     """What the entry's connections do: how many have been answered, all that ever came,
-    and when the last of it did.
+    when the last of it did, and how much of it had been waiting to be received.
     """
 
     now_s: float
     at_work: int
     received_bytes: int
     heard_s: float
+    piled_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,9 @@ def step(trial: Trial, seen: Seen, most: int) -> Trial:
     rate = (seen.received_bytes - since.received_bytes) / elapsed_s
     trial = replace(trial, since=seen, rate_each=rate / seen.at_work)
     if rate == 0 or seen.now_s - seen.heard_s >= WINDOW_S:
+        return trial
+    piled = (seen.piled_bytes - since.piled_bytes) / elapsed_s
+    if not trial.is_trying and piled >= PILED * rate:
         return trial
     return _judge(trial, rate, seen, most)
 

@@ -113,7 +113,9 @@ def test_a_file_larger_than_the_limit_is_served_to_many_without_spinning(
         eventually(lambda: readers(proxy) == 3)
         hold.release()
         assert all(client.result(WAIT_S).body == content(0, 20 * MIB) for client in clients)
-    assert origin.body_bytes_sent <= 21 * MIB
+    # Together, not each for himself. The first answer is cut short when it turns out to be
+    # larger than what may be kept, and loses what is on its way; on loopback, megabytes.
+    assert origin.body_bytes_sent <= 40 * MIB
 
 
 @pytest.mark.fault("capacity", "one file is larger than --max-size")

@@ -120,6 +120,14 @@ def test_a_line_that_falls_silent_is_not_tried_with_more() -> None:
     assert flowing.width == 4
 
 
+@pytest.mark.parametrize(("waited", "width"), [(0.0, 4), (0.4, 4), (0.5, 1), (1.0, 1)])
+def test_where_what_comes_has_been_waiting_no_more_are_tried(waited: float, width: int) -> None:
+    begun = step(Trial(), Seen(0.0, 1, 0, 0.0), 8)
+    came = 10 * MIB
+    seen = Seen(WINDOW_S, 1, came, WINDOW_S, int(waited * came))
+    assert step(begun, seen, 8).width == width
+
+
 def test_a_slow_line_is_measured_for_longer() -> None:
     transfer = Transfer(each(50_000.0))
     transfer.run(2.9)
