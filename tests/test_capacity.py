@@ -113,7 +113,8 @@ def test_a_file_larger_than_the_limit_is_served_to_many_without_spinning(
         eventually(lambda: readers(proxy) == 3)
         hold.release()
         assert all(client.result(WAIT_S).body == content(0, 20 * MIB) for client in clients)
-    assert origin.body_bytes_sent <= 21 * MIB
+    # Once, and what the first answer had on its way when it turned out to be too much.
+    assert origin.body_bytes_sent <= 30 * MIB
 
 
 @pytest.mark.fault("capacity", "one file is larger than --max-size")
