@@ -15,12 +15,12 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import peewee
-from peewee import SQL, Model
+from peewee import SQL
 
-from .database import Database
 from .errors import EntryNotFound, StorageError
 from .prepared import CHECKSUMS_OF_ENTRY, CHUNKS_OF_ENTRY, ENTRY_OF_ID, ENTRY_OF_KEY
 from .ranges import ByteRange
+from .raw import RawStore
 from .states import ACTIVE, PERSON, DownloadState
 from .tables import (
     BLANK_ENTRY,
@@ -64,7 +64,7 @@ class StaleRow(StorageError):
     """The row is not in the state or generation we knew: somebody else moved it."""
 
 
-class Store(Database):
+class Store(RawStore):
     """What is asked of the database of one cache directory; thread-safe.
 
     Every method raises StorageError where the database refuses: locked by
@@ -447,47 +447,6 @@ class Store(Database):
                 row = CacheOrigin.insert(asdict(record))
                 self._do(row.on_conflict(conflict_target=[CacheOrigin.origin], preserve=learnt))
             self._do(CacheOrigin.delete().where(CacheOrigin.updated_at < forget_before_s))
-
-    # -- what makes no sense, for cachefsm.sanity ------------------------------
-
-    def raw_rows(
-        self,
-        table: type[Model],
-        where: str = "TRUE",
-        columns: Mapping[str, str] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Return rows of *table* as SQLite gives them, unconverted.
-
-        *where* is SQL; so are the values of *columns*, by the names to give them.
-        """
-        columns = columns or {
-            field.name: f'"{field.column_name}"' for field in table._meta.sorted_fields
-        }
-        query = table.select(*map(SQL, columns.values())).where(SQL(where))
-        return [dict(zip(columns, row, strict=True)) for row in self._rows(query)]
-
-    def delete_raw(self, table: type[Model], row_id: int) -> None:
-        """Delete one row, and what hangs on it."""
-        self._do(table.delete().where(SQL("id") == row_id))
-
-    def start_afresh(self, entry_id: int, content_file: str, now_s: float) -> None:
-        """Make an entry whose row makes no sense a new one of the same key and URL.
-
-        The one place where a state is written without the lifecycle: what stood
-        there was none that a move could start from.
-        """
-        defaults = {
-            field.name: field.default
-            for field in CacheEntry._meta.sorted_fields
-            if field.default is not None or field.null
-        }
-        changes = {**defaults, "content_file": content_file, "state_reason": "its row was damaged"}
-        changes |= {"state_since": now_s, "created_at": now_s, "last_accessed_at": now_s}
-        # Whatever generation a straggler may know, it is not this one.
-        changes["generation"] = int(now_s)
-        with self.transaction():
-            self._do(CacheChunk.delete().where(CacheChunk.entry == entry_id))
-            self._do(CacheEntry.update(**changes).where(CacheEntry.id == entry_id))
 
     # -- helpers ---------------------------------------------------------------
 

@@ -25,6 +25,7 @@ LAYERS: Final = """
     tables picture buckets meters
     prepared
     database draft parallel throttle explain mishaps
+    raw
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts loop workers addresses
     semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
@@ -72,7 +73,7 @@ UPWARDS: Final = {
 # Who may import what is not ours and not Python's.
 FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
-    "peewee": {"tables", "prepared", "database", "models"},
+    "peewee": {"tables", "prepared", "database", "raw", "models"},
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"mishaps", "origin", "transport", "requests_adapter"},
     "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},

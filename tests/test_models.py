@@ -29,6 +29,7 @@ from cachefsm.models import (
 )
 from cachefsm.prepared import Prepared
 from cachefsm.ranges import END, ByteRange, RangeSet
+from cachefsm.raw import RawStore
 from tests.support.caches import WAIT_S
 from tests.support.databases import (
     FAULTS,
@@ -726,7 +727,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
 
 
 def test_every_method_of_the_store_is_looked_at() -> None:
-    methods = {name for name in vars(Store) if not name.startswith("_")}
+    methods = {name for name in (*vars(Store), *vars(RawStore)) if not name.startswith("_")}
     assert methods - {"open", "close", "check", "sync", "transaction"} == USES.keys()
 
 
