@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from .errors import (
     RepresentationChanged,
 )
-from .ranges import END
+from .ranges import END, ByteRange
 from .reader import Reader
 from .representation import Representation
 from .settling import QUESTIONS
 
-__all__ = ["CacheFile"]
+__all__ = ["BUFFER_BYTES", "BufferedCacheFile", "CacheFile"]
+
+BUFFER_BYTES: Final = 256 << 10
+"""What small reads ask for at once, and what is asked for of a file that is only looked at:
+to be opened is what mostly comes next."""
 
 
 class CacheFile(io.RawIOBase):
@@ -29,6 +34,7 @@ class CacheFile(io.RawIOBase):
         self._reader = open_reader()
         self._settled = False
         self._position = 0
+        self._asked = ByteRange(0, 0)
 
     def representation(
         self, start: int = 0, stop: int = END, *, reads_on: bool = False
@@ -82,13 +88,29 @@ class CacheFile(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill *buffer* with what is here, at least one byte but at the end."""
-        view = memoryview(buffer).cast("B")
-        if len(view) and not self._settled:
-            self.representation(self._position, self._position + len(view), reads_on=True)
-        data = self._reader.read(self._position, len(view))
+        view, position = memoryview(buffer).cast("B"), self._position
+        if not len(view):
+            return 0
+        asked = self._asked
+        if not asked.start <= position < asked.stop:
+            asked = ByteRange(position, position + len(view))
+        if not self._settled:
+            self.representation(position, asked.stop, reads_on=True)
+        data = self._reader.read(position, min(len(view), asked.stop - position), asked)
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        """Return all bytes from the position on."""
+        self.representation(self._position)
+        data = b"".join(self._reader.pieces(self._position, END))
+        self._position += len(data)
+        return data
+
+    def expect(self, asked: ByteRange) -> None:
+        """Take note that the next reads are all parts of one, for what is *asked*."""
+        self._asked = asked
 
     def close(self) -> None:
         """Let the entry go."""
@@ -103,3 +125,23 @@ class CacheFile(io.RawIOBase):
         if length is None:
             raise io.UnsupportedOperation("the origin has not said how long the file is")
         return length
+
+
+class BufferedCacheFile(io.BufferedReader):
+    """The same with a buffer, for many small reads.
+
+    A large one is cut into buffers by Python, and would look like reading on from one to
+    the next: more would be fetched ahead than whoever reads a column or an index wants.
+    """
+
+    def __init__(self, file: CacheFile, buffer_bytes: int = BUFFER_BYTES) -> None:
+        super().__init__(file, buffer_bytes)
+        self._file = file
+        self._buffer_bytes = buffer_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return *size* bytes, fewer only at the end; all that are left by default."""
+        if size is not None and size > self._buffer_bytes:
+            start = self.tell()
+            self._file.expect(ByteRange(start, start + size))
+        return super().read(size)

@@ -26,7 +26,7 @@ from typing import Any, Final
 from fsspec import AbstractFileSystem
 
 from .cache import Cache
-from .cachefile import CacheFile
+from .cachefile import BUFFER_BYTES, BufferedCacheFile, CacheFile
 from .errors import CacheError, UsageError
 from .fields import parse_http_date, value_of
 from .handle import Entry
@@ -37,10 +37,6 @@ from .urls import redact
 from .values import default_cache_dir
 
 __all__ = ["CacheFileSystem", "CachedFile"]
-
-BUFFER_BYTES: Final = 256 << 10
-"""What a file reads at once, and what is asked for of a file that is only looked at: to
-be opened is what mostly comes next."""
 
 _SCHEME: Final = "cachefsm://"
 
@@ -208,7 +204,7 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
             yield file
 
 
-class CachedFile(io.BufferedReader):
+class CachedFile(BufferedCacheFile):
     """A seekable binary file, with the attributes that fsspec's files have.
 
     A read blocks until its bytes are here. Not to be shared by threads.
@@ -220,7 +216,7 @@ class CachedFile(io.BufferedReader):
         super().__init__(file, buffer_bytes)
         self.fs = fs
         self.path = path
-        self._file = file
+        self._raw_file = file
 
     @property
     def mode(self) -> str:
@@ -236,7 +232,7 @@ class CachedFile(io.BufferedReader):
     def info(self) -> dict[str, Any]:
         """Return what the filesystem's ``info`` does, of the version that is being read."""
         with _translated(self.path):
-            return _info(self.path, self._file.representation(0, BUFFER_BYTES))
+            return _info(self.path, self._raw_file.representation(0, BUFFER_BYTES))
 
 
 class _RawFile(CacheFile):
@@ -251,6 +247,10 @@ class _RawFile(CacheFile):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         with _translated(self._path):
             return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _translated(self._path):
+            return super().readall()
 
 
 def _info(path: str, representation: Representation) -> dict[str, Any]:

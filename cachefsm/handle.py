@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from .cachefile import CacheFile
+from .cachefile import BufferedCacheFile, CacheFile
 from .entry import LiveEntry
 from .errors import UsageError
 from .lifecycle import PERSON
@@ -147,7 +147,7 @@ class Entry:
         Raises:
             CacheError: from reads, why the bytes will not come.
         """
-        return io.BufferedReader(CacheFile(self._readers.opener(self.id)), 256 << 10)
+        return BufferedCacheFile(CacheFile(self._readers.opener(self.id)))
 
     # -- orders ----------------------------------------------------------------
 

@@ -206,14 +206,14 @@ class Reader:
         stop: int,
         most_bytes: int = SPAN_BYTES,
         *,
-        asked_bytes: int | None = None,
+        asked: ByteRange | None = None,
     ) -> int:
         """Wait until the byte at *position* is here; return the end of what is.
 
         Returns *position* itself where the file turns out to end there. The
         result is at most *stop*, which is how far bytes are wanted, and at most
         *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
-        Who says how many bytes he asks for now may well go on behind *stop*.
+        Who says what he has *asked* for now, all of it, may well go on behind that.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
@@ -221,11 +221,14 @@ class Reader:
             CacheError: why it will not come.
         """
         content = self._content
-        window = self._ahead.window_stop(position, stop, asked_bytes)
+        if asked is None:
+            window = self._ahead.window_stop(position, stop)
+        else:
+            window = self._ahead.window_stop(asked.start, asked.stop, asked.size)
         while True:
             here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
-                if asked_bytes is None:
+                if asked is None:
                     window = self._ahead.window_stop(here, stop)
                 self._advance(here, window)
                 return here
@@ -303,13 +306,17 @@ class Reader:
         straight = self._go_straight(position, self._stop, self._content.representation)
         yield from straight.pieces(position, stop)
 
-    def read(self, position: int, size: int) -> bytes:
-        """Return some bytes at *position*, at most *size*; b"" at the end of the file."""
+    def read(self, position: int, size: int, asked: ByteRange | None = None) -> bytes:
+        """Return some bytes at *position*, at most *size*; b"" at the end of the file.
+
+        They may be a part of what somebody has *asked* for.
+        """
         straight = self._straight
         if straight is None:
             try:
-                most_bytes = min(size, PIECE_BYTES)
-                stop = self.available(position, position + size, most_bytes, asked_bytes=size)
+                stop = position + size
+                asked = asked or ByteRange(position, stop)
+                stop = self.available(position, stop, min(size, PIECE_BYTES), asked=asked)
                 if stop == position:
                     return b""
                 return self._content.file.read_at(position, stop - position)

@@ -280,6 +280,19 @@ def test_a_file_of_unknown_length_is_read_from_the_front(
         assert file.read() == content(10, 1000)
 
 
+def test_who_reads_a_column_here_and_there_gets_that_and_no_more(
+    fs: CacheFileSystem, origin: Origin
+) -> None:
+    """Python cuts a large read into buffers, which would look like reading on."""
+    size, column = 16 << 20, 600_000
+    origin.put("/table", Resource(size))
+    with fs.open(origin.url("/table")) as file:
+        for start in range(0, size - column, 3 << 20):
+            file.seek(start)
+            assert file.read(column) == content(start, start + column)
+    assert sum(r.body_bytes_sent for r in origin.requests) == 6 * column
+
+
 def test_who_reads_on_asks_ever_further_and_who_looks_around_does_not(
     fs: CacheFileSystem, origin: Origin
 ) -> None:
