@@ -25,7 +25,7 @@ from .errors import (
     UnsatisfiedByOrigin,
 )
 from .fields import cookies_of, value_of, without
-from .lifecycle import PERSON, is_resting
+from .lifecycle import is_resting
 from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
 from .origin import Fetch
@@ -366,10 +366,6 @@ class AskingEntry(LinkedEntry):
         if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")
-
-    def _is_held(self) -> bool:
-        record = self._lifecycle.record
-        return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
     def _enqueue(self, *order: Demand) -> None:
         self._around.store.enqueue(*self._queued(*order))
