@@ -40,7 +40,7 @@ class LiveEntry(FillingEntry):
     def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
         super().__init__(record, surroundings)
         # Read write, under the lock.
-        self.on_close: set[Callable[[], None]] = set()
+        self._passing: set[Callable[[], None]] = set()
         """What ends the transfers that pass by the cache, of readers that are here."""
         self.denied: tuple[Denied, ...] = ()
         """What the conductor had no connection for when it last looked."""
@@ -243,8 +243,22 @@ class LiveEntry(FillingEntry):
         with self._lock:
             if self._inquiry is not None and self._inquiry.claim is not None:
                 self._claims.cancel(self._inquiry.claim)
-        for cancel in list(self.on_close):
+            passing = list(self._passing)
+        for cancel in passing:
             cancel()
+
+    def cancel_on_close(self, cancel: Callable[[], None]) -> Callable[[], None]:
+        """Have *cancel* called once the entry closes, now if it has; returns the way out."""
+        with self._lock:
+            self._passing.add(cancel)
+            closed = self._closed is not None
+        if closed:
+            cancel()
+        return lambda: self._no_more(cancel)
+
+    def _no_more(self, cancel: Callable[[], None]) -> None:
+        with self._lock:
+            self._passing.discard(cancel)
 
     def refusal(self) -> StorageError | None:
         """Return why nothing can be stored just now, or None."""
