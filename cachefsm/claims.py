@@ -404,6 +404,14 @@ class Claims:
         for claim in self:
             self.cancel(claim)
 
+    def held_back(self, now_s: float) -> dict[int, float]:
+        """Return which a rate keeps from receiving more, and how much each of them may per second.
+
+        They share what is allowed.
+        """
+        held = [c for c in self if c.is_held_back(now_s)]
+        return {c.id: c.pace.limit_bytes_s / len(held) for c in held if c.pace is not None}
+
     def describe(self) -> list[dict[str, int | None]]:
         """Return where the streams are, as JSON values."""
         return [

@@ -107,7 +107,7 @@ class LiveEntry(FillingEntry):
             self._lifecycle.record.state_reason,
             held=self._is_held(),
             unanswered=frozenset(c.id for c in self._claims if c.answered_s is None),
-            held_back=frozenset(c.id for c in self._claims if c.is_held_back(now_s)),
+            held_back=self._claims.held_back(now_s),
             denied=tuple((each.start, each.stop, each.limit) for each in self.denied),
             resting_s=max(0.0, self._attempts.not_before_s - now_s),
             retry_at=self._lifecycle.record.retry_at,
