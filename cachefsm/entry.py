@@ -209,9 +209,10 @@ class LiveEntry(FillingEntry):
             if demand is None:
                 demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
             if blocked:
-                # A reader right at a stream's head needs no decision; any other
-                # does, if only for when its patience ends.
-                changed = is_new or not any(claim.position == start for claim in self._claims)
+                # A reader right at a stream's head needs no decision, unless the stream
+                # ends there; any other does, if only for when its patience ends.
+                at_head = any(c.position == start < c.stop for c in self._claims)
+                changed = is_new or not at_head
             else:
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
