@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Final
 
 from .content import Content
@@ -50,8 +51,9 @@ class Claim:
     Unix time, and ``url`` the link that the entry had then. A claim that is *cancelled*
     may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
     read, and is set by that thread, as is the ``pace`` that keeps it to the rates
-    allowed. One that ``has_waited`` at its stop for a reader is no measure any more of how
-    fast bytes come. Its connection stands until it *ended*, which only its thread can say.
+    allowed. One that has waited at its stop for a reader, at last until ``waited_s``,
+    is no measure any more of how fast bytes come. Its connection stands until it *ended*,
+    which only its thread can say.
     """
 
     content: Content
@@ -80,7 +82,7 @@ class Claim:
     heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
     pace: Pace | None = None
-    has_waited: bool = False
+    waited_s: float | None = None
 
     @property
     def is_at_stop(self) -> bool:
@@ -119,7 +121,9 @@ class Claim:
 
     def mean_rate_bytes_s(self) -> float | None:
         """Return what it brought per second since its answer, None if that says little."""
-        if self.answered_s is None or self.has_waited or self.received_bytes < WINDOW_BYTES:
+        if self.answered_s is None or self.received_bytes < WINDOW_BYTES:
+            return None
+        if self.waited_s is not None:
             return None
         elapsed_s = self.heard_s - self.answered_s
         return self.received_bytes / elapsed_s if elapsed_s >= WINDOW_S else None
@@ -188,7 +192,7 @@ class SpeedLimits:
         return (
             age_s < self.window_s
             or claim.received_bytes >= self.floor_bytes_s * age_s
-            or claim.has_waited
+            or claim.waited_s is not None
             or (claim.pace is not None and claim.pace.held_back_s is not None)
         )
 
@@ -254,7 +258,9 @@ class Claims:
 
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
-        before = self._trial
+        before, waited = self._trial, (c.waited_s for c in self if c.waited_s is not None)
+        if now_s < max(waited, default=-inf) + self._limits.hold_s:
+            return 1  # it is the reader that is slow, not the line
         seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s, self._piled_bytes)
         self._trial = step(before, seen, self._allowed)
         if self._trial.rate_each not in (0, before.rate_each):
@@ -391,7 +397,8 @@ class Claims:
         if claim.is_at_stop:
             self.cancel(claim)
         elif was_at_stop:
-            claim.has_waited, claim.heard_s, claim.meter = True, now_s, RateMeter(now_s)
+            claim.waited_s = claim.heard_s = now_s
+            claim.meter = RateMeter(now_s)
             self._on_move()
 
     def nudge(self) -> None:
