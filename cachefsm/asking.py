@@ -7,6 +7,7 @@ of another version, or does not come.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,7 +26,7 @@ from .errors import (
     UnsatisfiedByOrigin,
 )
 from .fields import cookies_of, value_of, without
-from .lifecycle import PERSON, is_resting
+from .lifecycle import is_resting
 from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
 from .origin import Fetch
@@ -57,7 +58,12 @@ class AskingEntry(LinkedEntry):
         super().__init__(record, surroundings)
         self._policy = surroundings.policy
         # Read write, under the lock.
-        self._claims = Claims(surroundings.origins.of(self.url.origin), self._policy.limits)
+        self._claim_moved = threading.Condition(self._lock)
+        self._claims = Claims(
+            surroundings.origins.of(self.url.origin),
+            self._policy.limits,
+            self._claim_moved.notify_all,
+        )
         self._demands = Demands(self._policy.fill, self._policy.grace_s)
         self._readers = 0
         self._attempts = Attempts(self._policy.retries)
@@ -276,8 +282,9 @@ class AskingEntry(LinkedEntry):
             stop = min(stop, inquiry.start + self._policy.limits.near_bytes)  # not all of it
         demand = self._demands.add_reader(inquiry.start, stop, Priority.READ_AHEAD)
         self._demands.drop_reader(demand, self._around.ticks())
+        demand.moved_s = self._around.ticks()  # who asked is about to read
         # Without a grace, too: or the answer would be broken off before that.
-        demand.expires_at_s = self._around.ticks() + max(self._policy.grace_s, SAYS_SOON_S)
+        demand.expires_at_s = demand.moved_s + max(self._policy.grace_s, SAYS_SOON_S)
         try:
             self._enqueue(Demand(READER, Priority.FILL))
         except StorageError as error:  # only the next start would have read it
@@ -366,10 +373,6 @@ class AskingEntry(LinkedEntry):
         if is_resting(self._lifecycle.record, self._around.clock()):
             raise failure.again()
         self._send("retry")
-
-    def _is_held(self) -> bool:
-        record = self._lifecycle.record
-        return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
     def _enqueue(self, *order: Demand) -> None:
         self._around.store.enqueue(*self._queued(*order))

@@ -90,6 +90,7 @@ class Cache:
         CacheBusy: another process holds the directory.
         StorageError: the directory or its database cannot be used.
         UsageError: an argument makes no sense.
+        CacheError: the system gives no threads.
     """
 
     def __init__(
@@ -175,9 +176,9 @@ class Cache:
             self._engine.settle()
             if start and restore:
                 self.restore_queue()
+            if start:
+                self._engine.start()
             self._held = held.pop_all()
-        if start:
-            self._engine.start()
 
     def __enter__(self) -> Cache:
         return self

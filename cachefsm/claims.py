@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from typing import Final
 
 from .content import Content
@@ -50,7 +51,9 @@ class Claim:
     Unix time, and ``url`` the link that the entry had then. A claim that is *cancelled*
     may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
     read, and is set by that thread, as is the ``pace`` that keeps it to the rates
-    allowed. Its connection stands until it *ended*, which only its thread can say.
+    allowed. One that has waited at its stop for a reader, at last until ``waited_s``,
+    is no measure any more of how fast bytes come. Its connection stands until it *ended*,
+    which only its thread can say.
     """
 
     content: Content
@@ -79,6 +82,12 @@ class Claim:
     heard_s: float = 0.0
     cancel_io: Callable[[], None] | None = None
     pace: Pace | None = None
+    waited_s: float | None = None
+
+    @property
+    def is_at_stop(self) -> bool:
+        """Whether it has brought all that it is to bring, as things stand."""
+        return self.position >= self.stop
 
     @property
     def quiet_since_s(self) -> float:
@@ -113,6 +122,8 @@ class Claim:
     def mean_rate_bytes_s(self) -> float | None:
         """Return what it brought per second since its answer, None if that says little."""
         if self.answered_s is None or self.received_bytes < WINDOW_BYTES:
+            return None
+        if self.waited_s is not None:
             return None
         elapsed_s = self.heard_s - self.answered_s
         return self.received_bytes / elapsed_s if elapsed_s >= WINDOW_S else None
@@ -173,7 +184,7 @@ class SpeedLimits:
 
     def is_enough(self, claim: Claim, now_s: float) -> bool:
         """Say whether *claim*'s connection is worth keeping."""
-        if claim.answered_s is None:
+        if claim.answered_s is None or claim.is_at_stop:
             return True
         if now_s >= claim.quiet_since_s + self.silence_s:
             return False
@@ -181,16 +192,17 @@ class SpeedLimits:
         return (
             age_s < self.window_s
             or claim.received_bytes >= self.floor_bytes_s * age_s
+            or claim.waited_s is not None
             or (claim.pace is not None and claim.pace.held_back_s is not None)
         )
 
     def due_s(self, claim: Claim) -> float | None:
-        """Return when to look at *claim* again, or None while it has no answer.
+        """Return when to look at *claim* again, or None while nothing is expected of it.
 
         A connection that has once been fast enough for the whole window falls
         below the floor only by silence, or so slowly that looking now and then will do.
         """
-        if claim.answered_s is None:
+        if claim.answered_s is None or claim.is_at_stop:
             return None
         silent_s = claim.quiet_since_s + self.silence_s
         judged_s = claim.answered_s + self.window_s
@@ -198,10 +210,19 @@ class SpeedLimits:
 
 
 class Claims:
-    """The claims on one entry of an origin."""
+    """The claims on one entry of an origin.
 
-    def __init__(self, origin: OriginFacts, limits: Limits) -> None:
+    *on_move* is called where one that waits at its stop had better look again.
+    """
+
+    def __init__(
+        self,
+        origin: OriginFacts,
+        limits: Limits,
+        on_move: Callable[[], None] = lambda: None,
+    ) -> None:
         self.origin = origin
+        self._on_move = on_move
         self._limits = limits
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
@@ -237,7 +258,9 @@ class Claims:
 
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
-        before = self._trial
+        before, waited = self._trial, (c.waited_s for c in self if c.waited_s is not None)
+        if now_s < max(waited, default=-inf) + self._limits.hold_s:
+            return 1  # it is the reader that is slow, not the line
         seen = Seen(now_s, self.at_work, self._received_bytes, self._heard_s, self._piled_bytes)
         self._trial = step(before, seen, self._allowed)
         if self._trial.rate_each not in (0, before.rate_each):
@@ -368,11 +391,20 @@ class Claims:
         self._claims.pop(claim.id, None)
         claim.cancelled = True
 
-    def set_stop(self, claim: Claim, stop: int) -> None:
+    def set_stop(self, claim: Claim, stop: int, now_s: float) -> None:
         """Let *claim* end at *stop*; at its position or before, it is cancelled."""
-        claim.stop = min(stop, claim.reach)
-        if claim.stop <= claim.position:
+        was_at_stop, claim.stop = claim.is_at_stop, min(stop, claim.reach)
+        if claim.is_at_stop:
             self.cancel(claim)
+        elif was_at_stop:
+            claim.waited_s = claim.heard_s = now_s
+            claim.meter = RateMeter(now_s)
+            self._on_move()
+
+    def nudge(self) -> None:
+        """Let those look again that wait for a reader."""
+        if any(claim.is_at_stop for claim in self):
+            self._on_move()
 
     def take_all(self, claim: Claim, start: int, stop: int) -> None:
         """Make *claim* the only one: its answer brings the file from *start* on."""
@@ -396,6 +428,7 @@ class Claims:
         """Break a promise: its downloader stops as soon as it looks or wakes."""
         self._claims.pop(claim.id, None)
         claim.cancelled = True
+        self._on_move()
         if claim.cancel_io is not None:
             claim.cancel_io()
 
@@ -403,6 +436,14 @@ class Claims:
         """Break every promise."""
         for claim in self:
             self.cancel(claim)
+
+    def held_back(self, now_s: float) -> dict[int, float]:
+        """Return which a rate keeps from receiving more, and how much each of them may per second.
+
+        They share what is allowed.
+        """
+        held = [c for c in self if c.is_held_back(now_s)]
+        return {c.id: c.pace.limit_bytes_s / len(held) for c in held if c.pace is not None}
 
     def describe(self) -> list[dict[str, int | None]]:
         """Return where the streams are, as JSON values."""

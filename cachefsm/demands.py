@@ -178,6 +178,15 @@ class Demands:
             if reader.expires_at_s is None and reader.priority <= Priority.READ_AHEAD
         )
 
+    def are_near(self, offset: int, near_bytes: int, since_s: float) -> bool:
+        """Say whether a reader that has moved *since_s* is about to want what lies at *offset*."""
+        return any(
+            reader.moved_s is not None
+            and reader.moved_s > since_s
+            and reader.start <= offset <= reader.stop + near_bytes
+            for reader in self._readers
+        )
+
     @property
     def readers(self) -> list[Demand]:
         """Those of the readers that are here now."""

@@ -26,6 +26,7 @@ class _Entry(Protocol):
     def passes(self, claim: Claim, fetch: Fetch) -> bool: ...
     def answered(self, claim: Claim, answer: Answer) -> bool: ...
     def is_urgent(self, claim: Claim) -> bool: ...
+    def room(self, claim: Claim) -> int | None: ...
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None: ...
@@ -79,15 +80,26 @@ class Downloader:
                 return False
             fetch.pace.is_urgent = partial(self._entry.is_urgent, claim)
             claim.pace = fetch.pace
-            offset = fetch.answer.start
-            while data := fetch.read():
-                wanted = self._entry.accept(claim, offset, len(data))
-                if wanted is None:
-                    return False
-                view = memoryview(data)
-                for start, stop in wanted:
-                    claim.content.file.write_at(start, view[start - offset : stop - offset])
-                offset += len(data)
-                self._entry.wrote(claim, offset, wanted)
+            if not self._receive(fetch):
+                return False
             # A body whose end was announced says nothing about the file's.
             return fetch.answer.stop == END
+
+    def _receive(self, fetch: Fetch) -> bool:
+        """Write what comes, as far as it is wanted; return whether the body came to its end."""
+        claim, offset, left = self._claim, fetch.answer.start, memoryview(b"")
+        while (room := self._entry.room(claim)) is not None:
+            if not left:
+                left = memoryview(fetch.read())
+                if not left:
+                    return True
+                continue  # what is wanted may have changed meanwhile
+            piece, left = left[:room], left[room:]
+            wanted = self._entry.accept(claim, offset, len(piece))
+            if wanted is None:
+                return False
+            for start, stop in wanted:
+                claim.content.file.write_at(start, piece[start - offset : stop - offset])
+            offset += len(piece)
+            self._entry.wrote(claim, offset, wanted)
+        return False

@@ -24,7 +24,8 @@ class Planned:
     reader that has waited for long; ``since_s`` is how long whoever it is for has waited,
     compared with others. One that is *denied* has no place at all. One that
     *asks* is for no bytes in particular, but
-    takes a connection like any other.
+    takes a connection like any other. One that waits for a reader is *let go* where
+    somebody else has no connection.
     """
 
     position: int
@@ -41,6 +42,7 @@ class Planned:
     waits: bool = False
     denied: Limit | None = None
     asks: bool = False
+    let_go: bool = False
 
     @property
     def is_kept(self) -> bool:
@@ -51,6 +53,13 @@ class Planned:
     def is_spare(self) -> bool:
         """Whether it is there for speed alone."""
         return self.extra and not self.needed
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it stands and could go on, and brings nothing: it may wait for a reader."""
+        stream = self.stream
+        could = stream is not None and stream.position < stream.reach
+        return could and not self.is_kept and not self.let_go
 
     @property
     def is_new(self) -> bool:

@@ -125,10 +125,18 @@ class Engine:
         self._doubts.settle()
 
     def start(self) -> None:
-        """Start the threads."""
-        self._conductor.start()
-        self._flusher.start()
-        self._scrubber.start()
+        """Start the threads, or none of them.
+
+        Raises:
+            CacheError: the system gives no more threads; the engine is closed.
+        """
+        try:
+            self._conductor.start()
+            self._flusher.start()
+            self._scrubber.start()
+        except RuntimeError as error:
+            self.close()
+            raise CacheError(f"the cache cannot start: {error}") from error
         self._conductor.poke()
         self._flusher.look()
 

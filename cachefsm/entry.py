@@ -40,7 +40,7 @@ class LiveEntry(FillingEntry):
     def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
         super().__init__(record, surroundings)
         # Read write, under the lock.
-        self.on_close: set[Callable[[], None]] = set()
+        self._passing: set[Callable[[], None]] = set()
         """What ends the transfers that pass by the cache, of readers that are here."""
         self.denied: tuple[Denied, ...] = ()
         """What the conductor had no connection for when it last looked."""
@@ -107,7 +107,7 @@ class LiveEntry(FillingEntry):
             self._lifecycle.record.state_reason,
             held=self._is_held(),
             unanswered=frozenset(c.id for c in self._claims if c.answered_s is None),
-            held_back=frozenset(c.id for c in self._claims if c.is_held_back(now_s)),
+            held_back=self._claims.held_back(now_s),
             denied=tuple((each.start, each.stop, each.limit) for each in self.denied),
             resting_s=max(0.0, self._attempts.not_before_s - now_s),
             retry_at=self._lifecycle.record.retry_at,
@@ -209,9 +209,10 @@ class LiveEntry(FillingEntry):
             if demand is None:
                 demand = self._demands.add_reader(start, stop, Priority.READ_AHEAD)
             if blocked:
-                # A reader right at a stream's head needs no decision; any other
-                # does, if only for when its patience ends.
-                changed = is_new or not any(claim.position == start for claim in self._claims)
+                # A reader right at a stream's head needs no decision, unless the stream
+                # ends there; any other does, if only for when its patience ends.
+                at_head = any(c.position == start < c.stop for c in self._claims)
+                changed = is_new or not at_head
             else:
                 # Look ahead only when half the window is neither here nor promised.
                 middle = (start + min(stop, self._content.length)) // 2
@@ -243,8 +244,22 @@ class LiveEntry(FillingEntry):
         with self._lock:
             if self._inquiry is not None and self._inquiry.claim is not None:
                 self._claims.cancel(self._inquiry.claim)
-        for cancel in list(self.on_close):
+            passing = list(self._passing)
+        for cancel in passing:
             cancel()
+
+    def cancel_on_close(self, cancel: Callable[[], None]) -> Callable[[], None]:
+        """Have *cancel* called once the entry closes, now if it has; returns the way out."""
+        with self._lock:
+            self._passing.add(cancel)
+            closed = self._closed is not None
+        if closed:
+            cancel()
+        return lambda: self._no_more(cancel)
+
+    def _no_more(self, cancel: Callable[[], None]) -> None:
+        with self._lock:
+            self._passing.discard(cancel)
 
     def refusal(self) -> StorageError | None:
         """Return why nothing can be stored just now, or None."""

@@ -174,14 +174,22 @@ class EventHub:
         return mailbox
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """Call *callback* with every event, in a thread of its own, until the result is called."""
+        """Call *callback* with every event, in a thread of its own, until the result is called.
+
+        Raises:
+            RuntimeError: there is no thread to be had.
+        """
         mailbox = self.listen()
         teller = threading.Thread(
             target=_tell, args=(mailbox, callback), name="cachefsm-events", daemon=True
         )
-        with self._lock:
-            self._tellers = [*(t for t in self._tellers if t.is_alive()), teller]
-            teller.start()
+        try:
+            with self._lock:
+                teller.start()
+                self._tellers = [*(t for t in self._tellers if t.is_alive()), teller]
+        except RuntimeError:
+            mailbox.close()  # nobody would ever take anything out of it
+            raise
 
         def unsubscribe() -> None:
             mailbox.close()

@@ -6,10 +6,11 @@ do about it; see :mod:`cachefsm.picture`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from .buckets import LEAST_BYTES
 from .picture import EntryView, Limit, Priority, StreamView, Want
 from .ranges import END
 from .states import DownloadState
@@ -31,7 +32,8 @@ class Situation:
     """One entry at one moment.
 
     ``unanswered`` are the ids of streams that the origin has not answered yet,
-    ``held_back`` of those that have to wait as more would be too much per second,
+    ``held_back`` of those that have to wait as more would be too much, and the bytes per
+    second that are allowed, 0 if that is no limit any more;
     ``denied`` the ranges that no connection was left for, and the limit. ``resting_s`` is
     how long no new attempt is made, ``retry_at`` the Unix time from which a failed
     entry may be tried again; ``cause`` is the last attempt's error. While it is *renewing*
@@ -43,7 +45,7 @@ class Situation:
     reason: str | None = None
     held: bool = False
     unanswered: frozenset[int] = frozenset()
-    held_back: frozenset[int] = frozenset()
+    held_back: Mapping[int, float] = field(default_factory=dict)
     denied: tuple[tuple[int, int, Limit], ...] = ()
     resting_s: float = 0.0
     retry_at: float | None = None
@@ -138,10 +140,20 @@ def _bringer(view: EntryView, offset: int) -> StreamView | None:
 def _arrival_s(situation: Situation, stream: StreamView, offset: int) -> float | None:
     """Return in about how many seconds *stream* will be at *offset*; None if it stands still."""
     origin = situation.view.origin
-    rate, delay_s = stream.rate_bytes_s, 0.0
+    rate, delay_s = _rate_bytes_s(situation, stream), 0.0
     if stream.id in situation.unanswered:
         rate, delay_s = origin.rate_bytes_s, origin.latency_s
     return delay_s + (offset + 1 - stream.position) / rate if rate else None
+
+
+def _rate_bytes_s(situation: Situation, stream: StreamView) -> float:
+    """Return how fast *stream* may be expected to go on: no faster than is allowed."""
+    measured, allowed = stream.rate_bytes_s, situation.held_back.get(stream.id)
+    if not allowed:
+        return measured
+    # Others may have their share of it. But of packets that come less than once in a
+    # second, the first counts for far too much, and soon for nothing.
+    return min(measured or allowed, allowed) if allowed >= LEAST_BYTES else allowed
 
 
 def _describe(stream: StreamView, offset: int) -> dict[str, Any]:

@@ -68,6 +68,7 @@ class FillingEntry(AskingEntry):
         with self._lock:
             now_s = self._around.ticks()
             lapsed = self._expire_demands(now_s)
+            self._claims.nudge()
             self._replace_stalled(now_s)
             state, content, ask = self._lifecycle.state, self._content, self._ask()
             if self._closed is not None or self._renewing or self._is_held():
@@ -173,7 +174,7 @@ class FillingEntry(AskingEntry):
         with self._lock:
             claim = self._claims.get(claim_id)
             if claim is not None:
-                self._claims.set_stop(claim, stop)
+                self._claims.set_stop(claim, stop, self._around.ticks())
 
     def due_s(self) -> float | None:
         """Return the monotonic time at which the conductor should look again, or None."""
@@ -215,6 +216,23 @@ class FillingEntry(AskingEntry):
             self._take_note(claim, answer)
         self._around.on_change(self)
         return True
+
+    def room(self, claim: Claim) -> int | None:
+        """Return how many bytes *claim* goes on for, 1 at the end of what was asked for.
+
+        Where it has brought all that is wanted and a reader is close behind, that is told
+        once the reader has come on: a stream that is kept waiting costs the origin less
+        than another request. None if it should end.
+        """
+        with self._lock:
+            while not claim.cancelled:
+                left = claim.stop - claim.position
+                if left > 0 or claim.stop == claim.reach:
+                    return max(left, 1)
+                if left < 0 or not self._is_followed(claim):
+                    return None
+                self._claim_moved.wait(self._policy.limits.hold_s)
+        return None
 
     def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
         """Return which parts of the received ``[start, start + size)`` to write.
@@ -262,6 +280,15 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _is_followed(self, claim: Claim) -> bool:
+        """Say whether a reader will soon want what comes next of *claim*, and of no other."""
+        content, position = claim.content, claim.position
+        if self._claims.holds(position) or content.present.run_stop(position) > position:
+            return False
+        limits = self._policy.limits
+        since_s = self._around.ticks() - limits.hold_s
+        return self._demands.are_near(position, limits.near_bytes, since_s)
 
     def _go_active(self) -> bool:
         """Move to where a download may run; return whether there is such a way."""

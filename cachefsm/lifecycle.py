@@ -23,7 +23,7 @@ python-statemachine queues a ``send`` made during another thread's ``send``, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,20 +190,32 @@ class Lifecycle:
             StorageError: the database refused; nothing has changed. If the row
                 had been changed by somebody else, :attr:`record` is now that row.
         """
+        return self.send_all([(event, move)])[-1]
+
+    def send_all(self, moves: Sequence[tuple[str, Move]]) -> list[EntryRecord]:
+        """Move by several events in one transaction: a kill leaves all of it behind, or nothing.
+
+        Returns the snapshot after each of them. Raises as :meth:`send` does.
+        """
         machine = self._machine or self._build()
         subject: _Subject = machine.model
+        records = []
         try:
             with self._reloading(), self._store.transaction():
-                machine.send(event, move=move)
+                for event, move in moves:
+                    machine.send(event, move=move)
+                    records.append(subject.record)
         except TransitionNotAllowed as error:
+            if records:
+                self._machine = None
             self._rest()
-            raise IllegalMove(event, self.record.state) from error
+            raise IllegalMove(event, subject.record.state) from error
         except BaseException:
             self._machine = None
             raise
         self.record = subject.record
         self._rest()
-        return self.record
+        return records
 
     def reload(self) -> EntryRecord:
         """Take the row as it is in the database.

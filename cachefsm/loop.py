@@ -32,9 +32,10 @@ class Loop(ABC):
         """Do one round; return the monotonic time of the next one, or None for when poked."""
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-        self._thread.start()
+        """Start the thread; RuntimeError if there is none to be had."""
+        thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        thread.start()
+        self._thread = thread
 
     def poke(self, within_s: float = 0.0) -> None:
         """Ask for a round, now or *within_s* from now.

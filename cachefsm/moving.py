@@ -27,7 +27,7 @@ from .models import EntryRecord
 from .ranges import ByteRange, RangeSet
 from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
-from .states import ACTIVE, DownloadState
+from .states import ACTIVE, PERSON, DownloadState
 from .storage import ContentFile, content_name
 from .surroundings import Surroundings, Transition
 from .terms import Stored
@@ -231,13 +231,26 @@ class MovingEntry:
 
     def _send(self, event: str, *, reason: str | None = None, **facts: Any) -> None:
         """Move by *event*; everybody who waits looks again, everybody who listens is told."""
+        self._send_all((event, self._move_of(reason, **facts)))
+
+    def _send_all(self, *moves: tuple[str, Move]) -> None:
+        """Move by several events, as :meth:`_send` does: by all of them, or by none."""
         source = self._lifecycle.state
-        move = Move(reason=reason, now_s=self._around.clock(), **facts)
         try:
-            self._lifecycle.send(event, move)
+            records = self._lifecycle.send_all(moves)
         finally:
             self._waiters.wake_all()
-        target = self._lifecycle.state
+        for (event, move), record in zip(moves, records, strict=True):
+            target = DownloadState(record.state)
+            self._tell(event, source, target, move.reason)
+            source = target
+
+    def _move_of(self, reason: str | None, **facts: Any) -> Move:
+        return Move(reason=reason, now_s=self._around.clock(), **facts)
+
+    def _tell(
+        self, event: str, source: DownloadState, target: DownloadState, reason: str | None
+    ) -> None:
         if target is not DownloadState.FAILED:
             self._failure = None
             self._around.negatives.forget(self.id)
@@ -265,11 +278,12 @@ class MovingEntry:
         self._finished()
         self._waiters.wake_all()
 
-    def _invalidate(self, reason: str) -> None:
+    def _invalidate(self, reason: str, *, keeps_pause: bool = False) -> None:
         """Move to a new, empty generation; the old file goes, see :meth:`_letting_go`."""
         name = content_name(self.key)
-        self._leave_not_started()
-        self._send("invalidate", reason=reason, columns={**BLANK, "content_file": name})
+        self._send_invalidate(
+            reason, keeps_pause=keeps_pause, columns={**BLANK, "content_file": name}
+        )
         self._stop_filling()
         old = self._content
         file = self._around.make_file(self._around.directory / name)
@@ -279,10 +293,23 @@ class MovingEntry:
         self._given_up.append(old.file)
         self._waiters.wake_all()
 
-    def _leave_not_started(self) -> None:
-        """Make the next invalidation a legal move: bytes may be left from the last one."""
+    def _send_invalidate(self, reason: str, *, keeps_pause: bool, **facts: Any) -> None:
+        """Move to a new generation, and where it *keeps_pause* on to a person's, if there is one.
+
+        A kill in between must not end that pause.
+        """
+        moves = [("invalidate", self._move_of(reason, **facts))]
         if self._lifecycle.state is DownloadState.NOT_STARTED:
-            self._send("initialize")
+            # It is a legal move then: bytes may be left from the last invalidation.
+            moves.insert(0, ("initialize", self._move_of(None)))
+        if keeps_pause and self._is_held():
+            moves += [("initialize", self._move_of(None)), ("pause", self._move_of(PERSON))]
+        self._send_all(*moves)
+
+    def _is_held(self) -> bool:
+        """Say whether a person has paused it."""
+        record = self._lifecycle.record
+        return record.state == DownloadState.PAUSED and record.state_reason == PERSON
 
     def _learn(
         self,

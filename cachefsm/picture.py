@@ -151,6 +151,8 @@ class Limits:
     be there within ``near_s`` at its measured rate. A reader that has been blocked
     for ``patience_s`` all the same believes only the rate: the stream has stalled.
     Where there are more readers than connections, each has one for ``turn_s`` at least.
+    A stream that has brought all that is wanted waits for a reader close behind that has
+    moved within ``hold_s``, unless there is no connection for another one.
     Of the connections per host and in all, the part ``for_readers`` is given to nobody
     else: whoever begins to read need not wait until another one's is gone.
 
@@ -168,6 +170,7 @@ class Limits:
     near_s: float = 0.25
     patience_s: float = 0.5
     turn_s: float = 2.0
+    hold_s: float = 20.0
     part_bytes: int = 4 << 20
     part_s: float = 3.0
     skip_bytes: int = 1 << 20

@@ -62,9 +62,23 @@ def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leavi
             connections.take(draft.view.id, draft.view.host)
     for draft, claim in claims:
         if claim.is_kept and claim.is_new:
-            claim.waits = connections.lacks_for(draft.view) is not None
-            if not claim.waits:
+            lack = connections.lacks_for(draft.view)
+            claim.waits = lack is not None
+            if lack is None:
                 connections.take(draft.view.id, draft.view.host)
+            else:
+                _let_go(drafts, draft.view, lack)
+
+
+def _let_go(drafts: Sequence[Draft], view: EntryView, lack: Limit) -> None:
+    """End a connection that waits for its reader, if *lack* is what leaves *view* without one."""
+    for draft in drafts:
+        same_host = draft.view.host == view.host
+        if lack is Limit.TOTAL or (same_host and lack is not Limit.ENTRY) or draft.view is view:
+            idle = next((claim for claim in draft.claims if claim.is_idle), None)
+            if idle is not None:
+                idle.let_go = True
+                return
 
 
 class _Rank(IntEnum):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
 from .errors import NotStored, StorageError, WaitCancelled, WaitTimeout
 from .fields import Fields
-from .origin import Fetch, Sent
+from .origin import Fetch, Fetches, Sent
 from .ranges import END, ByteRange
 from .readahead import ReadAhead
 from .representation import Representation
@@ -23,7 +23,6 @@ from .settling import News, Settling
 from .straight import Straight
 from .terms import ANY_TERMS, Terms
 from .transport import Canceller
-from .urls import OriginUrl
 
 __all__ = ["Reader", "ReaderOptions", "VerifyReads"]
 
@@ -64,18 +63,6 @@ class ReaderOptions:
     dice: Callable[[], float] = random.random
 
 
-class _Origin(Protocol):
-    def fetch(
-        self,
-        url: OriginUrl,
-        asked: ByteRange | None,
-        *,
-        held: Representation | None,
-        canceller: Canceller,
-        sent: Sent,
-    ) -> Fetch: ...
-
-
 class Reader:
     """Reads one generation of an entry; used by one thread, cancelled from any.
 
@@ -90,7 +77,7 @@ class Reader:
         self,
         entry: LiveEntry,
         options: ReaderOptions,
-        origin: _Origin,
+        origin: Fetches,
         *,
         terms: Terms = ANY_TERMS,
         news: News | None = None,
@@ -118,8 +105,7 @@ class Reader:
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
-        entry.on_close.add(self._cancel_io)
-        self._resources.callback(entry.on_close.discard, self._cancel_io)
+        self._resources.callback(entry.cancel_on_close(self._cancel_io))
         self._resources.callback(entry.detach, self._content)
 
     @property

@@ -26,7 +26,8 @@ The rules, in the order they are applied:
    good; see :mod:`cachefsm.spread`.
 6. Limits per entry, per host and in all are kept by giving connections to the
    most urgent first; a blocked reader takes the place of a stream that nobody
-   is waiting for. See :mod:`cachefsm.quota`.
+   is waiting for. A stream that has brought all that is wanted, and waits for its
+   reader to come on, is ended for anybody. See :mod:`cachefsm.quota`.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def decide(
             if draft.skip_bytes and not claim.asks:  # nothing is behind the last missing byte
                 claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
-                if claim.stop != claim.stream.stop:
+                if claim.stop != claim.stream.stop or claim.let_go:
                     endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
             elif claim.is_kept and not claim.waits:
                 openings.append(_opening(draft, claim))

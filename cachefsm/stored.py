@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from .content import Content
 from .errors import CacheError, StorageError
 from .integrity import BLOCK_BYTES, block_at, digest
-from .lifecycle import PERSON
 from .models import EntryRecord
 from .moving import MovingEntry
 from .ranges import ByteRange, RangeSet
-from .states import ACTIVE, DownloadState
+from .states import ACTIVE
 from .storage import ContentFile
 from .surroundings import Durability, Surroundings
 
@@ -128,19 +127,16 @@ class StoredEntry(MovingEntry):
             if present == content.present:
                 return  # somebody else found the same damage
             keeps = content.joinable and bool(present or same_file)
-            record = self._lifecycle.record
+            # Damage does not end a person's pause.
             if keeps:
                 self._keep(content, durable, reason)
             else:
-                self._invalidate(reason)
+                self._invalidate(reason, keeps_pause=True)
             # Only now, and for whoever still reads it too: had the database refused,
             # the damaged blocks would have to stay known as such.
             content.durable, content.present = durable, present
             for start, stop in ranges:
                 content.digests.forget(start, stop)
-            if record.state == DownloadState.PAUSED and record.state_reason == PERSON:
-                self._send("initialize")
-                self._send("pause", reason=PERSON)  # damage does not end a person's pause
         if keeps:
             # A power loss must not bring the old rows back once the same file has
             # grown beyond the damage: they would claim what was a hole in between.
@@ -149,10 +145,9 @@ class StoredEntry(MovingEntry):
     def _keep(self, content: Content, durable: RangeSet, reason: str) -> None:
         """Move to a generation that has only *durable* of the same content."""
         left = tuple(durable)
-        self._leave_not_started()
-        self._send(
-            "invalidate",
-            reason=reason,
+        self._send_invalidate(
+            reason,
+            keeps_pause=True,
             columns={"bytes_present": durable.total, "error_status": None, "retry_at": None},
             chunks=left,
             checksums=content.checksums(left),

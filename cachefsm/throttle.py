@@ -126,6 +126,14 @@ class Pace:
         """Until when it was last kept waiting, which may be now; None if it never was."""
         return self._throttle.ticks() if self._held_back else self._went_on_s
 
+    @property
+    def limit_bytes_s(self) -> int:
+        """The most that may come per second, whoever it has to share that with; 0 if unlimited."""
+        limits = self._throttle.limits
+        background_rate = limits.background_rate if self._background else 0
+        rates = (limits.rate, limits.rate_per_host, background_rate)
+        return min((rate for rate in rates if rate), default=0)
+
     def allow(self, most_bytes: int) -> int:
         """Return how much may be received now, waiting until that is something."""
         self._taken = 0

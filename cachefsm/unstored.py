@@ -67,4 +67,4 @@ class UnstoredEntry(LiveEntry):
     def _refuse(self, *_args: Any, **_facts: Any) -> NoReturn:
         raise self._refusal.again()
 
-    _send = _write = _enqueue = _refuse
+    _send_all = _write = _enqueue = _refuse

@@ -148,6 +148,21 @@ def test_a_limit_holds_readers_back_until_it_is_lifted(
     assert reading.result(WAIT_S) == content(0, 4 * MIB)
 
 
+def test_when_what_is_held_back_comes_is_told_by_the_limit(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limit_rate=CRAWL)
+    film = cache.entry(serve(origin))
+    film.start()
+
+    def is_held_back() -> bool:
+        return "limit on the rate" in film.explain(MIB)["why"]
+
+    eventually(lambda: film.downloaded_bytes > 0 and is_held_back())
+    told = film.explain(MIB)
+    assert told["in_s"] == pytest.approx((told["stream"]["distance_bytes"] + 1) / CRAWL)
+
+
 def test_the_background_is_held_back_and_readers_are_not(
     open_cache: OpenCache, origin: Origin
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from cachefsm import Cache, DownloadState, Progress, Transition
 from cachefsm.errors import OriginStatus
-from cachefsm.events import PROGRESS_EVERY_S, Event, Mailbox
+from cachefsm.events import PROGRESS_EVERY_S, Event, EventHub, Mailbox
 from tests.support.caches import WAIT_S, Clock, OpenCache, fetch
 from tests.support.faults import hold_after, status
 from tests.support.origin import Origin, Resource, content
@@ -323,3 +323,17 @@ def test_a_closed_mailbox_says_so_and_takes_nothing_more() -> None:
     mailbox.mark(Growing(2))
     assert mailbox.is_closed
     assert mailbox.get() is None  # at once, without a timeout
+
+
+def test_who_cannot_be_given_a_thread_is_no_subscriber(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    hub = EventHub()
+    told: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            hub.subscribe(told.append)
+    hub.close()  # which waits for those that there are
+    assert told == []

@@ -76,9 +76,27 @@ def test_a_stream_that_stands_still_brings_it_nobody_knows_when() -> None:
 
 def test_a_stream_that_a_rate_holds_back_is_said_to_be() -> None:
     for rate in (0.0, 10.0):
-        limited = replace(DOWNLOADING, view=view(stream(100, 300, rate)), held_back=frozenset({7}))
+        limited = replace(DOWNLOADING, view=view(stream(100, 300, rate)), held_back={7: 0.0})
         found = explain(limited, 149)
         assert (found["status"], "limit on the rate" in found["why"]) == ("coming", True)
+
+
+@pytest.mark.parametrize("measured", [0.0, 0.3, 10.0, 1e6])
+def test_what_a_low_rate_holds_back_comes_at_that_rate(measured: float) -> None:
+    limited = replace(DOWNLOADING, view=view(stream(100, 300, measured)), held_back={7: 2.0})
+    assert told(limited, 149) == ("coming", 25.0)
+
+
+@pytest.mark.parametrize(("measured", "in_s"), [(0.0, 2.0), (2000.0, 5.0), (1e6, 2.0)])
+def test_what_shares_a_rate_comes_as_it_has_come_and_no_faster(
+    measured: float, in_s: float
+) -> None:
+    limited = replace(
+        DOWNLOADING,
+        view=replace(view(stream(100, 20_000, measured)), length=20_000),
+        held_back={7: 5000.0},
+    )
+    assert told(limited, 10_099) == ("coming", in_s)
 
 
 def test_before_the_answer_what_is_known_of_the_origin_is_expected() -> None:

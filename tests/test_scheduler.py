@@ -387,6 +387,16 @@ def test_an_entry_s_own_connections_count_until_they_are_gone() -> None:
     assert opened == Open(1, 0, 1, Priority.BLOCKED)
 
 
+def test_a_stream_that_waits_at_its_stop_is_ended_for_whoever_has_no_connection() -> None:
+    waiting = replace(drawn("DDDDD.....", fill="wwwww"), streams=(StreamView(0, 5, 5, 10),))
+    other = replace(drawn(".....", fill="wwwww"), id=2)
+    assert plan([waiting, other], LIMITS) == [Open(2, 0, 5, Priority.FILL)]
+    for lacking in (replace(LIMITS, total=1), replace(LIMITS, per_host=1)):
+        assert plan([waiting, other], lacking) == [SetStop(1, 0, 5)]
+    elsewhere = replace(other, host="http://other.test")
+    assert plan([waiting, elsewhere], replace(LIMITS, per_host=1)) == [Open(2, 0, 5, Priority.FILL)]
+
+
 def test_a_claim_that_is_filled_counts_until_its_thread_says_so() -> None:
     view = drawn("DDDDD.....", fill="wwwwwwwwww")
     filled = replace(view, streams=(StreamView(0, 5, 5, 5),))

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tests.support.caches import (
 from tests.support.clients import connect, request_bytes, serve_mounted
 from tests.support.commands import CommandLine, Running
 from tests.support.disks import file_size_limit
+from tests.support.entries import OneEntry
 from tests.support.faults import cut_after, hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -235,6 +236,37 @@ def test_a_listener_that_does_not_return_holds_up_nobody(
     in_thread(cache.close).result(WAIT_S)
     release.set()
     assert live_threads() == []
+
+
+def test_who_begins_to_read_while_the_entry_closes_is_cut_off(tmp_path: Path) -> None:
+    with closing(OneEntry(tmp_path)) as one:
+        cut_off: list[str] = []
+        one.entry.cancel_on_close(lambda: cut_off.append("before"))
+        leave = one.entry.cancel_on_close(lambda: cut_off.append("gone"))
+        leave()
+        one.entry.close(CacheClosed("the cache is shutting down"))
+        assert cut_off == ["before"]
+        one.entry.cancel_on_close(lambda: cut_off.append("after"))
+        assert cut_off == ["before", "after"]
+
+
+@pytest.mark.parametrize("thread", ["conductor", "flusher", "scrubber"])
+def test_a_cache_that_cannot_start_a_thread_lets_its_directory_go(
+    tmp_path: Path, open_cache: OpenCache, monkeypatch: pytest.MonkeyPatch, thread: str
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == f"cachefsm-{thread}":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(CacheError, match="can't start new thread"):
+            Cache(tmp_path / "cache")
+        assert live_threads() == []
+    assert open_cache().describe_all() == []
 
 
 # -- a proxy in the same process ---------------------------------------------------

@@ -330,6 +330,33 @@ def test_a_persons_pause_outlives_damage(open_cache: OpenCache, origin: Origin, 
     assert len(origin.requests) == 1
 
 
+@pytest.mark.parametrize("etag", ['"v0"', None], ids=["a part is kept", "all of it goes"])
+def test_damage_under_a_persons_pause_is_one_write_or_none(
+    open_cache: OpenCache, origin: Origin, etag: str | None
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=etag, last_modified=None))
+    cache = open_cache()
+    origin.script(hold_after(5 * MIB))
+    film = cache.entry(origin.url("/film"))
+    film.start()
+    assert film.wait_for(0, 5 * MIB, WAIT_S)
+    film.pause()
+    eventually(lambda: recorded(cache.directory).bytes_present == 5 * MIB)
+    before = recorded(cache.directory)
+    flip(_file(cache), ROTTEN[:1])
+    last_move = "BEFORE UPDATE ON cache_entries WHEN NEW.state = 'paused'"
+    with aborting(cache.directory / "cache.sqlite3", last_move):
+        with pytest.raises(StorageError):
+            film.verify()
+        # What a kill would leave behind.
+        assert recorded(cache.directory) == before
+        assert film.downloaded_bytes == 5 * MIB
+        assert (film.state, film.reason) == (DownloadState.PAUSED, "person")
+    assert film.verify().damaged == DAMAGED[:1]
+    assert (film.state, film.reason) == (DownloadState.PAUSED, "person")
+    assert recorded(cache.directory).state == DownloadState.PAUSED
+
+
 # -- checksums last ----------------------------------------------------------------
 
 

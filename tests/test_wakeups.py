@@ -13,16 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from cachefsm.acceptance import Answer
 from cachefsm.buckets import RateLimits
+from cachefsm.claims import Claim
 from cachefsm.demands import Demands, Fill
 from cachefsm.loop import Loop
 from cachefsm.origin import OriginClient
+from cachefsm.ranges import ByteRange
 from cachefsm.reader import Reader, ReaderOptions
-from cachefsm.scheduler import Priority
+from cachefsm.representation import Representation
+from cachefsm.scheduler import Open, Priority
+from cachefsm.semantics import Validator
 from cachefsm.states import DownloadState
 from cachefsm.throttle import Throttle
 from tests.support.caches import WAIT_S, Clock
-from tests.support.entries import SIZE, OneEntry
+from tests.support.entries import FIELDS, SIZE, OneEntry
 from tests.support.origin import content
 
 GRACE_S = 10.0
@@ -206,3 +211,28 @@ def test_what_can_wait_does_not_wait_for_ever(rounds: Rounds) -> None:
     rounds.poke(0.01)
     rounds.poke(3600.0)
     rounds.made.get(timeout=WAIT_S)
+
+
+def test_who_waits_where_a_stream_ends_wakes_the_conductor_at_once(one: OneEntry) -> None:
+    claim = begun(one, HALF)
+    demand = one.entry.want(None, 0, 1000, blocked=False)
+    one.told.clear()
+    one.entry.want(demand, HALF, SIZE, blocked=True)
+    assert one.told == ["change"]  # it may go on, and nobody else would say so
+    one.entry.set_stop(claim.id, SIZE)
+    one.told.clear()
+    one.entry.want(demand, HALF, SIZE, blocked=True)
+    assert one.told == []  # it is there
+    one.entry.ended(claim, None)
+
+
+def begun(one: OneEntry, stop: int) -> Claim:
+    """Return a claim on all of it that is to bring no more than up to *stop*, and has."""
+    claim = one.entry.grant(Open(one.entry.id, 0, SIZE, Priority.PERSON))
+    assert claim is not None
+    known = Representation(SIZE, Validator.from_fields(FIELDS), FIELDS, accepts_ranges=True)
+    assert one.entry.answered(claim, Answer(0, SIZE, known, close_delimited=False))
+    one.entry.set_stop(claim.id, stop)
+    claim.content.file.write_at(0, content(0, stop))
+    one.entry.wrote(claim, stop, [ByteRange(0, stop)])
+    return claim
