@@ -40,40 +40,48 @@ class Workers:
 
     def start(self, name: str, work: Callable[[], None]) -> None:
         """Do *work* in a thread of that name; RuntimeError if there is none to be had."""
-        piece = (f"cachefsm-{name}", work)
+        name = f"cachefsm-{name}"
         with self._lock:
             if self._waiting:
                 self._waiting -= 1
-                self._pieces.put(piece)
-                return
-            thread = threading.Thread(target=self._run, args=(piece,), daemon=True)
-            thread.start()
-            self._threads.add(thread)
+            else:
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                thread.start()
+                self._threads.add(thread)
+            self._pieces.put((name, work))
 
     def join(self, deadline_s: float) -> None:
-        """Wait for those under way, until that monotonic time at the latest; keep none."""
+        """Wait for those under way, until that monotonic time at the latest; keep no thread."""
         with self._lock:
             self._closing = True
             for _ in range(self._waiting):
                 self._pieces.put(None)
+            self._waiting = 0
             threads = list(self._threads)
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():
                 _log.warning("%s is still in a call that cannot be interrupted", thread.name)
 
-    def _run(self, first: _Piece) -> None:
-        thread, piece = threading.current_thread(), first
+    def _run(self) -> None:
         try:
-            while True:
-                thread.name, work = piece
-                work()
-                with self._lock:
-                    if self._closing or self._waiting >= KEPT:
-                        return
-                    self._waiting += 1
-                thread.name = "cachefsm-idle"
-                ...
+            while self._do_next():
+                pass
         finally:
             with self._lock:
-                self._threads.discard(thread)
+                self._threads.discard(threading.current_thread())
+
+    def _do_next(self) -> bool:
+        """Do a piece of work once there is one; False if no more is wanted of this thread."""
+        # A function of its own, so that nothing of the work is held while none is there.
+        piece, thread = self._pieces.get(), threading.current_thread()
+        if piece is None:
+            return False
+        thread.name, work = piece
+        work()
+        thread.name = "cachefsm-idle"
+        with self._lock:
+            if self._closing or self._waiting >= KEPT:
+                return False
+            self._waiting += 1
+        return True
