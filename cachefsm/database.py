@@ -166,10 +166,15 @@ class Database:
                     raise StorageError("the database is closed")
                 yield
 
-    def rows(self, query: Prepared, value: Any) -> list[tuple[Any, ...]]:
-        """Return what *query* finds for *value*."""
+    def rows(self, query: Prepared, **values: Any) -> list[tuple[Any, ...]]:
+        """Return what *query* finds for *values*."""
         with self.reading():
-            return query.execute(self._database, value)
+            return query.rows(self._database, **values)
+
+    def write(self, statement: Prepared, **values: Any) -> int:
+        """Execute *statement* with *values*; return how many rows it touched."""
+        with self.transaction():
+            return int(statement.execute(self._database, **values).rowcount)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

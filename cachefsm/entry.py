@@ -51,7 +51,7 @@ class LiveEntry(FillingEntry):
     def is_busy(self) -> bool:
         """Whether it must stay in memory: it is used, or there is something left to record."""
         with self._lock:
-            return self._is_used or self._accesses > 0
+            return self._is_used or self._accesses > 0 or bool(self._unwritten)
 
     @property
     def _is_used(self) -> bool:
@@ -371,7 +371,7 @@ class LiveEntry(FillingEntry):
         if not self._accesses:
             return False
         try:
-            self._record_accesses()
+            self._record_news()
         except DatabaseFull:
             return False  # it can be recorded once there is room, which is what is asked for
         return True

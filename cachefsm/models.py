@@ -18,7 +18,20 @@ import peewee
 from peewee import SQL
 
 from .errors import EntryNotFound, StorageError
-from .prepared import CHECKSUMS_OF_ENTRY, CHUNKS_OF_ENTRY, ENTRY_OF_ID, ENTRY_OF_KEY
+from .prepared import (
+    ADD_CHUNK,
+    ADD_DEMAND,
+    ADD_ENTRY,
+    CHECKSUMS_OF_ENTRY,
+    CHUNKS_OF_ENTRY,
+    DROP_CHUNKS,
+    DROP_DEMANDS,
+    DROP_DEMANDS_OF_ASKER,
+    ENTRY_OF_ID,
+    ENTRY_OF_KEY,
+    OLDEST_DEMAND,
+    change_of_entry,
+)
 from .ranges import ByteRange
 from .raw import RawStore
 from .states import ACTIVE, PERSON, DownloadState
@@ -75,13 +88,13 @@ class Store(RawStore):
 
     def entry(self, entry_id: int) -> EntryRecord:
         """Return the row with that id, or raise EntryNotFound."""
-        for row in self.rows(ENTRY_OF_ID, entry_id):
+        for row in self.rows(ENTRY_OF_ID, id=entry_id):
             return EntryRecord(*row)
         raise EntryNotFound(f"there is no entry {entry_id}")
 
     def find(self, key: str) -> EntryRecord | None:
         """Return the row with that key, or None."""
-        rows = self.rows(ENTRY_OF_KEY, key)
+        rows = self.rows(ENTRY_OF_KEY, key=key)
         return EntryRecord(*rows[0]) if rows else None
 
     def entries_of(self, url: str, key: str) -> list[EntryRecord]:
@@ -136,18 +149,14 @@ class Store(RawStore):
     def create(self, *, key: str, url: str, content_file: str, now_s: float) -> EntryRecord:
         """Return the row with that key, made now if it wasn't there; it counts as used now."""
         with self.transaction():
-            new = CacheEntry.insert(
+            self.write(
+                ADD_ENTRY,
                 key=key,
                 url=url,
                 content_file=content_file,
                 state_since=now_s,
                 created_at=now_s,
                 last_accessed_at=now_s,
-            )
-            self._do(
-                new.on_conflict(
-                    conflict_target=[CacheEntry.key], preserve=[CacheEntry.last_accessed_at]
-                )
             )
             record = self.find(key)
             if record is None:
@@ -191,7 +200,7 @@ class Store(RawStore):
         """
         changes = {**columns, "state": state, "state_reason": reason, "state_since": now_s}
         with self.transaction():
-            self._guarded_update(record, changes, CacheEntry.state == record.state)
+            self._guarded_update(record, changes, in_state=True)
             if changes.get("generation", record.generation) != record.generation:
                 self._do(CacheChunk.delete().where(CacheChunk.entry == record.id))
             self._write_chunks(record.id, chunks, checksums, now_s)
@@ -312,7 +321,8 @@ class Store(RawStore):
 
     def chunks(self, entry_id: int) -> list[ByteRange]:
         """Return the stored ranges, in order."""
-        return [ByteRange(start, stop) for start, stop in self.rows(CHUNKS_OF_ENTRY, entry_id)]
+        found = self.rows(CHUNKS_OF_ENTRY, entry=entry_id)
+        return [ByteRange(start, stop) for start, stop in found]
 
     def furthest_bytes(self) -> list[tuple[int, str, int]]:
         """Return id and content file of every entry that holds bytes, and its last chunk's stop."""
@@ -327,7 +337,8 @@ class Store(RawStore):
 
     def checksums(self, entry_id: int) -> dict[int, bytes]:
         """Return the checksums of the stored ranges that have some, by the range's start."""
-        return {start: bytes(blob) for start, blob in self.rows(CHECKSUMS_OF_ENTRY, entry_id)}
+        found = self.rows(CHECKSUMS_OF_ENTRY, entry=entry_id)
+        return {start: bytes(blob) for start, blob in found}
 
     def save_chunks(
         self,
@@ -359,16 +370,15 @@ class Store(RawStore):
     ) -> None:
         for start, stop in chunks:
             # One row per coalesced range: it takes the place of what it has grown over.
-            grown_over = CacheChunk.start.between(start, stop - 1)
-            self._do(CacheChunk.delete().where(CacheChunk.entry == entry_id, grown_over))
-            chunk = CacheChunk.insert(
+            self.write(DROP_CHUNKS, entry=entry_id, first=start, last=stop - 1)
+            self.write(
+                ADD_CHUNK,
                 entry=entry_id,
                 start=start,
                 stop=stop,
                 checksum=checksums.get(start),
                 written_at=now_s,
             )
-            self._do(chunk)
 
     # -- what was never synced -------------------------------------------------
 
@@ -397,24 +407,22 @@ class Store(RawStore):
 
         They are as old as the oldest of those, so that asking again costs nobody its turn.
         """
-        queue, first = CacheDownloadQueue, demands[0]
-        its_own = (queue.entry == first.entry_id) & (queue.asked_by == first.asked_by)
-        oldest = queue.select(peewee.fn.MIN(queue.created_at)).where(its_own)
+        its_own = {"entry": demands[0].entry_id, "asked_by": demands[0].asked_by}
         with self.transaction():
-            ((since,),) = self._rows(oldest)
-            self._do(queue.delete().where(its_own))
+            ((since,),) = self.rows(OLDEST_DEMAND, **its_own)
+            self.write(DROP_DEMANDS_OF_ASKER, **its_own)
             for demand in demands:
                 row = {name: getattr(demand, name) for name in QueueRecord.__dataclass_fields__}
                 row["entry"] = row.pop("entry_id")
                 row["created_at"] = min(since or demand.created_at, demand.created_at)
-                self._do(queue.insert(row))
+                self.write(ADD_DEMAND, **row)
 
     def dequeue(self, entry_id: int, asked_by: str | None = None) -> None:
         """Delete the demands on that entry, or those of one asker."""
-        condition = CacheDownloadQueue.entry == entry_id
-        if asked_by is not None:
-            condition &= CacheDownloadQueue.asked_by == asked_by
-        self._do(CacheDownloadQueue.delete().where(condition))
+        if asked_by is None:
+            self.write(DROP_DEMANDS, entry=entry_id)
+        else:
+            self.write(DROP_DEMANDS_OF_ASKER, entry=entry_id, asked_by=asked_by)
 
     def note_attempt(
         self, entry_id: int, *, attempts: int, not_before: float | None, error: str | None
@@ -457,14 +465,11 @@ class Store(RawStore):
         return [EntryRecord(*row) for row in self._rows(query)]
 
     def _guarded_update(
-        self, record: EntryRecord, columns: Mapping[str, Any], *conditions: Any
+        self, record: EntryRecord, columns: Mapping[str, Any], *, in_state: bool = False
     ) -> None:
-        touched = self._do(
-            CacheEntry.update(**columns).where(
-                CacheEntry.id == record.id,
-                CacheEntry.generation == record.generation,
-                *conditions,
-            )
-        )
-        if touched != 1:
+        its: dict[str, Any] = {"its_id": record.id, "its_generation": record.generation}
+        if in_state:
+            its["its_state"] = record.state
+        change = change_of_entry(tuple(sorted(columns)), in_state=in_state)
+        if self.write(change, **columns, **its) != 1:
             raise StaleRow(f"entry {record.id} was changed by another program")

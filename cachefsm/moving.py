@@ -25,7 +25,7 @@ from .freshness import VaryKey
 from .lifecycle import Lifecycle, Move
 from .models import EntryRecord
 from .ranges import ByteRange, RangeSet
-from .records import BLANK, columns_of, failure_of, representation_of, vary_to_json
+from .records import BLANK, EACH_ITS_OWN, columns_of, failure_of, representation_of, vary_to_json
 from .representation import Representation
 from .states import ACTIVE, PERSON, DownloadState
 from .storage import ContentFile, content_name
@@ -57,6 +57,8 @@ class MovingEntry:
         self._failure: CacheError | None = None
         self._closed: CacheError | None = None
         self._removed = False
+        self._unwritten: dict[str, Any] = {}
+        """What is to be written with what is recorded next, and costs little if it is lost."""
         self._given_up: list[ContentFile] = []
 
     def _load_content(self, record: EntryRecord) -> Content:
@@ -289,6 +291,7 @@ class MovingEntry:
         file = self._around.make_file(self._around.directory / name)
         self._content = Content(file, path=self.url.path)
         old.superseded = self._superseded(reason)
+        self._unwritten = {}
         old.file.release()
         self._given_up.append(old.file)
         self._waiters.wake_all()
@@ -321,6 +324,10 @@ class MovingEntry:
     ) -> None:
         """Write what an answer told of the representation, with the move where there is one.
 
+        Of a further answer while bytes come, nothing is due that tells nothing new: when it
+        came, and its fields, are written with the bytes that it brings. Without them the row
+        is as it was before that answer, and so are the bytes.
+
         *asked_at_s* is when it was asked for, None if nobody did: the stored response
         is then no younger than before. *selected_by* says what it was selected by.
         """
@@ -335,12 +342,22 @@ class MovingEntry:
             columns["vary"] = vary_to_json(selected_by)
         if self._lifecycle.state is DownloadState.INITIALIZING:
             self._send("begin", columns=columns)
+            self._unwritten = {}
+        elif self._lifecycle.state is DownloadState.DOWNLOADING and self._is_no_news(columns):
+            self._unwritten = columns
+            self._around.on_dirty(self, False)
         else:
             self._write(**columns)
+            self._unwritten = {}
         content.representation = new
         content.requested_s, content.received_s = told.requested_s, told.received_s
         if asked_at_s is not None:
             content.confirmed_s = self._around.ticks()
+
+    def _is_no_news(self, columns: dict[str, Any]) -> bool:
+        """Say whether *columns* differ from the row only in what each answer has its own of."""
+        record = self._lifecycle.record
+        return all(getattr(record, name) == columns[name] for name in columns.keys() - EACH_ITS_OWN)
 
     def _write(self, **columns: Any) -> None:
         """Write columns that are no part of the lifecycle."""

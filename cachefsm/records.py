@@ -16,6 +16,7 @@ from .terms import Stored
 __all__ = [
     "BLANK",
     "CANCELLED",
+    "EACH_ITS_OWN",
     "columns_of",
     "failure_of",
     "representation_of",
@@ -40,6 +41,10 @@ BLANK: dict[str, Any] = {
     "retry_at": None,
 }
 """What a row says of a representation of which nothing is known."""
+
+
+EACH_ITS_OWN = frozenset({"response_fields", "requested_at", "validated_at"})
+"""Columns that each answer changes, also one of the same version: there is a Date in it."""
 
 
 def columns_of(stored: Stored) -> dict[str, Any]:

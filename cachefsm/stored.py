@@ -173,8 +173,8 @@ class StoredEntry(MovingEntry):
                 if fresh and self._around.policy.durability is Durability.POWER:
                     self._sync(content, fresh)
                 digested = self._digest(content, fresh)
+                self._record_news()
                 self._record_progress(content, fresh, digested)
-                self._record_accesses()
             except StorageError as error:
                 self._around.trouble.note(error)
                 raise
@@ -244,14 +244,17 @@ class StoredEntry(MovingEntry):
                 )
                 content.durable = durable
 
-    def _record_accesses(self) -> None:
-        # Takes the lock itself. Counted in memory first: a player's hundred ranges
-        # a second need not be a hundred transactions.
+    def _record_news(self) -> None:
+        # Takes the lock itself. Kept in memory first: a player's hundred ranges a second
+        # need not be a hundred transactions. Before the bytes, which came with it.
         with self._lock:
+            columns = dict(self._unwritten)
             if self._accesses:
-                count = self._lifecycle.record.access_count + self._accesses
-                self._write(access_count=count, last_accessed_at=self._around.clock())
-                self._accesses = 0
+                columns["access_count"] = self._lifecycle.record.access_count + self._accesses
+                columns["last_accessed_at"] = self._around.clock()
+            if columns:
+                self._write(**columns)
+                self._accesses, self._unwritten = 0, {}
 
     # -- what the layer above does when the ground moves -----------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from concurrent.futures import Future
@@ -21,7 +22,7 @@ from cachefsm.errors import (
 from cachefsm.events import Event
 from cachefsm.origin import OriginOptions
 from cachefsm.scheduler import Limits
-from tests.support.caches import WAIT_S, OpenCache, eventually, fetch
+from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch, rows
 from tests.support.faults import (
     cut_after,
     hold_after,
@@ -232,6 +233,30 @@ def test_a_far_seek_does_not_wait_for_what_lies_before_it(cache: Cache, origin: 
     assert film.wait_complete(WAIT_S)
     assert fetch(cache, film) == content(0, SIZE)
     assert _asked(origin) == ["bytes=0-", f"bytes={8 * MIB}-{SIZE - 1}"]
+
+
+def test_a_seeks_answer_that_tells_nothing_new_is_recorded_with_its_bytes(
+    open_cache: OpenCache, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    cache = open_cache(clock=clock)
+    film = cache.entry(_serve(origin))
+    hold = origin.script(hold_after(MIB))
+    with film.open() as stream:
+        assert stream.read(MIB) == content(0, MIB)
+        clock.now_s += 60.0
+        with caplog.at_level(logging.DEBUG, "peewee"):
+            stream.seek(8 * MIB)
+            assert stream.read(MIB) == content(8 * MIB, 9 * MIB)
+        assert [record.getMessage() for record in caplog.records if _is_by_a_download(record)] == []
+    hold.release()
+    assert film.wait_complete(WAIT_S)
+    assert rows(cache.directory, "SELECT validated_at FROM cache_entries") == [(clock.now_s,)]
+
+
+def _is_by_a_download(statement: logging.LogRecord) -> bool:
+    thread = statement.threadName or ""
+    return statement.name == "peewee" and thread.startswith("cachefsm-download")
 
 
 def test_a_slow_readers_stream_is_neither_dropped_nor_restarted(

@@ -101,9 +101,9 @@ def store(path: Path) -> Iterator[Store]:
     store.close()
 
 
-def entry_in(store: Store, state: str, **facts: Any) -> Lifecycle:
+def entry_in(store: Store, state: str, *, key: str = "film", **facts: Any) -> Lifecycle:
     """Return a new entry that has been sent to *state*; *facts* go with the last event."""
-    lifecycle = Lifecycle(store, add_entry(store))
+    lifecycle = Lifecycle(store, add_entry(store, key))
     for event in WAY[state]:
         last = event == WAY[state][-1]
         lifecycle.send(event, replace(WELCOME, **(facts if last else {})))
@@ -516,15 +516,27 @@ def test_a_state_that_no_version_knows_is_an_error_of_storage(store: Store) -> N
         Lifecycle(store, damaged).send("initialize", Move())
 
 
-def test_only_an_active_entry_has_a_machine(store: Store) -> None:
+def test_many_active_entries_need_no_machine_each(store: Store) -> None:
+    entry_in(store, "downloading")
     before = machines()
-    lifecycle = entry_in(store, "downloading")
-    assert machines() == before + 1
-    lifecycle.send("pause", Move())
+    active = [entry_in(store, state, key=state) for state in STATES]
     assert machines() == before
     with pytest.raises(IllegalMove):
-        lifecycle.send("begin", Move())
-    assert machines() == before
+        active[0].send("begin", Move())
+    assert machines() <= before
+
+
+def test_moves_of_several_entries_take_turns_each_from_its_own_state(
+    store: Store, path: Path
+) -> None:
+    states = ("downloading", "paused", "complete")
+    entries = [entry_in(store, state, key=state) for state in states]
+    for moves in (["pause", "resume", "invalidate"], ["resume", "begin", "initialize"]):
+        for lifecycle, event in zip(entries, moves, strict=True):
+            with pytest.raises(IllegalMove):
+                lifecycle.send("retry", WELCOME)
+            assert lifecycle.send(event, WELCOME).state == TABLE[event][1]
+            assert stored_entry(path, lifecycle.record.id) == lifecycle.record
 
 
 # -- threads ------------------------------------------------------------------

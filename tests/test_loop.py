@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cachefsm.loop import Loop
-from cachefsm.workers import Workers
-from tests.support.caches import WAIT_S
+from cachefsm.workers import KEPT, Workers
+from tests.support.caches import WAIT_S, eventually
 
 Due = Callable[[int], "float | None"]
 
@@ -121,3 +121,60 @@ def test_a_worker_that_does_not_end_in_time_is_named(caplog: pytest.LogCaptureFi
     assert "cachefsm-work is still in a call" in caplog.text
     go_on.set()
     workers.join(time.monotonic() + WAIT_S)
+
+
+def test_a_thread_that_has_done_its_work_does_the_next() -> None:
+    workers, by = Workers(), []
+
+    def work() -> None:
+        by.append(threading.current_thread())
+
+    for done in range(1, 4):
+        workers.start("work", work)
+        eventually(lambda done=done: len(by) == done and len(workers) == 0)
+    workers.join(time.monotonic() + WAIT_S)
+    assert len(set(by)) == 1
+    assert not by[0].is_alive()
+
+
+def test_work_that_is_waited_for_gets_a_thread_of_its_own_while_others_are_held_up() -> None:
+    workers, done = Workers(), threading.Event()
+    workers.start("first", done.set)
+    eventually(lambda: len(workers) == 0)
+    done.clear()
+    held = [held_up(workers) for _ in range(KEPT + 2)]
+    workers.start("last", done.set)
+    assert done.wait(WAIT_S)
+    for go_on in held:
+        go_on.set()
+    eventually(lambda: len(workers) == 0)
+    workers.join(time.monotonic() + WAIT_S)
+
+
+def test_no_more_than_a_few_threads_without_work_are_kept() -> None:
+    workers = Workers()
+    before = threading.active_count()
+    for go_on in [held_up(workers) for _ in range(KEPT + 2)]:
+        go_on.set()
+    eventually(lambda: len(workers) == 0)
+    eventually(lambda: threading.active_count() - before <= KEPT)
+    workers.join(time.monotonic() + WAIT_S)
+    eventually(lambda: threading.active_count() == before)
+
+
+def test_a_piece_of_work_that_fails_ends_its_thread_and_no_other_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
+    workers, done = Workers(), threading.Event()
+
+    def fail() -> None:
+        raise RuntimeError("no more")
+
+    workers.start("bad", fail)
+    eventually(lambda: len(workers) == 0)
+    workers.start("good", done.set)
+    assert done.wait(WAIT_S)
+    workers.join(time.monotonic() + WAIT_S)
+    assert told == [RuntimeError]

@@ -27,7 +27,7 @@ from cachefsm.models import (
     StaleRow,
     Store,
 )
-from cachefsm.prepared import Prepared
+from cachefsm.prepared import Prepared, slot
 from cachefsm.ranges import END, ByteRange, RangeSet
 from cachefsm.raw import RawStore
 from tests.support.caches import WAIT_S
@@ -290,15 +290,19 @@ def test_a_row_that_is_found_has_the_types_of_the_one_that_was_made(
         assert isinstance(found.requested_at, float)
 
 
-def test_a_prepared_query_is_by_one_value(store: Store) -> None:
-    by_two = Prepared(
-        lambda key: CacheEntry.select(CacheEntry.id).where(
-            CacheEntry.key == key, CacheEntry.id > 1
+@pytest.mark.parametrize("values", [{}, {"key": "film", "id": 1}, {"id": 1}])
+def test_a_prepared_query_is_by_the_values_that_it_has_places_for(
+    store: Store, film: EntryRecord, values: dict[str, Any]
+) -> None:
+    by_key = Prepared(
+        CacheEntry.select(CacheEntry.id).where(
+            CacheEntry.key == slot(CacheEntry.key), CacheEntry.generation == 0
         ),
         [CacheEntry.id],
     )
-    with pytest.raises(ValueError, match="more than one"):
-        store.rows(by_two, "film")
+    assert store.rows(by_key, key="film") == [(film.id,)]
+    with pytest.raises(ValueError, match="by key"):
+        store.rows(by_key, **values)
 
 
 def test_who_is_not_there_is_not_found(store: Store, film: EntryRecord) -> None:
