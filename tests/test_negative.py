@@ -273,7 +273,7 @@ def test_a_status_that_must_be_understood_is_not_given_again(origin, url) -> Non
 def test_a_failure_to_ask_takes_the_place_of_an_answer(origin, clock, url) -> None:
     origin.script(status(404, ("Cache-Control", "max-age=60")))
     ask(url)
-    origin.close()
+    origin.leave()
     assert ask(url, {"Cache-Control": "no-cache"}).status == 502
     assert ask(url).status == 502
 

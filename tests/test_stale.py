@@ -80,7 +80,7 @@ def test_what_is_stored_stands_in_for_an_origin_that_is_gone(
     origin, clock, cache: Cache, url
 ) -> None:
     keep(origin, clock, url)
-    origin.close()
+    origin.leave()
     for _ in range(2):
         assert (ask(url).body, ask(url)["Cache-Status"]) == (content(0, SIZE), NEED)
     assert cache.find(1).state == "complete"
@@ -110,7 +110,7 @@ def test_what_is_stored_stands_in_for_an_origin_that_is_silent(
 
 def test_a_range_of_what_is_stored_stands_in_too(origin, clock, url) -> None:
     keep(origin, clock, url)
-    origin.close()
+    origin.leave()
     reply = ask(url, {"Range": "bytes=50-59"})
     assert (reply.status, reply.body) == (206, content(50, 60))
 
@@ -128,7 +128,7 @@ def test_what_must_be_confirmed_is_not_served_when_it_cannot_be(
 
 def test_what_must_be_confirmed_is_served_while_it_is_fresh(origin, clock, url) -> None:
     keep(origin, clock, url, "max-age=62, must-revalidate")
-    origin.close()
+    origin.leave()
     assert ask(url)["Cache-Status"] == "cachefsm; hit"
 
 
