@@ -364,8 +364,13 @@ def test_an_origin_that_does_not_come_back_leaves_a_visibly_short_body(
     origin, url, framing, accepts_ranges: bool
 ) -> None:
     origin.put("/film", Resource(SIZE, framing=framing, accepts_ranges=accepts_ranges))
+    hold = origin.script(hold_after(HALF))
     _leave_for_good(origin)
-    assert _cut_body(url) == content(0, HALF)
+    with opened(url) as response:
+        assert response.read(HALF) == content(0, HALF)  # so that it is too late for a status
+        hold.release()
+        with pytest.raises(http.client.IncompleteRead):
+            response.read()
 
 
 @pytest.mark.fault("network", "the origin stays away in mid-body")
@@ -394,8 +399,11 @@ def test_an_http_1_0_client_of_an_unknown_length_sees_a_reset(origin, url) -> No
 def test_an_origin_that_stalls_leaves_a_visibly_short_body(
     origin, open_cache: OpenCache, film: str
 ) -> None:
+    cache = open_cache(stall_timeout=0.05)
     origin.script(hold_after(HALF))
-    with serve_mounted(open_cache(stall_timeout=0.05), origin) as proxy:
+    with serve_mounted(cache, origin) as proxy:
+        # All that comes is here before its reader grows impatient.
+        assert cache.entry(film).wait_for(0, HALF, WAIT_S)
         assert _cut_body(f"{proxy.url}m/film") == content(0, HALF)
 
 

@@ -99,9 +99,10 @@ def test_what_is_stored_stands_in_for_an_origin_in_trouble(origin, clock, url, c
 def test_what_is_stored_stands_in_for_an_origin_that_is_silent(
     origin, clock, open_cache: OpenCache
 ) -> None:
+    with open_cache(clock=clock) as patient, serve_mounted(patient, origin) as proxy:
+        keep(origin, clock, f"{proxy.url}m/film")
     with serve_mounted(open_cache(clock=clock, first_byte_timeout=0.1), origin) as proxy:
         url = f"{proxy.url}m/film"
-        keep(origin, clock, url)
         origin.script(hold_before_headers())
         reply = ask(url)
         assert (reply.body, reply["Cache-Status"]) == (content(0, SIZE), NEED)
