@@ -273,7 +273,7 @@ def test_an_origin_that_says_nothing_is_a_504(origin, open_cache: OpenCache, fil
         assert reply.status == 504
         assert int(reply["Retry-After"]) >= 1
         assert reply.text == "the origin has not answered within 0.05 s\n"
-        assert readers(proxy) == 0
+        eventually(lambda: readers(proxy) == 0)
 
 
 def test_a_cancelled_download_is_a_503(cache, url, film: str) -> None:
