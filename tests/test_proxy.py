@@ -20,6 +20,7 @@ from tests.support.caches import HASTY, WAIT_S, OpenCache, eventually, recorded
 from tests.support.clients import (
     ask,
     at_once,
+    blocked,
     connect,
     exchange,
     opened,
@@ -316,7 +317,7 @@ def test_a_permanent_failure_wakes_every_waiting_client(origin, patient) -> None
     hold = origin.script(hold_before_headers())
     waiting = [in_thread(ask, f"{patient.url}m/film") for _ in range(8)]
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(patient) == 8)
+    eventually(lambda: blocked(patient) == 8)
     hold.release()
     replies = [client.result(WAIT_S) for client in waiting]
     assert [(reply.status, reply.text) for reply in replies] == [(404, "")] * 8
@@ -329,7 +330,7 @@ def test_a_permanent_failure_in_mid_body_cuts_every_waiting_client(origin, patie
     origin.script(cut_after(HALF))
     origin.script(status(410), nth=2)
     clients = [in_thread(_cut_body, f"{patient.url}m/film") for _ in range(8)]
-    eventually(lambda: readers(patient) == 8)
+    eventually(lambda: blocked(patient) == 8)
     hold.release()
     assert [client.result(WAIT_S) == content(0, HALF) for client in clients] == [True] * 8
     assert ask(f"{patient.url}-/entries/1").json()["reason"] == "the origin answered 410"
@@ -492,7 +493,7 @@ def test_a_paused_entry_serves_what_is_here_and_lets_the_rest_wait(
         here = ask(url, ranged(1000, HALF))
         assert (here.status, here.body) == (206, content(1000, HALF))
         missing = in_thread(ask, url, ranged(HALF, SIZE))
-        eventually(lambda: readers(patient) == 2)
+        eventually(lambda: blocked(patient) == 2)
         assert not missing.done()
         assert len(origin.requests) == 1
         assert ask(f"{patient.url}-/entries/1/resume", method="POST").status == 200

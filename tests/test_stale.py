@@ -11,7 +11,7 @@ from cachefsm import Cache
 from cachefsm.access import Mount, Rules, parse_mount
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually
-from tests.support.clients import ask, at_once, connect, opened, readers, serve_mounted
+from tests.support.clients import ask, at_once, blocked, connect, opened, readers, serve_mounted
 from tests.support.faults import (
     dated,
     hold_after,
@@ -217,7 +217,7 @@ def test_clients_of_one_stale_film_share_one_question(
     hold = origin.script(hold_before_headers())
     clients = [in_thread(ask, url) for _ in range(8)]
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 8)
+    eventually(lambda: blocked(proxy) == 8)
     hold.release()
     replies = [client.result(WAIT_S) for client in clients]
     assert {reply.body for reply in replies} == {bytes(pattern(version)(0, SIZE))}
@@ -233,7 +233,7 @@ def test_a_client_that_leaves_takes_the_answer_from_nobody(origin, clock, proxy,
     first.sendall(b"GET /m/film HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert hold.reached.wait(WAIT_S)
     second = in_thread(ask, url)
-    eventually(lambda: readers(proxy) == 2)
+    eventually(lambda: blocked(proxy) == 2)
     first.close()
     eventually(lambda: readers(proxy) == 1)
     hold.release()
@@ -429,7 +429,7 @@ def test_cold_clients_of_a_film_that_is_always_asked_about_share_one_transfer(
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     assert {reply.body for reply in waiting.result(WAIT_S)} == {content(0, SIZE)}
     assert len(origin.requests) == 1
