@@ -53,7 +53,7 @@ __all__ = [
     "pattern",
 ]
 
-WAIT_S = 5.0  # bounds a failing test; nothing that passes comes near it
+WAIT_S = 30.0  # bounds a failing test; nothing that passes comes near it
 
 
 @dataclass(eq=False)
