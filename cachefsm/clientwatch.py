@@ -86,10 +86,14 @@ class ClientWatch:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def __repr__(self) -> str:
+    @property
+    def count(self) -> int:
+        """For how many waits a client is watched."""
         with self._lock:
-            count = sum(map(len, self._handles.values()))
-            return f"<ClientWatch: {count} watched{', closed' if self._closed else ''}>"
+            return sum(map(len, self._handles.values()))
+
+    def __repr__(self) -> str:
+        return f"<ClientWatch: {self.count} watched{', closed' if self._closed else ''}>"
 
     def register(self, sock: socket.socket, callback: Callable[[], object]) -> WatchHandle:
         """Have *callback* called once, from the watch's thread, when *sock*'s peer goes.

@@ -248,13 +248,20 @@ def _translated() -> Iterator[None]:
         while isinstance(first.__context__, _REFUSALS):
             first = first.__context__
         text = str(first).splitlines()[0] if str(first) else type(first).__name__
-        if any(sign in text for sign in _SIGNS_OF_DAMAGE):
+        if _tells_of_damage(first):
             raise DatabaseDamaged(f"the database cannot be read: {text}") from error
         if isinstance(error, _NO_SUCH_ROW):
             raise RowRefused(f"the database refused: {text}") from error
         if _SIGN_OF_A_FULL_DISK in text:
             raise DatabaseFull(f"the database refused: {text}") from error
         raise StorageError(f"the database refused: {text}") from error
+
+
+def _tells_of_damage(error: BaseException) -> bool:
+    # SQLite quotes names of the schema. Where those are no text, Python 3.10 leaves out
+    # all that it said, and later ones cannot decode it.
+    is_wordless = type(error) in (sqlite3.DatabaseError, peewee.DatabaseError) and not str(error)
+    return is_wordless or any(sign in str(error) for sign in _SIGNS_OF_DAMAGE)
 
 
 _REFUSALS: Final = (peewee.PeeweeException, sqlite3.Error)

@@ -410,6 +410,9 @@ class Server:
         self._server.start()
         cache.announce(self._server.url, token, stays=stays)
 
+    def __repr__(self) -> str:
+        return repr(self._server)
+
     @property
     def url(self) -> str:
         """The proxy's own address, ending in a slash."""

@@ -358,8 +358,8 @@ class ProxyServer:
         return f"http://{host}:{self.port}/"
 
     def __repr__(self) -> str:
-        count = len(self._server._live)
-        state = "closed" if self._closed else f"{count} connected"
+        connected, waiting = len(self._server._live), self._server.watch.count
+        state = "closed" if self._closed else f"{connected} connected, {waiting} waiting"
         return f"<ProxyServer {self.url} {state}>"
 
     def __enter__(self) -> ProxyServer:

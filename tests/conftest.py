@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ import pytest
 from cachefsm import Cache
 from tests.support.caches import HASTY, UNHURRIED, WAIT_S, OpenCache, live_threads
 from tests.support.origin import Origin
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals() -> Iterator[None]:
+    """Have commands begin as in a terminal, even where the tests run under nohup, or behind `&`.
+
+    What is ignored stays ignored in every command that is started, which those that say how
+    they end then would not do; a handler does not outlive its program.
+    """
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda _number, _frame: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from cachefsm import Cache
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually
-from tests.support.clients import ask, readers, serve_mounted
+from tests.support.clients import ask, blocked, serve_mounted
 from tests.support.faults import dated, extra_headers, hold_after, hold_before_headers, status
 from tests.support.origin import Exchange, Origin, Resource
 from tests.support.threads import in_thread
@@ -112,7 +112,7 @@ def test_who_waits_for_somebody_elses_answer_says_so(origin, clock, proxy, url, 
     first = in_thread(told, url)
     assert hold.reached.wait(WAIT_S)
     second = in_thread(told, url)
-    eventually(lambda: readers(proxy) == 2)
+    eventually(lambda: blocked(proxy) == 2)
     hold.release()
     said = "fwd=stale; fwd-status=304" if warm else "fwd=miss; stored"
     assert first.result(WAIT_S) == said
@@ -124,7 +124,7 @@ def test_who_joins_a_transfer_says_so(origin, proxy, url) -> None:
     first = in_thread(told, url)
     assert hold.reached.wait(WAIT_S)
     second = in_thread(told, url, Range=f"bytes={SIZE // 2}-{SIZE // 2 + 9}")
-    eventually(lambda: readers(proxy) == 2)
+    eventually(lambda: blocked(proxy) == 2)
     hold.release()
     assert first.result(WAIT_S) == "fwd=miss; stored"
     assert second.result(WAIT_S) == "fwd=partial; stored; collapsed"

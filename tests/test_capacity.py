@@ -16,7 +16,7 @@ from cachefsm.reader import Reader
 from cachefsm.scheduler import Limits
 from cachefsm.storage import content_name, disk_usage
 from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
-from tests.support.clients import ask, at_once, opened, readers, serve_mounted
+from tests.support.clients import ask, at_once, blocked, opened, serve_mounted
 from tests.support.faults import hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -115,7 +115,7 @@ def test_a_file_larger_than_the_limit_is_served_to_many_without_spinning(
     cache.entry(origin.url("/film"))
     with serve_mounted(cache, origin) as proxy:
         clients = [in_thread(ask, f"{proxy.url}m/film") for _ in range(3)]
-        eventually(lambda: readers(proxy) == 3)
+        eventually(lambda: blocked(proxy) == 3)
         hold.release()
         assert all(client.result(WAIT_S).body == content(0, 20 * MIB) for client in clients)
     # Together, not each for himself.

@@ -359,12 +359,16 @@ def test_reopening_while_the_grace_ends_always_succeeds(
 def test_readers_come_and_go_and_leave_nothing_behind(
     open_cache: OpenCache, origin: Origin
 ) -> None:
-    cache = open_cache(fill="requested", grace=0, stall_timeout="50ms")
+    cache = open_cache(fill="requested", grace=0)
     film = cache.entry(_serve(origin))
     moves = Moves(cache)
     origin.script(stall_after(1000))
-    with pytest.raises(WaitTimeout):
-        fetch(cache, film, 0, SIZE)
+    # The patient one sees to it that there is a stream, before the other has had enough.
+    with closing(cache.open_reader(film.id)) as patient:
+        assert next(patient.pieces(0, SIZE)) == content(0, 1000)
+        with closing(cache.open_reader(film.id, patience_s=0.05)) as reader:
+            with pytest.raises(WaitTimeout):
+                reader.read(1000, 1000)
     moves.wait_for(film, "pause")
     shown = film.describe()
     assert (shown["readers"], shown["streams"], shown["asked_by"]) == (0, [], [])

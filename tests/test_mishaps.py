@@ -91,10 +91,11 @@ def test_a_name_that_leads_nowhere_is_named_as_the_cause(cache: Cache) -> None:
 
 
 def test_a_port_where_nobody_listens_is_named_as_the_cause(cache: Cache) -> None:
-    with server(b"") as port:
-        pass
-    words = "the origin cannot be reached (Connection refused)"
-    assert told(cache, f"http://127.0.0.1:{port}/film") == words
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        port = unused.getsockname()[1]
+        words = "the origin cannot be reached (Connection refused)"
+        assert told(cache, f"http://127.0.0.1:{port}/film") == words
 
 
 def test_where_no_connection_is_made_that_is_said(open_cache: OpenCache) -> None:

@@ -12,7 +12,7 @@ from cachefsm.origin import SHORT_BODY_BYTES
 from cachefsm.proxy import Server
 from cachefsm.retries import RetryPolicy
 from tests.support.caches import HASTY, WAIT_S, Clock, OpenCache, eventually
-from tests.support.clients import ask, at_once, readers, serve_mounted
+from tests.support.clients import ask, at_once, blocked, serve_mounted
 from tests.support.faults import dated, hold_before_headers, status
 from tests.support.origin import Origin, Resource, content
 from tests.support.threads import in_thread
@@ -113,7 +113,7 @@ def test_everyone_who_waits_is_told(origin, proxy, url) -> None:
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     replies = waiting.result(WAIT_S)
     assert {(reply.status, reply["X-Why"], reply.body) for reply in replies} == {
@@ -273,7 +273,7 @@ def test_a_status_that_must_be_understood_is_not_given_again(origin, url) -> Non
 def test_a_failure_to_ask_takes_the_place_of_an_answer(origin, clock, url) -> None:
     origin.script(status(404, ("Cache-Control", "max-age=60")))
     ask(url)
-    origin.close()
+    origin.leave()
     assert ask(url, {"Cache-Control": "no-cache"}).status == 502
     assert ask(url).status == 502
 

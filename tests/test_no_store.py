@@ -11,7 +11,16 @@ from cachefsm import Cache
 from cachefsm.errors import StorageError
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, OpenCache, eventually, rows
-from tests.support.clients import ask, at_once, connect, opened, readers, reset, serve_mounted
+from tests.support.clients import (
+    ask,
+    at_once,
+    blocked,
+    connect,
+    opened,
+    readers,
+    reset,
+    serve_mounted,
+)
 from tests.support.faults import extra_headers, hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content, pattern
 from tests.support.threads import in_thread
@@ -91,7 +100,7 @@ def test_those_who_waited_for_somebody_elses_answer_ask_for_themselves(
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     assert [reply.body for reply in waiting.result(WAIT_S)] == [content(0, SIZE)] * 4
     assert len(origin.requests) == 4

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cachefsm import Cache, DownloadState
+from cachefsm import Cache, DownloadState, Entry
 from cachefsm.errors import OriginStatus, OriginTimeout, OriginUnreachable
 from cachefsm.origins import (
     BLAME_S,
@@ -19,7 +19,7 @@ from cachefsm.origins import (
 )
 from cachefsm.ranges import END
 from cachefsm.scheduler import Limits
-from tests.support.caches import WAIT_S, Clock, OpenCache, fetch, rows
+from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch, rows
 from tests.support.databases import execute
 from tests.support.faults import hold_after, reset_after, status
 from tests.support.origin import Exchange, Gate, Origin, Resource, Shaping, content
@@ -196,6 +196,7 @@ def test_an_origin_that_refuses_connections_is_asked_over_fewer(open_cache: Open
             film = cache.entry(origin.url(path))
             assert fetch(cache, film) == content(0, 24 * MIB)
             assert film.wait_complete(WAIT_S)
+            _await_rest(film)
         # That was found out once, on the way from two to four.
         empty = [request.path for request in origin.requests if not request.body_bytes_sent]
         assert empty in (["/first"], ["/first", "/first"])
@@ -210,12 +211,18 @@ def test_who_is_refused_for_the_others_sake_tries_again_at_once(
         later = cache.entry(origin.url("/later"))
         origin.put("/later", Resource(4 * MIB))
         assert fetch(cache, later, 0, 1) == content(0, 1)
+        _await_rest(later)
         hold = origin.script(_Stay(), path="/later")
         later.start(priority="prefetch")
         origin.wait_until(lambda: hold.seen == 1)
         film = cache.entry(origin.url("/film"))
         assert fetch(cache, film) == content(0, 4 * MIB)
         assert later.wait_complete(WAIT_S)
+
+
+def _await_rest(film: Entry) -> None:
+    """Return when none of its connections counts any more, at either end."""
+    eventually(lambda: film.describe()["streams"] == [])
 
 
 def test_a_file_that_is_unavailable_holds_up_no_other(cache: Cache, origin: Origin) -> None:
@@ -270,7 +277,11 @@ def test_the_next_run_begins_with_what_was_learnt(open_cache: OpenCache, clock: 
         cache.close()
         asked = len(origin.requests)
         cache = open_cache(clock=clock)
-        assert fetch(cache, cache.entry(origin.url("/second"))) == content(0, 24 * MIB)
+        hold = origin.script(hold_after(MIB), path="/second")
+        reading = in_thread(fetch, cache, cache.entry(origin.url("/second")))
+        origin.wait_for_requests(asked + 2)  # before one of them has come far
+        hold.release()
+        assert reading.result(WAIT_S) == content(0, 24 * MIB)
         cache.close()
         found = rows(
             cache.directory,

@@ -10,7 +10,7 @@ from cachefsm.parts import parse_part, wanted_parts
 from cachefsm.ranges import END
 from cachefsm.scheduler import Limits
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch, rows
-from tests.support.faults import hold_after, stall_after
+from tests.support.faults import hold_after
 from tests.support.origin import Origin, Resource, content
 
 MIB = 1 << 20
@@ -95,12 +95,13 @@ def test_what_is_there_already_is_not_queued(cache: Cache, film: str, origin: Or
 def test_an_order_that_is_not_met_by_its_deadline_is_given_up(
     cache: Cache, film: str, origin: Origin
 ) -> None:
-    origin.script(stall_after(MIB))
+    hold = origin.script(hold_after(MIB))
     (entry,) = cache.prefetch([film], deadline="200ms")
     eventually(lambda: is_at_rest(cache, film, "deadline"))
     assert rows(cache.directory, QUEUE) == []
     origin.wait_until(lambda: origin.open_connections == 0)  # nobody wants it any more
-    assert entry.ranges in ([ByteRange(0, MIB)], [])
+    assert entry.downloaded_bytes <= MIB
+    hold.release()  # for it may be that nobody has come so far in the time
     assert fetch(cache, entry, 0, SIZE) == content(0, SIZE)  # a reader goes on from there
 
 

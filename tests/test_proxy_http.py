@@ -12,7 +12,7 @@ from contextlib import closing
 from email.utils import formatdate
 from itertools import count
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -24,6 +24,7 @@ from tests.support.caches import WAIT_S, eventually
 from tests.support.clients import (
     Reply,
     ask,
+    blocked,
     exchange,
     opened,
     request_bytes,
@@ -612,13 +613,12 @@ def test_cache_status_says_how_a_request_was_answered(origin, path, url) -> None
     hold.release()
 
 
-def test_a_client_that_joins_a_transfer_is_told_so(origin, path, url) -> None:
+def test_a_client_that_joins_a_transfer_is_told_so(origin, proxy, path, url) -> None:
     hold = origin.script(hold_before_headers(), path=path)
     first = in_thread(ask, url)
     assert hold.reached.wait(WAIT_S)
     second = in_thread(ask, url)
-    (entry,) = [e for e in ask(urljoin(url, "/-/entries")).json() if e["url"].endswith(path)]
-    eventually(lambda: ask(urljoin(url, f"/-/entries/{entry['id']}")).json()["readers"] == 2)
+    eventually(lambda: blocked(proxy) == 2)
     hold.release()
     assert first.result(WAIT_S)["Cache-Status"] == "cachefsm; fwd=miss; stored"
     assert second.result(WAIT_S)["Cache-Status"] == "cachefsm; fwd=miss; stored; collapsed"

@@ -104,6 +104,16 @@ def _schema(database: Path) -> None:
     overwrite_page(database, 1, keep_bytes=100)
 
 
+def _schema_that_is_no_text(database: Path) -> None:
+    """SQLite quotes a name of it in what it says, which then is no text either."""
+    execute(
+        database,
+        "PRAGMA writable_schema = 1",
+        "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'CREATE TABLE (' "
+        "WHERE name = 'cache_entries'",
+    )
+
+
 @pytest.mark.fault(
     "database",
     "it is no database, or a part of one",
@@ -113,7 +123,14 @@ def _schema(database: Path) -> None:
 )
 @pytest.mark.parametrize(
     "harm",
-    [_garbage, _header_and_garbage, _half, _pages_behind_the_header, _schema],
+    [
+        _garbage,
+        _header_and_garbage,
+        _half,
+        _pages_behind_the_header,
+        _schema,
+        _schema_that_is_no_text,
+    ],
     ids=lambda harm: harm.__name__.strip("_"),
 )
 def test_a_damaged_database_is_kept_aside_and_begun_anew_with_one_line(

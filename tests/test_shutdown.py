@@ -335,7 +335,8 @@ def cli(tmp_path: Path) -> CommandLine:
 def _busy(cli: CommandLine, origin: Origin, hole: str, server: Running, stack: ExitStack) -> None:
     """Have clients wait in every way there is, and much more in the queue."""
     silent = origin.script(hold_before_headers(), path="/0")
-    stalled = origin.script(hold_after(1000), path="/1", times=None)
+    # Nor does any other come to its end, so that the queue stays as long as it is.
+    stalled = origin.script(hold_after(1000), when=lambda asked: asked.path != "/0", times=None)
     for path in ("m/0", "m/1", "h/film"):
         client = stack.enter_context(connect(server.address))
         client.sendall(request_bytes(f"/{path}"))

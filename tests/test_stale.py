@@ -11,7 +11,7 @@ from cachefsm import Cache
 from cachefsm.access import Mount, Rules, parse_mount
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually
-from tests.support.clients import ask, at_once, connect, opened, readers, serve_mounted
+from tests.support.clients import ask, at_once, blocked, connect, opened, readers, serve_mounted
 from tests.support.faults import (
     dated,
     hold_after,
@@ -80,7 +80,7 @@ def test_what_is_stored_stands_in_for_an_origin_that_is_gone(
     origin, clock, cache: Cache, url
 ) -> None:
     keep(origin, clock, url)
-    origin.close()
+    origin.leave()
     for _ in range(2):
         assert (ask(url).body, ask(url)["Cache-Status"]) == (content(0, SIZE), NEED)
     assert cache.find(1).state == "complete"
@@ -99,18 +99,19 @@ def test_what_is_stored_stands_in_for_an_origin_in_trouble(origin, clock, url, c
 def test_what_is_stored_stands_in_for_an_origin_that_is_silent(
     origin, clock, open_cache: OpenCache
 ) -> None:
+    with open_cache(clock=clock) as patient, serve_mounted(patient, origin) as proxy:
+        keep(origin, clock, f"{proxy.url}m/film")
     with serve_mounted(open_cache(clock=clock, first_byte_timeout=0.1), origin) as proxy:
         url = f"{proxy.url}m/film"
-        keep(origin, clock, url)
         origin.script(hold_before_headers())
         reply = ask(url)
         assert (reply.body, reply["Cache-Status"]) == (content(0, SIZE), NEED)
-        assert readers(proxy) == 0
+        eventually(lambda: readers(proxy) == 0)
 
 
 def test_a_range_of_what_is_stored_stands_in_too(origin, clock, url) -> None:
     keep(origin, clock, url)
-    origin.close()
+    origin.leave()
     reply = ask(url, {"Range": "bytes=50-59"})
     assert (reply.status, reply.body) == (206, content(50, 60))
 
@@ -128,7 +129,7 @@ def test_what_must_be_confirmed_is_not_served_when_it_cannot_be(
 
 def test_what_must_be_confirmed_is_served_while_it_is_fresh(origin, clock, url) -> None:
     keep(origin, clock, url, "max-age=62, must-revalidate")
-    origin.close()
+    origin.leave()
     assert ask(url)["Cache-Status"] == "cachefsm; hit"
 
 
@@ -216,7 +217,7 @@ def test_clients_of_one_stale_film_share_one_question(
     hold = origin.script(hold_before_headers())
     clients = [in_thread(ask, url) for _ in range(8)]
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 8)
+    eventually(lambda: blocked(proxy) == 8)
     hold.release()
     replies = [client.result(WAIT_S) for client in clients]
     assert {reply.body for reply in replies} == {bytes(pattern(version)(0, SIZE))}
@@ -232,7 +233,7 @@ def test_a_client_that_leaves_takes_the_answer_from_nobody(origin, clock, proxy,
     first.sendall(b"GET /m/film HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert hold.reached.wait(WAIT_S)
     second = in_thread(ask, url)
-    eventually(lambda: readers(proxy) == 2)
+    eventually(lambda: blocked(proxy) == 2)
     first.close()
     eventually(lambda: readers(proxy) == 1)
     hold.release()
@@ -428,7 +429,7 @@ def test_cold_clients_of_a_film_that_is_always_asked_about_share_one_transfer(
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     assert {reply.body for reply in waiting.result(WAIT_S)} == {content(0, SIZE)}
     assert len(origin.requests) == 1

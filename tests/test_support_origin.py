@@ -524,6 +524,16 @@ def test_outage_cuts_and_resets_until_it_is_over(origin: Origin, session: reques
     assert len(origin.requests) == 2
 
 
+def test_who_connects_after_it_has_left_is_refused_and_nobody_gets_its_port(
+    origin: Origin,
+) -> None:
+    origin.leave()
+    with pytest.raises(ConnectionRefusedError):
+        connect(origin)
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((origin.host, origin.port))
+
+
 # Shaping
 
 

@@ -113,10 +113,9 @@ def test_a_byte_is_explained_by_command_and_by_route(
     film = cache.entry(origin.url("/film"))
     hold = origin.script(hold_after(MIB))
     reading = in_thread(fetch, cache, film, 0, 2 * MIB)
+    here = [(MIB, True)]
     assert hold.reached.wait(WAIT_S)
-    eventually(
-        lambda: film.explain(MIB)["readers"] != [] and film.explain(MIB)["readers"][0]["waits"]
-    )
+    eventually(lambda: [(r["position"], r["waits"]) for r in film.explain(MIB)["readers"]] == here)
     said = run("explain", film.id, "1M").text.splitlines()
     assert said[0].startswith(f"byte {MIB}: coming (a stream is on its way to it")
     assert " is 0 B before it, at " in said[1]

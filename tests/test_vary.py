@@ -8,7 +8,7 @@ import pytest
 
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually
-from tests.support.clients import ask, readers, serve_mounted
+from tests.support.clients import ask, blocked, serve_mounted
 from tests.support.faults import dated, hold_before_headers
 from tests.support.origin import Exchange, Origin, Resource, content, pattern
 from tests.support.threads import in_thread
@@ -114,7 +114,7 @@ def test_who_waited_for_another_choice_gets_his_own(origin, proxy, url) -> None:
     first = in_thread(ask, url, german("de"))
     assert hold.reached.wait(WAIT_S)
     second = in_thread(ask, url, german("fr"))
-    eventually(lambda: readers(proxy) == 2)
+    eventually(lambda: blocked(proxy) == 2)
     hold.release()
     assert first.result(WAIT_S).body == pattern(1)(0, SIZE)
     assert second.result(WAIT_S).body == pattern(2)(0, SIZE)

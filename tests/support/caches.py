@@ -30,7 +30,7 @@ __all__ = [
     "rows",
 ]
 
-WAIT_S = 10.0  # bounds a failing test; nothing that passes comes near it
+WAIT_S = 30.0  # bounds a failing test; nothing that passes comes near it
 
 HASTY = RetryPolicy(
     base_s=0.0,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import struct
 import threading
@@ -27,6 +28,7 @@ __all__ = [
     "Reply",
     "ask",
     "at_once",
+    "blocked",
     "connect",
     "exchange",
     "opened",
@@ -102,6 +104,16 @@ def readers(proxy: Server, entry_id: int = 1) -> int:
     """Return how many readers the proxy says that the entry has."""
     count: int = ask(f"{proxy.url}-/entries/{entry_id}").json()["readers"]
     return count
+
+
+def blocked(proxy: Server) -> int:
+    """Return how many clients' requests wait for the origin.
+
+    A reader is counted as one before it has joined the others in what they wait for;
+    this counts those that have.
+    """
+    (count,) = re.findall(r"(\d+) waiting", repr(proxy))
+    return int(count)
 
 
 def request_bytes(

@@ -50,8 +50,8 @@ class Running:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
         self.address = ""  # a server's
-        # Whatever a test waits for in vain, it does not wait for ever.
-        self._guard = threading.Timer(WAIT_S, process.kill)
+        # Whatever a test waits for in vain, it does not wait for ever; but for more than one thing.
+        self._guard = threading.Timer(3 * WAIT_S, process.kill)
         self._guard.daemon = True
         self._guard.start()
 
