@@ -38,6 +38,7 @@ from tests.support.databases import (
     add_entry,
     execute,
     open_store,
+    stored,
     stored_chunks,
     stored_entry,
 )
@@ -766,13 +767,10 @@ class LifecycleMachine(RuleBasedStateMachine):
     @invariant()
     def row_record_and_model_agree(self) -> None:
         assert self.lifecycle.record == self.model
-        assert stored_entry(self.path, self.model.id) == self.model
         assert self.lifecycle.state == self.model.state
-
-    @invariant()
-    def the_chunks_are_the_model_s_runs(self) -> None:
-        expected = RangeSet((offset, offset + 1) for offset in self.bytes)
-        assert stored_chunks(self.path, self.model.id) == list(expected)
+        row, chunks = stored(self.path, self.model.id)
+        assert row == self.model
+        assert chunks == list(RangeSet((offset, offset + 1) for offset in self.bytes))
 
 
 def test_row_record_and_model_agree_whatever_happens(path: Path) -> None:

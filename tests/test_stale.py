@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from urllib.parse import urljoin
 
 import pytest
 
@@ -57,6 +58,9 @@ def keep(origin: Origin, clock: Clock, url: str, control: str = "max-age=60") ->
     """Have the whole film stored, and let it grow a second too old."""
     origin.put("/film", film(control))
     assert ask(url).body == content(0, SIZE)
+    # A client has the last byte before that is on the disk.
+    listed = urljoin(url, "/-/entries")
+    eventually(lambda: all(entry["state"] == "complete" for entry in ask(listed).json()))
     clock.now_s += 61
 
 

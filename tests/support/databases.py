@@ -23,6 +23,7 @@ __all__ = [
     "execute",
     "locked",
     "open_store",
+    "stored",
     "stored_chunks",
     "stored_entry",
     "unable_to_commit",
@@ -64,16 +65,25 @@ def execute(path: Path, *statements: str) -> list[tuple[Any, ...]]:
 
 def stored_entry(path: Path, entry_id: int) -> EntryRecord | None:
     """Return the row as another program sees it, or None if there is none."""
-    names = ", ".join(field.name for field in fields(EntryRecord))
-    rows = execute(path, f"SELECT {names} FROM cache_entries WHERE id = {entry_id}")
-    return EntryRecord(*rows[0]) if rows else None
+    return stored(path, entry_id)[0]
 
 
 def stored_chunks(path: Path, entry_id: int) -> list[tuple[int, int]]:
     """Return the chunk rows of an entry as another program sees them, in order."""
-    return execute(
-        path, f"SELECT start, stop FROM cache_chunks WHERE entry_id = {entry_id} ORDER BY start"
-    )
+    return stored(path, entry_id)[1]
+
+
+def stored(path: Path, entry_id: int) -> tuple[EntryRecord | None, list[tuple[int, int]]]:
+    """Return both, for the price of one connection."""
+    names = ", ".join(field.name for field in fields(EntryRecord))
+    with _connected(path) as connection:
+        row = connection.execute(
+            f"SELECT {names} FROM cache_entries WHERE id = {entry_id}"
+        ).fetchone()
+        chunks = connection.execute(
+            f"SELECT start, stop FROM cache_chunks WHERE entry_id = {entry_id} ORDER BY start"
+        ).fetchall()
+    return EntryRecord(*row) if row else None, chunks
 
 
 @contextmanager
