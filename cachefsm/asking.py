@@ -20,6 +20,7 @@ from .demands import READER, Demand, Demands, Fill
 from .errors import (
     CacheError,
     NotModified,
+    OpenBody,
     OriginError,
     RepresentationChanged,
     StorageError,
@@ -182,7 +183,8 @@ class AskingEntry(LinkedEntry):
 
     def leave(self, inquiry: Inquiry) -> None:
         """Wait for *inquiry* no more; if nobody does, it is given up."""
-        passed = None
+        passed: Fetch | None = None
+        body: OpenBody | None = None
         with self._lock:
             inquiry.waiting -= 1
             if inquiry.waiting:
@@ -190,6 +192,7 @@ class AskingEntry(LinkedEntry):
             claim = inquiry.claim
             if inquiry.done:
                 passed, inquiry.passed = inquiry.passed, None
+                body, inquiry.open = inquiry.open, None
             elif claim is None:
                 self._inquiry = None
             elif claim.content.representation is None:
@@ -197,8 +200,9 @@ class AskingEntry(LinkedEntry):
             else:
                 self._claims.cancel(claim)
                 self._resolve(inquiry)  # at once: who comes next asks for himself
-        if passed is not None:
-            passed.close()
+        for left in (passed, body):
+            if left is not None:
+                left.close()
         self._around.on_change(self)
 
     # -- answers ---------------------------------------------------------------
@@ -229,7 +233,7 @@ class AskingEntry(LinkedEntry):
                 self._demands.drop_left()
                 if not inquiry.terms.forbids_storing:  # else the next answer may be stored
                     self._let_pass()
-            handed = inquiry.waiting > 0 and inquiry.asker is not None
+            handed = inquiry.asker_waits
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
             claim.cancelled = True

@@ -12,11 +12,12 @@ from itertools import count
 from math import inf
 from typing import Final
 
+from .bodies import PIECE_BYTES
 from .content import Content
-from .errors import CacheError
+from .errors import CacheError, OpenBody
 from .fields import Fields
 from .meters import RateMeter
-from .origin import PIECE_BYTES, Fetch
+from .origin import Fetch
 from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
@@ -142,7 +143,8 @@ class Inquiry:
     ``end`` is how far the one answer has to go that cannot be joined with others.
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
-    with ``error``, or ``passed`` to the asker, or taken note of by the entry; ``status``
+    with ``error``, or ``passed`` to the asker, or taken note of by the entry; an error's
+    body that is ``open`` is the asker's, too; ``status``
     is the origin's where it said that what is stored is current, ``cookies`` are those
     that its answer sets, for the one who asked.
     """
@@ -159,6 +161,12 @@ class Inquiry:
     status: int | None = None
     cookies: tuple[tuple[str, str], ...] = ()
     passed: Fetch | None = None
+    open: OpenBody | None = None
+
+    @property
+    def asker_waits(self) -> bool:
+        """Whether there is somebody to hand an answer to that is for one alone."""
+        return self.asker is not None and self.waiting > 0
 
     def take(self, asker: object) -> Fetch | None:
         """Hand the answer that could not be shared to the one who asked for it."""
@@ -166,6 +174,13 @@ class Inquiry:
             return None
         passed, self.passed = self.passed, None
         return passed
+
+    def take_body(self, asker: object) -> OpenBody | None:
+        """Hand the error's body that is open to the one who asked for it."""
+        if asker is not self.asker:
+            return None
+        body, self.open = self.open, None
+        return body
 
 
 @dataclass(frozen=True)

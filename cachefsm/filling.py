@@ -15,6 +15,7 @@ from .content import Content
 from .demands import READER, Demand
 from .errors import (
     CacheError,
+    OpenBody,
     OriginStatus,
     OriginTimeout,
     RepresentationChanged,
@@ -260,6 +261,7 @@ class FillingEntry(AskingEntry):
 
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
         """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
+        body = error.take() if isinstance(error, OriginStatus) else None
         with self._letting_go():
             counts = not claim.cancelled and self._closed is None
             if claim.inquiry is not None and isinstance(error, OriginStatus):
@@ -274,8 +276,11 @@ class FillingEntry(AskingEntry):
                     # The database will not be told: memory stays as the row is.
                     self.refuse(refusal)
             self._ask_again(claim)
+            body = self._hand_on(body, claim.inquiry, error)
             urgent = self._content.is_here
             self._waiters.wake_all()
+        if body is not None:
+            body.close()
         self._around.on_dirty(self, urgent)
         self._around.on_change(self)
 
@@ -362,7 +367,10 @@ class FillingEntry(AskingEntry):
                 received_s=self._around.clock(),
                 guess_s=self._policy.retries.permanent_s,
             )
-            self._around.negatives.note(self.id, answer)
+            if error.is_for_one:
+                self._resolve(claim.inquiry, error)  # everybody else asks for himself
+            else:
+                self._around.negatives.note(self.id, answer)
         elif verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
@@ -379,6 +387,15 @@ class FillingEntry(AskingEntry):
         else:
             cause = error if isinstance(error, CacheError) else unexpected(error)
             self._fail(cause, rest_s=self._policy.retries.rest_s(cause))
+
+    def _hand_on(
+        self, body: OpenBody | None, inquiry: Inquiry | None, error: Exception | None
+    ) -> OpenBody | None:
+        """Give *error*'s body to the one who asked; return it if nobody is told of that."""
+        if inquiry is None or inquiry.error is not error or not inquiry.asker_waits:
+            return body
+        inquiry.open = body
+        return None
 
     def _replace_stalled(self, now_s: float) -> None:
         """Break off streams that bring nothing, or next to nothing, for too long."""

@@ -32,6 +32,7 @@ from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .pages import Pages
 from .playlists import is_playlist, paths_named
+from .reader import Reader
 from .relay import outdated_by, relay
 from .representation import Representation
 from .routes import NotFound, Routes
@@ -312,9 +313,23 @@ class Proxy:
                         raise
                     _log.info("%s: %s; beginning again", request.shown_target, error)
                 except OriginStatus as error:
-                    if url is not None:
-                        error.fields = self._routes.leading_here(request.path, url, error.fields)
-                    return error_response(error, via=self._cache.via, news=news)
+                    return self._refusal(request, url, error, news)
+
+    def _refusal(
+        self,
+        request: Request,
+        url: OriginUrl | None,
+        error: OriginStatus,
+        news: News,
+        reader: Reader | None = None,
+    ) -> Response:
+        """Return the origin's answer that is no file; *reader* has its body, if it is open."""
+        if url is not None:
+            error.fields = self._routes.leading_here(request.path, url, error.fields)
+        via = self._cache.via
+        if reader is None:
+            return error_response(error, via=via, news=news)
+        return error_response(error, via=via, news=news, opened=reader.body, on_close=reader.close)
 
     def _serve_version(
         self, request: Request, entry_id: int, terms: Terms, news: News, url: OriginUrl | None
@@ -340,6 +355,8 @@ class Proxy:
                     request, reader.entry.url, representation, pieces
                 ),
             )
+        except OriginStatus as error:
+            return self._refusal(request, url, error, news, reader)
         except BaseException:
             reader.close()
             raise
