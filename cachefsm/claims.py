@@ -36,6 +36,7 @@ LATELY_S: Final = 1.0
 """A rate that holds a connection back does so again and again: every slice of it."""
 
 _ids: Final = count(1)
+_files: Final = count(1)
 
 
 @dataclass(eq=False)
@@ -238,6 +239,7 @@ class Claims:
     ) -> None:
         self.origin = origin
         self._on_move = on_move
+        self._file = next(_files)
         self._limits = limits
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
@@ -269,7 +271,7 @@ class Claims:
     @property
     def at_work(self) -> int:
         """How many have been answered and have something left to bring."""
-        return sum(c.answered_s is not None and c.position < c.stop for c in self)
+        return sum(map(_is_at_work, self))
 
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
@@ -307,9 +309,15 @@ class Claims:
 
     def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
         """Note that the origin has answered."""
-        self.origin.answered(now_s - claim.heard_s, accepts_ranges=accepts_ranges)
+        latency_s = now_s - claim.heard_s
+        self.origin.answered(latency_s, accepts_ranges=accepts_ranges, file=self._file)
         claim.answered_s = claim.heard_s = now_s
         claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
+
+    def refused(self, claim: Claim, error: Exception) -> bool:
+        """Say whether *error* is of one connection too many, which the origin is known by."""
+        others_come = any(other is not claim and _is_at_work(other) for other in self)
+        return self.origin.refused(error, self._file, others_come=others_come)
 
     def received(self, claim: Claim, stop: int, new_bytes: int, now_s: float) -> None:
         """Let *claim* go on at *stop*; of the bytes before, *new_bytes* had been missing."""
@@ -466,3 +474,7 @@ class Claims:
             {"position": claim.position, "stop": None if claim.stop == END else claim.stop}
             for claim in self._claims.values()
         ]
+
+
+def _is_at_work(claim: Claim) -> bool:
+    return claim.answered_s is not None and claim.position < claim.stop

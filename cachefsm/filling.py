@@ -191,8 +191,11 @@ class FillingEntry(AskingEntry):
             not_before_s = self._attempts.not_before_s
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
+            rests_s = self._claims.origin.rests_s()
             if wanted and not_before_s > now_s:
                 moments.append(not_before_s)
+            if wanted and rests_s is not None:
+                moments.append(now_s + rests_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
             return None if due is None else max(due, now_s + 0.05)
@@ -309,7 +312,7 @@ class FillingEntry(AskingEntry):
         """Say whether *error* is of one connection too many, which the origin is known by."""
         if error is None or _is_of_the_file(claim, error):
             return False
-        return self._claims.origin.refused(error)
+        return self._claims.refused(claim, error)
 
     def _ask_on(self, claim: Claim) -> None:
         """Ask once more, for all that is to be read: there will be no second answer to join."""

@@ -12,7 +12,16 @@ from cachefsm.errors import OriginStatus
 from cachefsm.origin import OriginOptions
 from cachefsm.proxy import Server
 from tests.support.caches import WAIT_S, OpenCache, eventually
-from tests.support.clients import ask, at_once, connect, opened, readers, reset, serve_mounted
+from tests.support.clients import (
+    ask,
+    at_once,
+    blocked,
+    connect,
+    opened,
+    readers,
+    reset,
+    serve_mounted,
+)
 from tests.support.faults import (
     cut_after,
     hold_after,
@@ -143,7 +152,7 @@ def test_those_who_waited_for_it_ask_for_themselves(origin, proxy, url) -> None:
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     for reply in waiting.result(WAIT_S):
         assert (reply.status, reply["X-Why"], len(reply.body)) == (404, "so", LONG)
@@ -157,7 +166,7 @@ def test_those_who_waited_get_the_file_if_it_is_there_for_them(origin, proxy, ur
     hold = origin.script(hold_before_headers())
     waiting = in_thread(at_once, 4, lambda _: ask(url))
     assert hold.reached.wait(WAIT_S)
-    eventually(lambda: readers(proxy) == 4)
+    eventually(lambda: blocked(proxy) == 4)
     hold.release()
     assert sorted(reply.status for reply in waiting.result(WAIT_S)) == [200, 200, 200, 500]
 
