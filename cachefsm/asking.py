@@ -26,7 +26,8 @@ from .errors import (
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import cookies_of, value_of, without
+from .fields import cookies_of, without
+from .freshness import chosen_by
 from .lifecycle import is_resting
 from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
@@ -100,7 +101,7 @@ class AskingEntry(LinkedEntry):
             if content is not self._content or terms.fresh_s is not None:
                 return True
             selected_by = vary_from_json(self._lifecycle.record.vary)
-        return all(value == value_of(terms.forwarded, name) for name, value in selected_by)
+        return selected_by == chosen_by((name for name, _ in selected_by), terms.forwarded)
 
     def may_use_on_error(self, content: Content, terms: Terms) -> bool:
         """Say whether *content* may stand in for an origin that cannot answer."""
