@@ -17,6 +17,7 @@ _Status = TypeVar("_Status", bound="OriginStatus")
 __all__ = [
     "AnotherVariant",
     "BadAnswer",
+    "BadRange",
     "CacheBusy",
     "CacheClosed",
     "CacheError",
@@ -70,6 +71,10 @@ class UsageError(CacheError):
     """An argument, option or address that cannot be used; the message says why."""
 
     status_hint = 400
+
+
+class BadRange(UsageError, ValueError):
+    """What is no range of a file's bytes: half-open, from 0, and not backwards."""
 
 
 class IllegalMove(CacheError):
