@@ -78,14 +78,20 @@ class BadRange(UsageError, ValueError):
 
 
 class IllegalMove(CacheError):
-    """The lifecycle has no such event in this state; nothing has changed."""
+    """The lifecycle has no such event in this state; nothing has changed.
+
+    ``possible`` are the orders that there are in this state.
+    """
 
     status_hint = 409
 
-    def __init__(self, event: str, state: str) -> None:
-        super().__init__(f"cannot {event} an entry that is {state}")
+    def __init__(
+        self, event: str, state: str, message: str = "", possible: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message or f"cannot {event} an entry that is {state}")
         self.event = event
         self.state = state
+        self.possible = tuple(possible)
 
 
 class EntryNotFound(CacheError):
