@@ -20,12 +20,14 @@ from .demands import READER, Demand, Demands, Fill
 from .errors import (
     CacheError,
     NotModified,
+    OpenBody,
     OriginError,
     RepresentationChanged,
     StorageError,
     UnsatisfiedByOrigin,
 )
-from .fields import cookies_of, value_of, without
+from .fields import cookies_of, without
+from .freshness import chosen_by
 from .lifecycle import is_resting
 from .linked import LinkedEntry
 from .models import EntryRecord, QueueRecord
@@ -99,7 +101,7 @@ class AskingEntry(LinkedEntry):
             if content is not self._content or terms.fresh_s is not None:
                 return True
             selected_by = vary_from_json(self._lifecycle.record.vary)
-        return all(value == value_of(terms.forwarded, name) for name, value in selected_by)
+        return selected_by == chosen_by((name for name, _ in selected_by), terms.forwarded)
 
     def may_use_on_error(self, content: Content, terms: Terms) -> bool:
         """Say whether *content* may stand in for an origin that cannot answer."""
@@ -182,7 +184,8 @@ class AskingEntry(LinkedEntry):
 
     def leave(self, inquiry: Inquiry) -> None:
         """Wait for *inquiry* no more; if nobody does, it is given up."""
-        passed = None
+        passed: Fetch | None = None
+        body: OpenBody | None = None
         with self._lock:
             inquiry.waiting -= 1
             if inquiry.waiting:
@@ -190,6 +193,7 @@ class AskingEntry(LinkedEntry):
             claim = inquiry.claim
             if inquiry.done:
                 passed, inquiry.passed = inquiry.passed, None
+                body, inquiry.open = inquiry.open, None
             elif claim is None:
                 self._inquiry = None
             elif claim.content.representation is None:
@@ -197,8 +201,9 @@ class AskingEntry(LinkedEntry):
             else:
                 self._claims.cancel(claim)
                 self._resolve(inquiry)  # at once: who comes next asks for himself
-        if passed is not None:
-            passed.close()
+        for left in (passed, body):
+            if left is not None:
+                left.close()
         self._around.on_change(self)
 
     # -- answers ---------------------------------------------------------------
@@ -229,7 +234,7 @@ class AskingEntry(LinkedEntry):
                 self._demands.drop_left()
                 if not inquiry.terms.forbids_storing:  # else the next answer may be stored
                     self._let_pass()
-            handed = inquiry.waiting > 0 and inquiry.asker is not None
+            handed = inquiry.asker_waits
             inquiry.passed = fetch if handed else None
             self._resolve(inquiry)
             claim.cancelled = True

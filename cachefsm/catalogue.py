@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .credentials import Credentials, variant_key
 from .errors import EntryNotFound
-from .fields import value_of
+from .freshness import chosen_by
 from .keys import KeyRules
 from .models import EntryRecord, Store
 from .records import vary_from_json
@@ -50,7 +50,7 @@ class Catalogue:
         key = self._credentials.key(self._keys.key(url), terms.secrets)
         while terms.fresh_s is None and (record := self._registry.find(key)) is not None:
             selected_by = vary_from_json(record.vary)
-            chosen = tuple((name, value_of(terms.forwarded, name)) for name, _ in selected_by)
+            chosen = chosen_by((name for name, _ in selected_by), terms.forwarded)
             if chosen == selected_by:
                 break
             key = variant_key(key, chosen)

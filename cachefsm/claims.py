@@ -12,11 +12,12 @@ from itertools import count
 from math import inf
 from typing import Final
 
+from .bodies import PIECE_BYTES
 from .content import Content
-from .errors import CacheError
+from .errors import CacheError, OpenBody
 from .fields import Fields
 from .meters import RateMeter
-from .origin import PIECE_BYTES, Fetch
+from .origin import Fetch
 from .origins import OriginFacts
 from .parallel import WINDOW_BYTES, WINDOW_S, Seen, Trial, next_look_s, step
 from .ranges import END
@@ -35,6 +36,7 @@ LATELY_S: Final = 1.0
 """A rate that holds a connection back does so again and again: every slice of it."""
 
 _ids: Final = count(1)
+_files: Final = count(1)
 
 
 @dataclass(eq=False)
@@ -142,7 +144,8 @@ class Inquiry:
     ``end`` is how far the one answer has to go that cannot be joined with others.
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
-    with ``error``, or ``passed`` to the asker, or taken note of by the entry; ``status``
+    with ``error``, or ``passed`` to the asker, or taken note of by the entry; an error's
+    body that is ``open`` is the asker's, too; ``status``
     is the origin's where it said that what is stored is current, ``cookies`` are those
     that its answer sets, for the one who asked.
     """
@@ -159,6 +162,12 @@ class Inquiry:
     status: int | None = None
     cookies: tuple[tuple[str, str], ...] = ()
     passed: Fetch | None = None
+    open: OpenBody | None = None
+
+    @property
+    def asker_waits(self) -> bool:
+        """Whether there is somebody to hand an answer to that is for one alone."""
+        return self.asker is not None and self.waiting > 0
 
     def take(self, asker: object) -> Fetch | None:
         """Hand the answer that could not be shared to the one who asked for it."""
@@ -166,6 +175,13 @@ class Inquiry:
             return None
         passed, self.passed = self.passed, None
         return passed
+
+    def take_body(self, asker: object) -> OpenBody | None:
+        """Hand the error's body that is open to the one who asked for it."""
+        if asker is not self.asker:
+            return None
+        body, self.open = self.open, None
+        return body
 
 
 @dataclass(frozen=True)
@@ -223,6 +239,7 @@ class Claims:
     ) -> None:
         self.origin = origin
         self._on_move = on_move
+        self._file = next(_files)
         self._limits = limits
         self._claims: dict[int, Claim] = {}
         self._received_bytes = 0
@@ -254,7 +271,7 @@ class Claims:
     @property
     def at_work(self) -> int:
         """How many have been answered and have something left to bring."""
-        return sum(c.answered_s is not None and c.position < c.stop for c in self)
+        return sum(map(_is_at_work, self))
 
     def width(self, now_s: float) -> int:
         """Return how many connections there are to be, by what they have brought so far."""
@@ -292,9 +309,15 @@ class Claims:
 
     def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
         """Note that the origin has answered."""
-        self.origin.answered(now_s - claim.heard_s, accepts_ranges=accepts_ranges)
+        latency_s = now_s - claim.heard_s
+        self.origin.answered(latency_s, accepts_ranges=accepts_ranges, file=self._file)
         claim.answered_s = claim.heard_s = now_s
         claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
+
+    def refused(self, claim: Claim, error: Exception) -> bool:
+        """Say whether *error* is of one connection too many, which the origin is known by."""
+        others_come = any(other is not claim and _is_at_work(other) for other in self)
+        return self.origin.refused(error, self._file, others_come=others_come)
 
     def received(self, claim: Claim, stop: int, new_bytes: int, now_s: float) -> None:
         """Let *claim* go on at *stop*; of the bytes before, *new_bytes* had been missing."""
@@ -451,3 +474,7 @@ class Claims:
             {"position": claim.position, "stop": None if claim.stop == END else claim.stop}
             for claim in self._claims.values()
         ]
+
+
+def _is_at_work(claim: Claim) -> bool:
+    return claim.answered_s is not None and claim.position < claim.stop

@@ -218,7 +218,8 @@ def _refusal(response: http.client.HTTPResponse) -> CacheError:
     except ValueError:
         told = {"error": data.decode(errors="replace").strip() or f"status {response.status}"}
     if response.status == 409 and "event" in told:
-        return IllegalMove(told["event"], told["state"])
+        possible = told.get("possible", ())
+        return IllegalMove(told["event"], told["state"], told["error"], possible)
     if response.status == 404:
         return EntryNotFound(told["error"])
     error = CacheError(told["error"])

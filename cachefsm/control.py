@@ -84,10 +84,8 @@ class Control:
         try:
             return self._route(request)
         except IllegalMove as error:
-            return json_response(
-                {"error": str(error), "event": error.event, "state": error.state},
-                HTTPStatus.CONFLICT,
-            )
+            told = {"error": str(error), "event": error.event, "state": error.state}
+            return json_response({**told, "possible": list(error.possible)}, HTTPStatus.CONFLICT)
         except CacheError as error:
             return json_response({"error": str(error)}, error_status(error), error_fields(error))
 

@@ -62,7 +62,13 @@ class Downloader:
         """Return whether the body ended by itself, so that its end is the file's."""
         claim = self._claim
         asked = None if claim.plain else ByteRange(claim.position, claim.reach)
-        sent = Sent(claim.forwarded, claim.secrets, claim.conditions, claim.hands_on)
+        sent = Sent(
+            claim.forwarded,
+            claim.secrets,
+            claim.conditions,
+            hands_on=claim.hands_on,
+            keeps_open=claim.inquiry is not None,  # else there is nobody to hand it to
+        )
         with ExitStack() as stack:
             fetch = stack.enter_context(
                 self._origin.fetch(

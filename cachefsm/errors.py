@@ -8,14 +8,16 @@ credentials or query strings.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
 
 _Error = TypeVar("_Error", bound="CacheError")
+_Status = TypeVar("_Status", bound="OriginStatus")
 
 __all__ = [
     "AnotherVariant",
     "BadAnswer",
+    "BadRange",
     "CacheBusy",
     "CacheClosed",
     "CacheError",
@@ -26,6 +28,7 @@ __all__ = [
     "IllegalMove",
     "NotModified",
     "NotStored",
+    "OpenBody",
     "OriginError",
     "OriginRefused",
     "OriginStatus",
@@ -70,15 +73,25 @@ class UsageError(CacheError):
     status_hint = 400
 
 
+class BadRange(UsageError, ValueError):
+    """What is no range of a file's bytes: half-open, from 0, and not backwards."""
+
+
 class IllegalMove(CacheError):
-    """The lifecycle has no such event in this state; nothing has changed."""
+    """The lifecycle has no such event in this state; nothing has changed.
+
+    ``possible`` are the orders that there are in this state.
+    """
 
     status_hint = 409
 
-    def __init__(self, event: str, state: str) -> None:
-        super().__init__(f"cannot {event} an entry that is {state}")
+    def __init__(
+        self, event: str, state: str, message: str = "", possible: Sequence[str] = ()
+    ) -> None:
+        super().__init__(message or f"cannot {event} an entry that is {state}")
         self.event = event
         self.state = state
+        self.possible = tuple(possible)
 
 
 class EntryNotFound(CacheError):
@@ -189,12 +202,28 @@ class OriginRefused(OriginError):
     permanent = True
 
 
+class OpenBody(Protocol):
+    """A body that is still to be read, once; ``length`` is None if only its end will tell."""
+
+    length: int | None
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield it as it arrives; raise OriginError if it breaks off."""
+
+    def cancel(self) -> None:
+        """Make whoever reads it stop now; called from any thread."""
+
+    def close(self) -> None:
+        """Let its connection go."""
+
+
 class OriginStatus(OriginError):
     """The origin answered with a status other than 200 and 206.
 
     ``fields`` are those that may be passed on, ``body`` too, where it is known, and
     ``cookies`` to the one who asked; where the answer is given again, ``age_s`` is its
-    age in seconds.
+    age in seconds. A body that ``is_long`` is not kept: it is ``open`` to the first who
+    takes it.
 
     4xx means that the request is at fault and is permanent, but for 408, 421,
     425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
@@ -216,10 +245,31 @@ class OriginStatus(OriginError):
         self.body: bytes | None = None
         self.cookies: tuple[tuple[str, str], ...] = ()
         self.age_s: float | None = None
+        self.is_long = False
+        self.open: OpenBody | None = None
         self.permanent = status not in self._PASSING
         # A client may act on 4xx (log in, look elsewhere); an origin's 5xx is
         # ours to explain as a gateway.
         self.status_hint = status if 400 <= status < 500 else 502
+
+    @property
+    def is_for_one(self) -> bool:
+        """Whether who hears of it, and has not its body, had better ask for himself.
+
+        Not where the origin wants to be left in peace, and be it for an answer's body.
+        """
+        return self.is_long and self.retry_after_s is None
+
+    def again(self: _Status) -> _Status:
+        """Return the same error to be raised once more, without a body that is open."""
+        error = super().again()
+        error.open = None
+        return error
+
+    def take(self) -> OpenBody | None:
+        """Return the body that is open, if nobody has it yet; it is the caller's to close."""
+        body, self.open = self.open, None
+        return body
 
 
 class NotModified(OriginStatus):

@@ -24,6 +24,7 @@ __all__ = [
     "end_to_end",
     "format_http_date",
     "is_sendable",
+    "list_of",
     "members_of",
     "parse_digits",
     "parse_http_date",
@@ -62,6 +63,8 @@ MAX_SECONDS: Final = 2**31
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+#: A quoted string, which goes to the end if nothing ends it; a comma; anything else.
+_LIST_PART = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|,|[^",]+', re.DOTALL)
 _DIGITS = re.compile(r"[0-9]+")
 
 
@@ -79,6 +82,20 @@ def value_of(fields: Fields, name: str) -> str | None:
     that its grammar refuses, instead of a silent choice between them.
     """
     return ", ".join(dict.fromkeys(filter(None, values_of(fields, name)))) or None
+
+
+def list_of(text: str) -> str:
+    """Return a comma-separated list with its members as they are and ``", "`` between them.
+
+    A comma in a quoted string is none. Source: RFC 9110 §5.6.1, §5.6.3.
+    """
+    members = [""]
+    for part in _LIST_PART.finditer(text):
+        if part[0] == ",":
+            members.append("")
+        else:
+            members[-1] += part[0]
+    return ", ".join(member.strip(OWS) for member in members)
 
 
 def members_of(fields: Fields, name: str) -> list[str]:

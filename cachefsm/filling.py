@@ -15,6 +15,7 @@ from .content import Content
 from .demands import READER, Demand
 from .errors import (
     CacheError,
+    OpenBody,
     OriginStatus,
     OriginTimeout,
     RepresentationChanged,
@@ -190,8 +191,11 @@ class FillingEntry(AskingEntry):
             not_before_s = self._attempts.not_before_s
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
+            rests_s = self._claims.origin.rests_s()
             if wanted and not_before_s > now_s:
                 moments.append(not_before_s)
+            if wanted and rests_s is not None:
+                moments.append(now_s + rests_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
             return None if due is None else max(due, now_s + 0.05)
@@ -260,6 +264,7 @@ class FillingEntry(AskingEntry):
 
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None:
         """Take a claim back: done, or stopped by *error*; *at_end* if the body ended itself."""
+        body = error.take() if isinstance(error, OriginStatus) else None
         with self._letting_go():
             counts = not claim.cancelled and self._closed is None
             if claim.inquiry is not None and isinstance(error, OriginStatus):
@@ -274,8 +279,11 @@ class FillingEntry(AskingEntry):
                     # The database will not be told: memory stays as the row is.
                     self.refuse(refusal)
             self._ask_again(claim)
+            body = self._hand_on(body, claim.inquiry, error)
             urgent = self._content.is_here
             self._waiters.wake_all()
+        if body is not None:
+            body.close()
         self._around.on_dirty(self, urgent)
         self._around.on_change(self)
 
@@ -304,7 +312,7 @@ class FillingEntry(AskingEntry):
         """Say whether *error* is of one connection too many, which the origin is known by."""
         if error is None or _is_of_the_file(claim, error):
             return False
-        return self._claims.origin.refused(error)
+        return self._claims.refused(claim, error)
 
     def _ask_on(self, claim: Claim) -> None:
         """Ask once more, for all that is to be read: there will be no second answer to join."""
@@ -362,7 +370,10 @@ class FillingEntry(AskingEntry):
                 received_s=self._around.clock(),
                 guess_s=self._policy.retries.permanent_s,
             )
-            self._around.negatives.note(self.id, answer)
+            if error.is_for_one:
+                self._resolve(claim.inquiry, error)  # everybody else asks for himself
+            else:
+                self._around.negatives.note(self.id, answer)
         elif verdict is Verdict.TRY_AGAIN:
             self._try_again(claim, error)
         elif verdict is Verdict.CANNOT_STORE and isinstance(error, CacheError):
@@ -379,6 +390,15 @@ class FillingEntry(AskingEntry):
         else:
             cause = error if isinstance(error, CacheError) else unexpected(error)
             self._fail(cause, rest_s=self._policy.retries.rest_s(cause))
+
+    def _hand_on(
+        self, body: OpenBody | None, inquiry: Inquiry | None, error: Exception | None
+    ) -> OpenBody | None:
+        """Give *error*'s body to the one who asked; return it if nobody is told of that."""
+        if inquiry is None or inquiry.error is not error or not inquiry.asker_waits:
+            return body
+        inquiry.open = body
+        return None
 
     def _replace_stalled(self, now_s: float) -> None:
         """Break off streams that bring nothing, or next to nothing, for too long."""

@@ -8,14 +8,16 @@ keeping users apart is the job of the key.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, TypeAlias
 
-from .fields import Fields, members_of, parse_http_date, parse_seconds, value_of, without
+from .fields import Fields, list_of, members_of, parse_http_date, parse_seconds, value_of, without
 
 __all__ = [
     "HEURISTICALLY_CACHEABLE",
     "VaryKey",
+    "chosen_by",
     "current_age_s",
     "freshness_lifetime_s",
     "initial_age_s",
@@ -65,6 +67,22 @@ _DIRECTIVE = re.compile(
     r"(?P<name>[^\s=,\"]+)(?:=(?:\"(?P<quoted>(?:[^\"\\]|\\.)*)\"|(?P<token>[^\s,\"]*)))?[^,]*"
 )
 _QUOTED_PAIR = re.compile(r"\\(.)")
+#: Request fields that are lists by definition, so that white space around their commas means
+#: nothing. RFC 9110 §12.5, §7.6.3; RFC 7239, RFC 7240, RFC 9530; X-Forwarded-For by custom.
+_LISTS: Final = frozenset(
+    {
+        "accept",
+        "accept-charset",
+        "accept-encoding",
+        "accept-language",
+        "forwarded",
+        "prefer",
+        "via",
+        "want-content-digest",
+        "want-repr-digest",
+        "x-forwarded-for",
+    }
+)
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -277,9 +295,22 @@ def vary_key(stored_fields: Fields, request_fields: Fields) -> VaryKey | None:
     Source: RFC 9111 §4.1.
     """
     names = sorted(set(members_of(stored_fields, "Vary")))
-    if "*" in names:
-        return None
-    return tuple((name, value_of(request_fields, name)) for name in names)
+    return None if "*" in names else chosen_by(names, request_fields)
+
+
+def chosen_by(names: Iterable[str], request_fields: Fields) -> VaryKey:
+    """Return the fields called *names*, as they are compared: lists however they are spaced.
+
+    Whether their order, or case, means anything is for each origin to say.
+    Source: RFC 9111 §4.1.
+    """
+    chosen = []
+    for name in names:
+        value = value_of(request_fields, name)
+        if value is not None and name in _LISTS:
+            value = list_of(value)
+        chosen.append((name, value))
+    return tuple(chosen)
 
 
 def with_age(fields: Fields, age_s: float) -> tuple[tuple[str, str], ...]:

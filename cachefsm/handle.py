@@ -11,8 +11,8 @@ from .cachefile import BufferedCacheFile, CacheFile
 from .entry import LiveEntry
 from .errors import UsageError
 from .lifecycle import PERSON
-from .parts import wanted_parts
-from .ranges import END, ByteRange
+from .parts import part_of, wanted_parts
+from .ranges import ByteRange
 from .readers import Readers
 from .registry import Registry
 from .scheduler import Priority
@@ -96,9 +96,10 @@ class Entry:
             return entry.ranges()
 
     def has(self, start: int, stop: int) -> bool:
-        """Say whether ``[start, stop)``, clipped to the file, is here."""
+        """Say whether ``[start, stop)``, clipped to the file, is here; UsageError for no range."""
+        part = part_of(start, stop)
         with self._leased() as entry:
-            return entry.has(start, stop)
+            return entry.has(*part)
 
     def is_playable(self) -> bool:
         """Say whether a head and a tail are here, enough for a player to start."""
@@ -126,10 +127,12 @@ class Entry:
         """Wait until ``[start, stop)`` is here, fetching it if need be; False on timeout.
 
         Raises:
+            UsageError: that is no range.
             CacheError: why the bytes will not come, as soon as that is known.
         """
+        part = part_of(start, stop)
         with self._leased() as entry:
-            return entry.wait_for(start, stop, timeout)
+            return entry.wait_for(*part, timeout)
 
     def wait_playable(self, timeout: float | None = None) -> bool:
         """Wait until enough is here to start playing; as :meth:`wait_for`."""
@@ -155,10 +158,14 @@ class Entry:
         """Put the download in the queue: ``"person"`` goes before ``"prefetch"``.
 
         Ends a pause, and retries a failure; does nothing to a complete entry.
+
+        Raises:
+            UsageError: there is no such priority, or no such part.
         """
         asked_by, level = parse_priority(priority)
+        part = part_of(start, stop)
         with self._leased() as entry:
-            entry.start(asked_by, level, [(start, END if stop is None else stop)])
+            entry.start(asked_by, level, [part])
 
     def prefetch(
         self,
@@ -226,9 +233,13 @@ class Entry:
 
         *progress* is called with the bytes looked at so far and in all; *start* and
         *stop* limit the look. To fetch what was dropped again, :meth:`start` the entry.
+
+        Raises:
+            UsageError: that is no range.
         """
+        part = part_of(start, stop)
         with self._leased() as entry:
-            return verify(entry, progress, ByteRange(start, END if stop is None else stop))
+            return verify(entry, progress, part)
 
     def remove(self) -> None:
         """Forget the entry and delete its bytes; readers are cut off."""

@@ -140,6 +140,49 @@ class DownloadLifecycle(StateMachine):
         return subject.record
 
 
+#: Events that people order, by what they call them: on the command line, in Python, in JSON.
+_ORDERS: Final = {
+    "initialize": "prefetch",
+    "pause": "pause",
+    "resume": "resume",
+    "retry": "retry",
+    "cancel": "cancel",
+}
+
+
+_MOVES: Final = [
+    (str(state.value), str(move.event), str(move.target.value))
+    for state in DownloadLifecycle.states
+    for move in state.transitions
+]
+"""From which state, by which event, to which state."""
+
+
+def _refusal(event: str, record: EntryRecord) -> IllegalMove:
+    """Return the refusal of *event*, with what there is to be done about it.
+
+    Another order that leads where the event would; or that the entry is there already; or
+    else which orders there are.
+    """
+    targets = {target for _, name, target in _MOVES if name == event}
+    orders = {
+        order: target
+        for name, order in _ORDERS.items()
+        for move_from, move, target in _MOVES
+        if (move_from, move) == (record.state, name)
+    }
+    instead = [order for order, target in orders.items() if target in targets]
+    message = f"cannot {event} an entry that is {record.state}"
+    if event not in _ORDERS or event in orders:
+        pass  # nobody ordered it; or it is only too early
+    elif record.state in targets:
+        why = record.state_reason
+        message += f" ({why}) already" if why not in (None, PERSON) else " already"
+    elif orders:
+        message += f"; {instead[0]} it" if instead else f"; possible: {', '.join(orders)}"
+    return IllegalMove(event, record.state, message, tuple(orders))
+
+
 def is_resting(record: EntryRecord, now_s: float) -> bool:
     """Say whether the wait that a failure set lasts at *now_s*.
 
@@ -221,7 +264,7 @@ class Lifecycle:
                     machine.send(event, move=move)
                     records.append(subject.record)
         except TransitionNotAllowed as error:
-            raise IllegalMove(event, subject.record.state) from error
+            raise _refusal(event, subject.record) from error
         self.record = subject.record
         subject.nobody()
         _idle.append(machine)

@@ -19,15 +19,16 @@ from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote, urljoin
 
 import requests
-from urllib3.exceptions import HTTPError
 
 from .acceptance import Answer, read_answer, read_length
+from .bodies import PIECE_BYTES, Begun, Relayed, RequestBody, begin_body
 from .errors import (
-    BadAnswer,
+    NotModified,
     OriginError,
     OriginRefused,
     OriginStatus,
     OriginUnreachable,
+    UnsatisfiedByOrigin,
     UsageError,
 )
 from .fields import Fields, end_to_end, value_of, values_of
@@ -39,14 +40,7 @@ from .throttle import Pace, Throttle
 from .transport import Canceller, MayConnect, exchange, make_session
 from .urls import OriginUrl, parse_url
 
-__all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Relayed", "RequestBody", "Sent"]
-
-PIECE_BYTES: Final = 1 << 20
-"""The most one read returns. It returns what has arrived, so a slow origin's
-first bytes come at once; for a fast one 1 MiB moves 1.9 times what 64 KiB does."""
-
-SHORT_BODY_BYTES: Final = 1 << 20
-"""How much of an answer that is no file, an error's page say, is kept to be passed on."""
+__all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Sent"]
 
 IDLE_PER_ORIGIN: Final = 4
 IDLE_MOST: Final = 32
@@ -60,6 +54,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class OriginOptions:
     """How origins are spoken to; times in seconds.
 
+    An answer that is no file is kept if all of it comes within ``short_body_s``.
     ``may_visit`` decides on every hop, the first one included, and ``may_connect``
     on every address that a name leads to; ``fields_for`` gives an origin's own
     request fields, credentials among them.
@@ -67,6 +62,7 @@ class OriginOptions:
 
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 20.0
+    short_body_s: float = 5.0
     redirects: int = 10
     user_agent: str = "cachefsm"
     may_visit: Callable[[OriginUrl], bool] = lambda _url: True
@@ -80,13 +76,15 @@ class Sent:
 
     ``forwarded`` are a client's fields, ``secrets`` those that only the origin of the
     URL itself gets, not where it redirects to, ``conditions`` ask whether something
-    stored is current. With ``hands_on`` a redirect is not followed.
+    stored is current. With ``hands_on`` a redirect is not followed, and with
+    ``keeps_open`` an answer that is no file comes with its body, however long that is.
     """
 
     forwarded: Fields = ()
     secrets: Fields = ()
     conditions: Fields = ()
     hands_on: bool = False
+    keeps_open: bool = False
 
 
 _NOTHING_ELSE: Final = Sent()
@@ -160,51 +158,6 @@ class Fetch:
         return data
 
 
-class RequestBody(Protocol):
-    """A body to pass on, in pieces; ``length`` in bytes, None if only its end will tell."""
-
-    length: int | None
-
-    def __iter__(self) -> Iterator[bytes]: ...
-
-
-class Relayed:
-    """An answer passed back as it is; a context manager that always lets go.
-
-    ``fields`` are end-to-end, repeated ones kept apart; ``length`` is None if only the
-    end of the body will tell.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        fields: Fields,
-        length: int | None,
-        response: requests.Response,
-        pace: Pace,
-    ) -> None:
-        self.status = status
-        self.fields = fields
-        self.length = length
-        self._response = response
-        self._pace = pace
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the body as it arrives; raise OriginError if it breaks off."""
-        received = 0
-        while True:
-            with translated():
-                size = self._pace.allow(PIECE_BYTES)
-                data: bytes = self._response.raw.read1(size, decode_content=False)
-            self._pace.came(len(data))
-            if not data:
-                break
-            received += len(data)
-            yield data
-        if self.length is not None and received < self.length:
-            raise OriginUnreachable(f"the body ended at {received}, {self.length} was promised")
-
-
 class Fetches(Protocol):
     """What is asked of an origin by those who fetch; see :meth:`OriginClient.fetch`."""
 
@@ -227,8 +180,10 @@ class OriginClient:
         options: OriginOptions | None = None,
         clock: Callable[[], float] = time.time,
         throttle: Throttle | None = None,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options or OriginOptions()
+        self._ticks = ticks
         self._throttle = throttle or Throttle()
         self.name = f"cachefsm-{secrets.token_hex(4)}"
         """What it calls itself to origins, so that a request that comes round is known."""
@@ -301,10 +256,7 @@ class OriginClient:
                 )
                 keep = True
             except OriginStatus as refusal:
-                refusal.body = _short_body(response)
-                keep = refusal.body is not None
-                if keep:
-                    self._finish(url.origin, session, response, reuse=True)
+                keep = self._keep_body(refusal, url, session, response, canceller, sent)
                 raise
             finally:
                 if not keep:
@@ -344,10 +296,51 @@ class OriginClient:
         try:
             told = list(response.raw.headers.items())
             length = read_length(method, response.status_code, told, response.raw.version)
-            pace = self._pace(url, canceller)
-            yield Relayed(response.status_code, end_to_end(told), length, response, pace)
+            yield self._relayed(url, session, response, canceller, Begun(length))
         finally:
             _discard(session, response)
+
+    def _keep_body(
+        self,
+        refusal: OriginStatus,
+        url: OriginUrl,
+        session: requests.Session,
+        response: requests.Response,
+        canceller: Canceller,
+        sent: Sent,
+    ) -> bool:
+        """Give *refusal* its body, whole or open; return whether the connection is kept for it."""
+        begun = begin_body(response, self._ticks, self._options.short_body_s)
+        if begun is None:
+            return False
+        if begun.is_whole:
+            refusal.body = begun.data
+            self._finish(url.origin, session, response, reuse=True)
+            return True
+        # To a part that is not there, and to a condition, there are other answers.
+        refusal.is_long = not isinstance(refusal, (NotModified, UnsatisfiedByOrigin))
+        if not (refusal.is_long and sent.keeps_open):
+            return False
+        refusal.open = self._relayed(url, session, response, canceller, begun)
+        return True
+
+    def _relayed(
+        self,
+        url: OriginUrl,
+        session: requests.Session,
+        response: requests.Response,
+        canceller: Canceller,
+        begun: Begun,
+    ) -> Relayed:
+        return Relayed(
+            response.status_code,
+            end_to_end(list(response.raw.headers.items())),
+            response,
+            self._pace(url, canceller),
+            begun=begun,
+            cancel=canceller.cancel,
+            on_close=partial(_discard, session, response),
+        )
 
     def _pace(self, url: OriginUrl, canceller: Canceller) -> Pace:
         canceller.then = self._throttle.wake
@@ -447,17 +440,6 @@ def _secrets(url: OriginUrl, sent: Sent) -> dict[str, str]:
     if url.userinfo is not None and not any(name.lower() == "authorization" for name in own):
         own["Authorization"] = _basic(url.userinfo)
     return own
-
-
-def _short_body(response: requests.Response) -> bytes | None:
-    """Return the body of an answer that is no file, None if it is long, or broken."""
-    try:
-        told = list(response.raw.headers.items())
-        read_length("GET", response.status_code, told, response.raw.version)
-        body: bytes = response.raw.read(SHORT_BODY_BYTES + 1, decode_content=False)
-    except (requests.RequestException, HTTPError, OSError, ValueError, BadAnswer):
-        return None  # the status says the main thing, and that came
-    return body if len(body) <= SHORT_BODY_BYTES else None
 
 
 def _basic(userinfo: str) -> str:

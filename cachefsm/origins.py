@@ -4,6 +4,13 @@ One :class:`OriginFacts` for each origin (scheme, host and port), shared by its
 entries and kept from one run to the next. How many connections are worth while is
 found out by :mod:`cachefsm.parallel`; how many are too many is what the origin says,
 with a 429 or 503, or by refusing or resetting connections while others stand.
+
+Not each of those is about connections: a file may be unavailable by itself, or be so at
+that moment. What tells them apart is who else gets through. A 429, or a refusal of one
+connection of a file that others bring, is about their number. A file of which nothing comes
+makes but one suspicion, which holds for seconds. If another file is refused as well, or the
+same comes with fewer connections and is refused with more, there were too many. If it is
+refused with fewer, it is the file, and what was suspected is forgotten.
 """
 
 from __future__ import annotations
@@ -12,7 +19,9 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from http import HTTPStatus
 from typing import Final
 
 from .errors import OriginStatus, OriginUnreachable
@@ -41,11 +50,40 @@ BLAME_S: Final = 2.0
 """A connection that breaks within this time after another one was begun may have had
 to make room for it; later, it just broke."""
 
+SUSPECTED_S: Final = 1.0
+"""For how long there are fewer connections because of one file of which nothing comes:
+time enough to ask for it with fewer."""
+
+ONE_REASON_S: Final = 60.0
+"""Refusals within this time have the same reason."""
+
 REMEMBERED: Final = 1000
 """How many origins are known at a time, those that were last asked for anything."""
 
 WEIGHT: Final = 0.3
 """How much the newest measurement counts in an average."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What the refusal of a file has changed, and when; and whether the file *came* since.
+
+    It came with no more than *most* connections, or this would be settled.
+    """
+
+    before: OriginRecord
+    most: int
+    most_until: float
+    at_s: float
+    came: bool = False
+
+
+class _Blame(Enum):
+    """What was refused: one connection too many, maybe so, or the file whatever the number."""
+
+    NUMBER = auto()
+    MAYBE_NUMBER = auto()
+    FILE = auto()
 
 
 class OriginFacts:
@@ -61,6 +99,7 @@ class OriginFacts:
         self._standing: set[int] = set()
         self._broken_at = 0.0
         self._begun_at = 0.0
+        self._refusals: dict[int, _Refusal | None] = {}  # by file; None: it is the file
 
     @property
     def record(self) -> OriginRecord:
@@ -73,6 +112,12 @@ class OriginFacts:
         with self._lock:
             record = self._record
             return OriginView(record.rate_bytes_s, record.latency_s, self._most())
+
+    def rests_s(self) -> float | None:
+        """Return in how many seconds one more connection is tried, None if that is not awaited."""
+        with self._lock:
+            left_s = self._record.most_until - self._clock()
+            return left_s if self._record.most is not None and left_s > 0 else None
 
     def changes(self) -> OriginRecord | None:
         """Return the record if it differs from when it was last asked for, else None."""
@@ -93,10 +138,15 @@ class OriginFacts:
         with self._lock:
             self._standing.discard(connection)
 
-    def answered(self, latency_s: float, *, accepts_ranges: bool) -> None:
-        """Note that a connection has brought an acceptable answer, after *latency_s*."""
+    def answered(self, latency_s: float, *, accepts_ranges: bool, file: int = 0) -> None:
+        """Note that a connection has brought an acceptable answer of *file*, after *latency_s*."""
         with self._lock:
             known = self._record
+            refusal = self._refusals.get(file)
+            if refusal is None or len(self._standing) > refusal.most:
+                self._refusals.pop(file, None)
+            else:
+                self._refusals[file] = replace(refusal, came=True)
             changes = {
                 "latency_s": _average(known.latency_s, latency_s),
                 "accepts_ranges": accepts_ranges,
@@ -117,25 +167,65 @@ class OriginFacts:
         with self._lock:
             self._note(connections=connections)
 
-    def refused(self, error: Exception) -> bool:
+    def refused(self, error: Exception, file: int, *, others_come: bool) -> bool:
         """Take note of an attempt's *error*; say whether it was one connection too many.
 
-        To be called before the connection is counted out.
+        To be called before the connection is counted out. *others_come* says that other
+        connections bring parts of the same *file*.
         """
         if not says_too_many(error):
             return False
+        is_said = others_come or _is_status(error, HTTPStatus.TOO_MANY_REQUESTS)
         with self._lock:
             standing, now_s = len(self._standing), self._clock()
-            if standing < 2:
+            blame = _Blame.NUMBER if is_said else self._blame(file, standing, now_s)
+            if standing < 2 or blame is _Blame.FILE:
                 return False  # that is what it says to anybody
             if isinstance(error, OriginUnreachable):
                 last_s, self._broken_at = self._broken_at, now_s
                 if now_s > self._begun_at + BLAME_S or now_s < last_s + ONE_CAUSE_S:
                     return False
-            self._lower(standing - 1, now_s, _retry_after_s(error))
+            before = self._record
+            if blame is _Blame.NUMBER:
+                self._lower(standing - 1, now_s, _retry_after_s(error))
+            else:
+                self._note(most=standing - 1, most_until=now_s + SUSPECTED_S)
+                _log.info("%s: maybe no more than %d connections", before.origin, standing - 1)
+            self._remember(file, _Refusal(before, standing - 1, self._record.most_until, now_s))
             return True
 
     # -- with the lock held ----------------------------------------------------
+
+    def _blame(self, file: int, standing: int, now_s: float) -> _Blame:
+        """Return what is to be made of a refusal that may be about *file* alone."""
+        if file in self._refusals:
+            refusal = self._refusals[file]
+            if refusal is None:
+                return _Blame.FILE
+            if standing <= refusal.most:
+                self._take_back(refusal)
+                self._remember(file, None)
+                return _Blame.FILE
+            if now_s < refusal.at_s + ONE_REASON_S:
+                return _Blame.NUMBER if refusal.came else _Blame.FILE
+        return _Blame.NUMBER if self._are_others_refused(file, now_s) else _Blame.MAYBE_NUMBER
+
+    def _take_back(self, refusal: _Refusal) -> None:
+        known, before = self._record, refusal.before
+        if (known.most, known.most_until) == (refusal.most, refusal.most_until):
+            self._note(most=before.most, most_until=before.most_until, rest_s=before.rest_s)
+
+    def _are_others_refused(self, file: int, now_s: float) -> bool:
+        return any(
+            refusal is not None and other != file and now_s < refusal.at_s + ONE_REASON_S
+            for other, refusal in self._refusals.items()
+        )
+
+    def _remember(self, file: int, refusal: _Refusal | None) -> None:
+        self._refusals.pop(file, None)
+        self._refusals[file] = refusal
+        while len(self._refusals) > REMEMBERED:
+            del self._refusals[next(iter(self._refusals))]
 
     def _most(self) -> int:
         known = self._record
@@ -197,6 +287,10 @@ def says_too_many(error: Exception) -> bool:
     if isinstance(error, OriginStatus):
         return error.status in (429, 503)
     return isinstance(error, OriginUnreachable)
+
+
+def _is_status(error: Exception, status: int) -> bool:
+    return isinstance(error, OriginStatus) and error.status == status
 
 
 def _retry_after_s(error: Exception) -> float:

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import index
 
-from .errors import UsageError
-from .ranges import END
+from .errors import BadRange, UsageError
+from .ranges import END, ByteRange
 from .units import parse_size
 
-__all__ = ["Parts", "parse_part", "wanted_parts"]
+__all__ = ["Parts", "parse_part", "part_of", "wanted_parts"]
 
 Parts = list[tuple[int, int | None]]
 """Half-open byte ranges; a stop of None is the end."""
+
+
+def part_of(start: int, stop: int | None) -> ByteRange:
+    """Return ``[start, stop)``, to the end if *stop* is None.
+
+    Raises:
+        BadRange: there is no such part of any file, be it an empty one.
+    """
+    try:
+        found = index(start), END if stop is None else min(index(stop), END)
+    except TypeError as error:
+        raise BadRange(f"there is no byte from {start!r} to {stop!r}") from error
+    if not 0 <= found[0] <= found[1]:
+        raise BadRange(f"there is no byte from {start} to {stop}")
+    return ByteRange(*found)
 
 
 def wanted_parts(
@@ -24,14 +40,14 @@ def wanted_parts(
     Raises:
         UsageError: one of them has no byte in it.
     """
-    parts = [(start, END if stop is None else stop) for start, stop in ranges or ()]
+    parts: list[tuple[int, int]] = [part_of(start, stop) for start, stop in ranges or ()]
     if head is not None:
         parts.append((0, parse_size(head)))
     elif ranges is None:
         parts.append((0, END))
     for start, stop in parts:
-        if not 0 <= start < stop:
-            raise UsageError(f"there is no byte from {start} to {stop}")
+        if start == stop:
+            raise BadRange(f"there is no byte from {start} to {stop}")
     if not parts:
         raise UsageError("no part of the file is named")
     return parts

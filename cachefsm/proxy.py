@@ -32,6 +32,7 @@ from .forwarding import one_hop_less, relayed_fields, terms_of, visited
 from .freshness import invalidates
 from .pages import Pages
 from .playlists import is_playlist, paths_named
+from .reader import Reader
 from .relay import outdated_by, relay
 from .representation import Representation
 from .routes import NotFound, Routes
@@ -56,6 +57,9 @@ VERSION_TRIES: Final = 3
 
 NEVER_PASSED: Final = ("CONNECT", "TRACE")
 """One is not about a resource; the other would show pages the fields that mounts set."""
+
+_USUALLY_PASSED: Final = ("OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+"""What an ``Allow`` names of the methods that a mount passes: the others have no end."""
 
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -220,13 +224,11 @@ class Proxy:
         if visited(request.fields, self._cache.name):
             return plain(HTTPStatus.LOOP_DETECTED, "this request has come by here before")
         if request.method not in ("GET", "HEAD"):
-            if mount is not None and mount.rules.passes and request.method not in NEVER_PASSED:
-                return self._relay(request, mount, url)
-            return plain(
-                HTTPStatus.METHOD_NOT_ALLOWED,
-                f"{request.method} is not served here; only GET and HEAD are",
-                [("Allow", "GET, HEAD")],
-            )
+            if mount is None or not mount.rules.passes:
+                return _not_allowed(f"{request.method} is not served here; only GET and HEAD are")
+            if request.method in NEVER_PASSED:
+                return _not_allowed(f"{request.method} is never passed on", _USUALLY_PASSED)
+            return self._relay(request, mount, url)
         terms = self._terms(request, mount)
         return self._serve_entry(
             request, lambda: self._cache.find_variant(str(url), terms), terms, url
@@ -312,9 +314,23 @@ class Proxy:
                         raise
                     _log.info("%s: %s; beginning again", request.shown_target, error)
                 except OriginStatus as error:
-                    if url is not None:
-                        error.fields = self._routes.leading_here(request.path, url, error.fields)
-                    return error_response(error, via=self._cache.via, news=news)
+                    return self._refusal(request, url, error, news)
+
+    def _refusal(
+        self,
+        request: Request,
+        url: OriginUrl | None,
+        error: OriginStatus,
+        news: News,
+        reader: Reader | None = None,
+    ) -> Response:
+        """Return the origin's answer that is no file; *reader* has its body, if it is open."""
+        if url is not None:
+            error.fields = self._routes.leading_here(request.path, url, error.fields)
+        via = self._cache.via
+        if reader is None:
+            return error_response(error, via=via, news=news)
+        return error_response(error, via=via, news=news, opened=reader.body, on_close=reader.close)
 
     def _serve_version(
         self, request: Request, entry_id: int, terms: Terms, news: News, url: OriginUrl | None
@@ -340,6 +356,8 @@ class Proxy:
                     request, reader.entry.url, representation, pieces
                 ),
             )
+        except OriginStatus as error:
+            return self._refusal(request, url, error, news, reader)
         except BaseException:
             reader.close()
             raise
@@ -353,7 +371,8 @@ class Proxy:
         if request.method == "OPTIONS":
             fields, hops = one_hop_less(fields)
             if not hops:
-                return Response(HTTPStatus.NO_CONTENT, note="asked of the last hop")
+                told = [_allow(_USUALLY_PASSED)]
+                return Response(HTTPStatus.NO_CONTENT, told, note="asked of the last hop")
         response, answer = relay(
             request,
             url,
@@ -367,6 +386,14 @@ class Proxy:
             for outdated in outdated_by(answer, url):
                 self._cache.outdate(str(outdated), f"{request.method} may have changed it")
         return response
+
+
+def _allow(passed: Sequence[str] = ()) -> tuple[str, str]:
+    return ("Allow", ", ".join(("GET", "HEAD", *passed)))
+
+
+def _not_allowed(line: str, passed: Sequence[str] = ()) -> Response:
+    return plain(HTTPStatus.METHOD_NOT_ALLOWED, line, [_allow(passed)])
 
 
 class Server:

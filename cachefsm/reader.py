@@ -13,13 +13,20 @@ from typing import Final, cast
 from .content import Content
 from .demands import Demand
 from .entry import LiveEntry
-from .errors import NotStored, StorageError, WaitCancelled, WaitTimeout
+from .errors import (
+    NotStored,
+    OpenBody,
+    OriginStatus,
+    StorageError,
+    WaitCancelled,
+    WaitTimeout,
+)
 from .fields import Fields
 from .origin import Fetch, Fetches, Sent
 from .ranges import END, ByteRange
 from .readahead import ReadAhead
 from .representation import Representation
-from .settling import News, Settling
+from .settling import News, PastTheCache, Settling
 from .straight import Straight
 from .terms import ANY_TERMS, Terms
 from .transport import Canceller
@@ -102,11 +109,14 @@ class Reader:
         self._stop = END  # how far bytes are wanted
         self._settled = False
         self._straight: Straight | None = None
+        self.body: OpenBody | None = None
+        """That of the OriginStatus which was raised last, if it is this reader's alone."""
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
         self._resources.callback(entry.cancel_on_close(self._cancel_io))
         self._resources.callback(entry.detach, self._content)
+        self._resources.callback(self._let_body_go)
 
     @property
     def content(self) -> Content:
@@ -145,6 +155,9 @@ class Reader:
         straight = self._straight
         if straight is not None:
             straight.cancel()
+        body = self.body
+        if body is not None:
+            body.cancel()
 
     def representation(
         self, start: int = 0, stop: int = END, *, reads_on: bool = False
@@ -177,11 +190,18 @@ class Reader:
             self._terms,
             self.news,
             timeout_s=self._options.first_byte_timeout_s,
+            hold=self._hold,
             watch=lambda: self._watch(self),
             is_cancelled=lambda: self._cancelled,
         )
         farthest = self._ahead.farthest(start, stop)
-        past = settling.settle(start, stop, farthest=farthest, end=end)
+        try:
+            past = settling.settle(start, stop, farthest=farthest, end=end)
+        except OriginStatus as error:
+            if not error.is_for_one or self.body is not None:
+                raise
+            self.news.collapsed = False
+            past = PastTheCache(end, is_private=True)
         if past is not None:
             straight = self._go_straight(start, past.stop, None, past.fetch)
             self.own_fields = straight.fields if past.is_private else None
@@ -241,7 +261,9 @@ class Reader:
             if self.available(start, stop) > start:
                 # From now on its bytes stay readable, whatever becomes of the entry.
                 self.entry.open_file(self._content)
-        except StorageError:
+        except (StorageError, OriginStatus) as error:
+            if isinstance(error, OriginStatus) and not error.is_for_one:
+                raise
             self._go_straight(start, stop, self._content.representation)
 
     def spans(self, start: int, stop: int) -> Iterator[ByteRange | bytes]:
@@ -393,7 +415,31 @@ class Reader:
 
     def _ask_origin(self, *, asked: ByteRange | None, held: Representation | None) -> Fetch:
         terms = self._terms
-        sent = Sent(terms.forwarded, terms.secrets, terms.directives, terms.hands_on)
-        return self._origin.fetch(
-            self.entry.url, asked, held=held, canceller=self._canceller, sent=sent
+        sent = Sent(
+            terms.forwarded,
+            terms.secrets,
+            terms.directives,
+            hands_on=terms.hands_on,
+            keeps_open=True,
         )
+        try:
+            return self._origin.fetch(
+                self.entry.url, asked, held=held, canceller=self._canceller, sent=sent
+            )
+        except OriginStatus as error:
+            self._hold(error.take())
+            if terms.cookies:
+                self.news.cookies = error.cookies
+            raise
+
+    def _hold(self, body: OpenBody | None) -> None:
+        """Keep a body that nobody else gets, until somebody reads it or the reader closes."""
+        self._let_body_go()
+        if body is not None:
+            self.body = body
+            self._resources.enter_context(self._watch(self))  # as where it goes straight
+
+    def _let_body_go(self) -> None:
+        body, self.body = self.body, None
+        if body is not None:
+            body.close()

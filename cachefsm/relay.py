@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import Final
 from urllib.parse import urljoin
 
+from .bodies import Relayed
 from .errors import UsageError
 from .fields import Fields, value_of, without
-from .origin import OriginClient, Relayed
+from .origin import OriginClient
 from .transport import Canceller
 from .urls import OriginUrl, parse_url
 from .web import Request, Response

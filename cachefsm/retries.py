@@ -10,6 +10,7 @@ from enum import Enum, auto
 from .content import Content
 from .errors import (
     OriginError,
+    OriginStatus,
     RepresentationChanged,
     StorageError,
     UnsatisfiedByOrigin,
@@ -106,6 +107,8 @@ class RetryPolicy:
         asked = self._asked_s(error)
         if asked is not None:
             return asked
+        if isinstance(error, OriginStatus) and error.is_for_one:
+            return 0.0  # nothing is there to be told meanwhile
         permanent = isinstance(error, OriginError) and error.permanent
         return self.permanent_s if permanent else self.exhausted_s
 

@@ -13,7 +13,14 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from .clientsocket import FileSlice
-from .errors import CacheError, NotModified, OriginStatus, RangeNotSatisfiable, StorageError
+from .errors import (
+    CacheError,
+    NotModified,
+    OpenBody,
+    OriginStatus,
+    RangeNotSatisfiable,
+    StorageError,
+)
 from .fields import Fields, format_http_date, is_sendable, without
 from .freshness import with_age
 from .multipart import Multipart, Part
@@ -128,16 +135,25 @@ def respond(
     )
 
 
-def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Response:
+def error_response(
+    error: CacheError,
+    *,
+    via: str,
+    news: News = _NO_NEWS,
+    opened: OpenBody | None = None,
+    on_close: Callable[[], None] = lambda: None,
+) -> Response:
     """Return what a client is told of *error*: the origin's own answer, where there is one.
 
-    *news* is how it came about, if that is known.
+    *news* is how it came about, if that is known. Its body may be *opened* for this client
+    alone; it is let go by *on_close*.
     """
-    if not isinstance(error, OriginStatus) or not _can_be_passed_on(error):
+    if not isinstance(error, OriginStatus) or not _can_be_passed_on(error, opened):
+        on_close()
         return plain(error_status(error), str(error), error_fields(error))
-    fields, body = error.fields, error.body
-    if body is None:
-        body = f"{error}; its body did not come, or is too long\n".encode()
+    fields, body = error.fields, error.body or b""
+    if error.body is None and opened is None:
+        body = f"{error}; its body did not come\n".encode()
         kept = [field for field in fields if not _ABOUT_A_BODY.match(field[0])]
         fields = (*kept, ("Content-Type", "text/plain; charset=utf-8"))
     if error.age_s is None:
@@ -147,17 +163,22 @@ def error_response(error: CacheError, *, via: str, news: News = _NO_NEWS) -> Res
         fields, words = with_age(fields, error.age_s), ["hit"]
     status = "; ".join(["cachefsm", *words])
     told = [*fields, *news.cookies, ("Via", via), ("Cache-Status", status)]
-    return Response(error.status, told, [body], length=len(body), note=status)
+    pieces: Iterable[bytes] = [body]
+    length: int | None = len(body)
+    if opened is not None:
+        pieces, length = opened.pieces(), opened.length
+    return Response(error.status, told, pieces, length=length, note=status, on_close=on_close)
 
 
-def _can_be_passed_on(error: OriginStatus) -> bool:
+def _can_be_passed_on(error: OriginStatus, opened: OpenBody | None) -> bool:
     """Say whether it is an answer to a request for a file, and all that matters of it came.
 
     To a question without a condition a 304 is none, and a 101 never is.
     """
     if isinstance(error, NotModified) or error.status < HTTPStatus.OK:
         return False
-    return error.body is not None or error.status >= HTTPStatus.MULTIPLE_CHOICES
+    has_body = error.body is not None or opened is not None
+    return has_body or error.status >= HTTPStatus.MULTIPLE_CHOICES
 
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:

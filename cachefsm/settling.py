@@ -21,6 +21,7 @@ from .errors import (
     AnotherVariant,
     CacheError,
     NotStored,
+    OpenBody,
     OriginError,
     OriginStatus,
     StorageError,
@@ -79,8 +80,9 @@ class PastTheCache:
 class Settling:
     """One reader's way to something that it may serve; used by one thread.
 
-    *news* is told what comes of it. While it waits it holds what *watch* gives, for as
-    long as *timeout_s* and until the reader *is_cancelled*.
+    *news* is told what comes of it, and an error's body that is the reader's alone goes
+    to *hold*. While it waits it holds what *watch* gives, for as long as *timeout_s* and
+    until the reader *is_cancelled*.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Settling:
         news: News,
         *,
         timeout_s: float,
+        hold: Callable[[OpenBody | None], None],
         watch: Callable[[], AbstractContextManager[object]],
         is_cancelled: Callable[[], bool],
     ) -> None:
@@ -99,6 +102,7 @@ class Settling:
         self._terms = terms
         self._news = news
         self._timeout_s = timeout_s
+        self._hold = hold
         self._watch = watch
         self._is_cancelled = is_cancelled
 
@@ -141,6 +145,7 @@ class Settling:
                 return PastTheCache(stop, fetch, is_private=True)
             if error is not None:
                 self._bear(error)
+                self._hold(None)
                 break
         if not entry.selects(content, terms):
             raise AnotherVariant("what is stored answers requests with other fields")
@@ -158,6 +163,7 @@ class Settling:
         try:
             error = self._await(inquiry)
             fetch = inquiry.take(self)
+            self._hold(inquiry.take_body(self))
         finally:
             if self._terms.cookies and inquiry.asker is self:
                 news.cookies = inquiry.cookies

@@ -10,6 +10,7 @@ import zipfile
 from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,32 @@ def test_part_of_a_file_can_be_started(open_cache: OpenCache, origin: Origin) ->
     assert film.wait_for(200_000, 300_000, WAIT_S)
     assert film.ranges == [ByteRange(200_000, 300_000)]
     assert [request.range for request in origin.requests] == ["bytes=200000-299999"]
+
+
+@pytest.mark.parametrize("ask", ["has", "wait_for", "start", "verify", "prefetch"])
+@pytest.mark.parametrize(
+    "part", [(-1, 2), (-2, -1), (5, 2), (0.5, 2), (0, "2"), (None, 2), (2**70, 2**71), (nan, nan)]
+)
+def test_what_is_no_part_of_a_file_is_refused(film: Entry, ask: str, part: tuple) -> None:
+    start, stop = part
+    asks = {
+        "has": lambda: film.has(start, stop),
+        "wait_for": lambda: film.wait_for(start, stop, WAIT_S),
+        "start": lambda: film.start(start=start, stop=stop),
+        "verify": lambda: film.verify(start=start, stop=stop),
+        "prefetch": lambda: film.prefetch(ranges=[part]),
+    }
+    with pytest.raises(UsageError, match="there is no byte from") as caught:
+        asks[ask]()
+    assert isinstance(caught.value, ValueError)  # as it was once
+    assert film.state == "not_started"
+
+
+def test_a_part_may_be_empty_or_go_on_behind_the_end(film: Entry) -> None:
+    assert film.wait_for(5, 2**70, WAIT_S)
+    assert film.has(5, 2**70)
+    assert film.has(5, 5)
+    assert not film.verify(start=5, stop=2**70).damaged
 
 
 def test_an_unknown_priority_is_refused(film: Entry) -> None:

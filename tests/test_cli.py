@@ -451,6 +451,18 @@ def test_orders_do_the_same_whoever_has_the_cache(
     assert here("list", "--json").json() == []
 
 
+def test_an_order_that_cannot_be_says_which_can(
+    cli: CommandLine, here: Run, held: str, origin: Origin, film: str
+) -> None:
+    origin.script(status(404), times=None)
+    here("get", film).failed_in_one_line()
+    said = here("resume", film).failed_in_one_line()
+    assert said == f"cachefsm: {film}: cannot resume an entry that is failed; retry it\n"
+    said = here("cancel", film).failed_in_one_line()
+    why = "failed (the origin answered 404) already"
+    assert said == f"cachefsm: {film}: cannot cancel an entry that is {why}\n"
+
+
 def test_orders_move_a_download_that_a_server_makes(
     cli: CommandLine, here: Run, origin: Origin, film: str
 ) -> None:
@@ -460,9 +472,13 @@ def test_orders_move_a_download_that_a_server_makes(
         assert hold.reached.wait(10)
         assert here("pause", film).text == f"entry 1 is paused (by a person): {film}\n"
         said = here("pause", film).failed_in_one_line()
-        assert said == f"cachefsm: {film}: cannot pause an entry that is paused\n"
+        assert said == f"cachefsm: {film}: cannot pause an entry that is paused already\n"
         assert here("resume", 1).text == f"entry 1 goes on: {film}\n"
         assert here("cancel", 1).text == f"entry 1 is failed (cancelled): {film}\n"
+        said = here("cancel", 1).failed_in_one_line()
+        assert (
+            said == "cachefsm: entry 1: cannot cancel an entry that is failed (cancelled) already\n"
+        )
         assert here("retry", 1).text == f"entry 1 goes on: {film}\n"
         hold.release()
         assert here("get", film).status == 0

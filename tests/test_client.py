@@ -31,13 +31,15 @@ def test_every_request_carries_the_token(origin: Origin, server: ServedCache) ->
 
 
 def test_refusals_come_as_the_errors_that_they_were(origin: Origin, server: ServedCache) -> None:
-    move = {"error": "cannot", "event": "pause", "state": "complete"}
+    move = {"error": "cannot; resume it", "event": "retry", "state": "paused"}
+    move["possible"] = ["resume"]  # type: ignore[assignment]
     origin.script(status(409, body=json.dumps(move).encode()), nth=1)
     origin.script(status(404, body=b'{"error": "there is no entry 1"}'), nth=2)
     origin.script(status(401, body=b"control needs the token\n"), nth=3)
     with pytest.raises(IllegalMove) as illegal:
         server.find(1)
-    assert (illegal.value.event, illegal.value.state) == ("pause", "complete")
+    assert (illegal.value.event, illegal.value.state) == ("retry", "paused")
+    assert (illegal.value.possible, str(illegal.value)) == (("resume",), "cannot; resume it")
     with pytest.raises(EntryNotFound, match="there is no entry 1"):
         server.find(1)
     with pytest.raises(CacheError, match="control needs the token") as refused:

@@ -294,6 +294,41 @@ def test_the_key_is_the_fields_that_vary_names() -> None:
     assert vary_key(stored, asked) == (("accept", "a, b"), ("origin", None))
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("Accept-Language", ["de,fr;q=0.5"], ["de , \tfr;q=0.5"]),
+        ("Accept-Language", ["de, fr"], ["de", " fr"]),
+        ("accept", ['a/b;c="d,e",f/g'], ['a/b;c="d,e" ,f/g']),
+        ("Accept", ['a/b;c="d\\",e"', "f"], ['a/b;c="d\\",e",f']),
+        ("Prefer", ["wait=1,x"], ["wait=1, x"]),
+    ],
+)
+def test_white_space_between_members_and_lines_of_a_list_make_no_difference(
+    name: str, one: list[str], other: list[str]
+) -> None:
+    stored = [("Vary", name)]
+    asked = [[(name, value) for value in values] for values in (one, other)]
+    assert vary_key(stored, asked[0]) == vary_key(stored, asked[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("Accept-Language", "de, fr", "fr, de"),
+        ("Accept-Language", "de", "DE"),
+        ("Accept-Language", "de, fr", "de fr"),
+        ("Accept", 'a/b;c="d,e"', 'a/b;c="d, e"'),
+        ("Accept", 'a/b;c="d,e', 'a/b;c="d, e'),
+        ("User-Agent", "Player (a,b)", "Player (a, b)"),
+        ("X-Kind", "a,b", "a, b"),
+    ],
+)
+def test_any_other_difference_is_one(name: str, one: str, other: str) -> None:
+    stored = [("Vary", name)]
+    assert vary_key(stored, [(name, one)]) != vary_key(stored, [(name, other)])
+
+
 def test_what_varies_on_everything_matches_nothing() -> None:
     assert vary_key([("Vary", "Accept, *")], []) is None
 

@@ -36,7 +36,7 @@ LAYERS: Final = """
     getting
     pacing
     arguments
-    content records server output progress forwarding negative flusher
+    bodies content records server output progress forwarding negative flusher
     origin origins demands retries signposts recall
     claims routes
     surroundings
@@ -75,7 +75,7 @@ FOREIGN: Final = {
     "fsspec": {"fsspec_filesystem"},
     "peewee": {"tables", "prepared", "database", "raw", "models"},
     "statemachine": {"lifecycle", "diagrams"},
-    "requests": {"mishaps", "origin", "transport", "requests_adapter"},
+    "requests": {"bodies", "mishaps", "origin", "transport", "requests_adapter"},
     "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},
     "werkzeug": {"server"},
 }

@@ -156,6 +156,43 @@ def test_an_illegal_event_is_named_and_changes_neither_memory_nor_row(
     assert stored_entry(path, before.id) == before
 
 
+HELP: Final = {
+    ("resume", "failed"): "; retry it",
+    ("resume", "not_started"): "; prefetch it",
+    ("resume", "initializing"): " already",
+    ("resume", "downloading"): "; possible: pause, cancel",
+    ("retry", "paused"): "; resume it",
+    ("retry", "not_started"): "; prefetch it",
+    ("retry", "initializing"): " already",
+    ("retry", "downloading"): "; possible: pause, cancel",
+    ("pause", "paused"): " already",
+    ("pause", "not_started"): "; possible: prefetch, cancel",
+    ("pause", "failed"): "; possible: retry",
+    ("cancel", "failed"): " (why) already",
+    ("cancel", "complete"): "",
+    ("pause", "complete"): "",
+    ("resume", "complete"): "",
+    ("retry", "complete"): "",
+}
+
+
+@pytest.mark.parametrize(("event", "state"), HELP)
+def test_an_illegal_order_says_what_would_help(store: Store, event: str, state: str) -> None:
+    lifecycle = entry_in(store, state, reason="why" if state == "failed" else PERSON)
+    possible = {name for source, name, _ in LEGAL if source == state}
+    with pytest.raises(IllegalMove) as caught:
+        lifecycle.send(event, WELCOME)
+    assert str(caught.value) == f"cannot {event} an entry that is {state}{HELP[event, state]}"
+    people_say = {"initialize", "pause", "resume", "retry", "cancel"}
+    named = {"initialize": "prefetch"}
+    assert set(caught.value.possible) == {named.get(n, n) for n in possible & people_say}
+
+
+def test_every_illegal_order_is_in_that_table() -> None:
+    orders = {"pause", "resume", "retry", "cancel"}
+    assert {(event, state) for state, event in ILLEGAL if event in orders} == HELP.keys()
+
+
 @pytest.mark.parametrize("state", STATES)
 def test_an_event_that_does_not_exist_is_refused_like_any_other(store: Store, state: str) -> None:
     lifecycle = entry_in(store, state)

@@ -7,12 +7,14 @@ from collections import Counter
 import pytest
 
 from cachefsm import Cache, DownloadState, Entry
-from cachefsm.errors import OriginStatus, OriginTimeout, OriginUnreachable
+from cachefsm.errors import OriginError, OriginStatus, OriginTimeout, OriginUnreachable
 from cachefsm.origins import (
     BLAME_S,
     FIRST_REST_S,
     LONGEST_REST_S,
+    ONE_REASON_S,
     REMEMBERED,
+    SUSPECTED_S,
     OriginBook,
     OriginFacts,
     OriginRecord,
@@ -22,11 +24,14 @@ from cachefsm.scheduler import Limits
 from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch, rows
 from tests.support.databases import execute
 from tests.support.faults import hold_after, reset_after, status
-from tests.support.origin import Exchange, Gate, Origin, Resource, Shaping, content
+from tests.support.origin import Exchange, Gate, Origin, Resource, Script, Shaping, content
 from tests.support.threads import in_thread
 
 MIB = 1 << 20
 TOO_MANY = OriginStatus(429)
+UNAVAILABLE = OriginStatus(503, retry_after_s=3600)
+RESET = OriginUnreachable("reset")
+FILM, OTHER = 1, 2
 
 
 @pytest.fixture
@@ -50,7 +55,8 @@ def facts_with(standing: int, clock: Clock) -> OriginFacts:
 def test_a_refusal_while_others_stand_is_one_too_many(clock: Clock, error: Exception) -> None:
     facts = facts_with(4, clock)
     assert facts.view().most == END
-    assert facts.refused(error)
+    assert facts.refused(error, FILM, others_come=True)
+    clock.now_s += FIRST_REST_S - 1
     assert facts.view().most == 3
 
 
@@ -59,13 +65,13 @@ def test_a_refusal_while_others_stand_is_one_too_many(clock: Clock, error: Excep
 )
 def test_other_errors_say_nothing_of_connections(clock: Clock, error: Exception) -> None:
     facts = facts_with(4, clock)
-    assert not facts.refused(error)
+    assert not facts.refused(error, FILM, others_come=True)
     assert facts.view().most == END
 
 
 def test_what_a_lone_connection_is_told_is_said_to_anybody(clock: Clock) -> None:
     facts = facts_with(1, clock)
-    assert not facts.refused(TOO_MANY)
+    assert not facts.refused(TOO_MANY, FILM, others_come=False)
     assert facts.view().most == END
 
 
@@ -73,7 +79,7 @@ def test_an_outage_that_cuts_all_connections_is_one_refusal(clock: Clock) -> Non
     facts = facts_with(4, clock)
     told = []
     for number in range(4):
-        told.append(facts.refused(OriginUnreachable("reset")))
+        told.append(facts.refused(RESET, FILM, others_come=True))
         facts.end(number)
     # The others are failures like any other: they are to be tried again after a while.
     assert told == [True, False, False, False]
@@ -83,7 +89,7 @@ def test_an_outage_that_cuts_all_connections_is_one_refusal(clock: Clock) -> Non
 def test_each_of_several_refusals_counts(clock: Clock) -> None:
     facts = facts_with(4, clock)
     for number in (3, 2):
-        assert facts.refused(TOO_MANY)
+        assert facts.refused(TOO_MANY, FILM, others_come=False)
         facts.end(number)
     assert facts.view().most == 2
     clock.now_s += FIRST_REST_S
@@ -93,36 +99,143 @@ def test_each_of_several_refusals_counts(clock: Clock) -> None:
 def test_a_connection_that_breaks_long_after_the_last_one_began_just_broke(clock: Clock) -> None:
     facts = facts_with(4, clock)
     clock.now_s += BLAME_S + 1
-    assert not facts.refused(OriginUnreachable("reset"))
-    assert facts.refused(TOO_MANY)
+    assert not facts.refused(RESET, FILM, others_come=True)
+    assert facts.refused(TOO_MANY, FILM, others_come=False)
 
 
 def test_one_more_is_tried_after_a_rest_which_grows_with_each_refusal(clock: Clock) -> None:
     facts = facts_with(4, clock)
     rest_s = FIRST_REST_S
     for _ in range(4):
-        assert facts.refused(TOO_MANY)
+        assert facts.refused(TOO_MANY, FILM, others_come=False)
         clock.now_s += rest_s - 1
         assert facts.view().most == 3
         clock.now_s += 1
         assert facts.view().most == 4
         rest_s *= 2
     for _ in range(20):
-        facts.refused(TOO_MANY)
+        facts.refused(TOO_MANY, FILM, others_come=False)
         clock.now_s += LONGEST_REST_S
     assert facts.view().most == 4
 
 
 def test_the_origin_s_own_wish_is_the_shortest_rest(clock: Clock) -> None:
     facts = facts_with(2, clock)
-    facts.refused(OriginStatus(503, retry_after_s=10 * FIRST_REST_S))
+    facts.refused(OriginStatus(503, retry_after_s=10 * FIRST_REST_S), FILM, others_come=True)
     clock.now_s += 9 * FIRST_REST_S
     assert facts.view().most == 1
 
 
+# -- whether it is the file --------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [UNAVAILABLE, RESET])
+def test_a_file_of_which_nothing_comes_is_a_suspicion_for_seconds(
+    clock: Clock, error: Exception
+) -> None:
+    facts = facts_with(4, clock)
+    assert facts.refused(error, FILM, others_come=False)
+    assert facts.view().most == 3
+    clock.now_s += SUSPECTED_S
+    assert facts.view().most == 4
+    facts.begin(4)
+    facts.answered(0.1, accepts_ranges=True, file=OTHER)
+    assert facts.view().most == 5
+    assert facts.record.rest_s == FIRST_REST_S
+
+
+@pytest.mark.parametrize("error", [UNAVAILABLE, RESET])
+@pytest.mark.parametrize("left", [1, 3])
+def test_what_is_refused_with_fewer_as_well_is_no_matter_of_their_number(
+    clock: Clock, error: Exception, left: int
+) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(error, FILM, others_come=False)
+    for number in range(left, 4):
+        facts.end(number)
+    assert not facts.refused(error, FILM, others_come=False)
+    assert facts.view().most == END
+    for number in range(left, 4):
+        facts.begin(number)
+    assert not facts.refused(error, FILM, others_come=False)
+    assert facts.view().most == END
+
+
+def test_what_was_known_before_is_known_again(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(TOO_MANY, OTHER, others_come=True)
+    clock.now_s += FIRST_REST_S
+    known = facts.view().most
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.end(3)
+    assert not facts.refused(UNAVAILABLE, FILM, others_come=False)
+    assert facts.view().most == known == 4
+
+
+def test_a_file_that_comes_again_may_be_refused_for_the_others_sake(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.end(3)
+    assert not facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.answered(0.1, accepts_ranges=True, file=FILM)
+    assert facts.refused(UNAVAILABLE, FILM, others_come=False)
+    assert facts.view().most == 2
+
+
+def test_one_file_makes_one_suspicion(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    clock.now_s += SUSPECTED_S
+    assert not facts.refused(UNAVAILABLE, FILM, others_come=False)
+    assert facts.view().most == 4
+
+
+def test_what_comes_with_fewer_and_not_with_more_is_a_matter_of_their_number(
+    clock: Clock,
+) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.end(3)
+    facts.answered(0.1, accepts_ranges=True, file=FILM)
+    clock.now_s += SUSPECTED_S
+    facts.begin(3)
+    assert facts.refused(UNAVAILABLE, FILM, others_come=False)
+    clock.now_s += LONGEST_REST_S - 1
+    assert facts.view().most == 3
+
+
+def test_two_files_that_are_refused_are_a_matter_of_their_number(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    clock.now_s += SUSPECTED_S
+    facts.refused(UNAVAILABLE, OTHER, others_come=False)
+    clock.now_s += LONGEST_REST_S - 1
+    assert facts.view().most == 3
+
+
+def test_two_files_that_are_refused_a_while_apart_have_reasons_of_their_own(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    clock.now_s += ONE_REASON_S
+    facts.refused(UNAVAILABLE, OTHER, others_come=False)
+    clock.now_s += SUSPECTED_S
+    assert facts.view().most == 4
+
+
+def test_two_files_of_which_neither_comes_are_no_matter_of_their_number(clock: Clock) -> None:
+    facts = facts_with(4, clock)
+    facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.end(3)
+    assert not facts.refused(UNAVAILABLE, FILM, others_come=False)
+    facts.begin(3)
+    facts.refused(UNAVAILABLE, OTHER, others_come=False)
+    clock.now_s += SUSPECTED_S
+    assert facts.view().most == 4
+
+
 def test_what_is_borne_after_all_raises_the_limit_again(clock: Clock) -> None:
     facts = facts_with(3, clock)
-    facts.refused(TOO_MANY)
+    facts.refused(TOO_MANY, FILM, others_come=False)
     facts.end(2)
     facts.answered(0.1, accepts_ranges=True)
     assert facts.view().most == 2
@@ -236,6 +349,27 @@ def test_a_file_that_is_unavailable_holds_up_no_other(cache: Cache, origin: Orig
     with pytest.raises(OriginStatus, match="503"):
         fetch(cache, cache.entry(origin.url("/broken")))
     assert fetch(cache, cache.entry(origin.url("/other")), 0, 1) == content(0, 1)
+    assert not reading.done()
+    hold.release()
+    assert reading.result(WAIT_S) == content(0, 4 * MIB)
+
+
+@pytest.mark.parametrize("failing", [status(503, ("Retry-After", "3600")), reset_after(0)])
+def test_a_file_that_fails_holds_up_no_other_for_long(
+    open_cache: OpenCache, origin: Origin, failing: Script
+) -> None:
+    for path in ("/film", "/broken", "/other"):
+        origin.put(path, Resource(4 * MIB))
+    cache = open_cache(limits=Limits(per_entry=1))
+    hold = origin.script(hold_after(MIB), path="/film")
+    origin.script(failing, path="/broken", times=None)
+    reading = in_thread(fetch, cache, cache.entry(origin.url("/film")))
+    assert hold.reached.wait(WAIT_S)
+    trying = in_thread(fetch, cache, cache.entry(origin.url("/broken")))
+    origin.wait_until(lambda: origin.requests[-1].path == "/broken" and origin.requests[-1].ended)
+    assert fetch(cache, cache.entry(origin.url("/other")), 0, 1) == content(0, 1)
+    with pytest.raises(OriginError):
+        trying.result(WAIT_S)
     assert not reading.done()
     hold.release()
     assert reading.result(WAIT_S) == content(0, 4 * MIB)

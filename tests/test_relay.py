@@ -362,7 +362,18 @@ def test_what_no_mount_passes_is_refused(origin, proxy, method: str) -> None:
     assert origin.requests == []
 
 
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_what_a_refusal_says_is_allowed_is_passed(origin, url) -> None:
+    refused = ask(url, method="TRACE")
+    assert refused.text == "TRACE is never passed on\n"
+    allowed = str(refused["Allow"]).split(", ")
+    assert allowed[:2] == ["GET", "HEAD"]
+    assert {"OPTIONS", "POST", "PUT", "PATCH", "DELETE"} == set(allowed[2:])
+    for method in allowed[2:]:
+        ask(url, method=method)
+    assert [request.method for request in origin.requests] == allowed[2:]
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE"])
 def test_a_mount_that_does_not_pass_methods_refuses_them(origin, proxy, method: str) -> None:
     reply = ask(f"{proxy.url}plain/film", method=method, body=b"x")
     assert (reply.status, reply["Allow"]) == (405, "GET, HEAD")
@@ -412,6 +423,7 @@ def test_a_question_for_options_is_passed_on_so_many_times(
 def test_a_question_for_options_may_end_here(origin, url) -> None:
     reply = ask(url, {"Max-Forwards": "0"}, method="OPTIONS")
     assert (reply.status, reply.body) == (204, b"")
+    assert reply["Allow"] == ask(url, method="TRACE")["Allow"]
     assert origin.requests == []
 
 

@@ -78,6 +78,18 @@ def test_any_field_may_choose(origin, url) -> None:
     assert len(origin.requests) == 2
 
 
+def test_how_a_choice_is_spaced_chooses_nothing(origin, clock, open_cache: OpenCache) -> None:
+    for line in ("de,fr", "de , fr"):
+        with open_cache(clock=clock) as cache, serve_mounted(cache, origin) as proxy:
+            if line == "de,fr":
+                vary = (("Vary", "Accept-Language"), ("Cache-Control", "max-age=60"))
+                origin.put("/film", Resource(SIZE, headers=vary))
+            for each in (line, line.replace(",", ",\t")):
+                assert ask(f"{proxy.url}m/film", german(each)).body == content(0, SIZE)
+            assert len(cache.entries()) == 1
+    assert len(origin.requests) == 1
+
+
 def test_what_this_proxy_decides_by_itself_chooses_nothing(origin, url) -> None:
     origin.script(chosen("Accept-Encoding"), times=None)
     for coding in ("gzip", "br", "identity"):

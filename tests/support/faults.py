@@ -13,7 +13,7 @@ from dataclasses import replace
 from email.utils import formatdate
 
 from tests.support.connection import Gate
-from tests.support.messages import Answer
+from tests.support.messages import ENDLESS, Answer
 from tests.support.origin import Exchange, Script
 
 
@@ -119,6 +119,13 @@ def long_body(extra: bytes) -> Script:
 
 def status(code: int, *fields: tuple[str, str], body: bytes = b"") -> Script:
     return lambda exchange: exchange.answer.become(Answer.fixed(code, list(fields), body))
+
+
+def page(code: int, *fields: tuple[str, str], size: int | None, chunked: bool = False) -> Script:
+    """Answer with that status and a body of *size* bytes; with one that never ends, if None."""
+    framing = ("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(size))
+    stop = ENDLESS if size is None else size
+    return lambda exchange: exchange.answer.become(Answer(code, [*fields, framing], stop=stop))
 
 
 def redirect(url: str, code: int = 302) -> Script:
