@@ -170,7 +170,8 @@ def test_a_stream_that_waits_for_its_reader_ends_when_that_one_leaves(
         eventually(lambda: film.downloaded_bytes >= MIB)
         assert len(film.describe()["streams"]) == 1
     eventually(lambda: film.describe()["streams"] == [])
-    eventually(lambda: film.reason == "idle")
+    # Nobody uses it any more, and it may have grown too large to stay.
+    eventually(lambda: film.reason in ("idle", "evicted"))
 
 
 @pytest.mark.fault("capacity", "one file is larger than --max-size")
@@ -231,7 +232,8 @@ def test_a_file_larger_than_the_limit_is_not_prefetched_but_for_its_parts(
     hold.release()
     assert rows(cache.directory, "SELECT id FROM cache_download_queue") == []
     film.prefetch(head="2M")
-    eventually(lambda: film.reason == "idle")
+    # Nobody uses it any more, and it may have grown too large to stay.
+    eventually(lambda: film.reason in ("idle", "evicted"))
     assert film.has(0, 2 * MIB)
     assert film.downloaded_bytes <= LIMIT
 
