@@ -10,7 +10,6 @@ import base64
 import secrets
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +47,11 @@ first bytes come at once; for a fast one 1 MiB moves 1.9 times what 64 KiB does.
 
 SHORT_BODY_BYTES: Final = 1 << 20
 """How much of an answer that is no file, an error's page say, is kept to be passed on."""
+
+IDLE_PER_ORIGIN: Final = 4
+IDLE_MOST: Final = 32
+"""How many idle connections are kept for reuse: each is a descriptor, and a program that
+walks through the web meets ever more origins."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -231,7 +235,7 @@ class OriginClient:
         self.via = f"1.1 {self.name}"
         self._clock = clock
         self._lock = threading.Lock()
-        self._idle: defaultdict[str, list[requests.Session]] = defaultdict(list)
+        self._idle: list[tuple[str, requests.Session]] = []  # by origin, the last used comes last
         self._received_bytes = 0
         self._closed = False
 
@@ -245,9 +249,8 @@ class OriginClient:
         """Close the idle connections and keep none from now on."""
         with self._lock:
             self._closed = True
-            sessions = [session for idle in self._idle.values() for session in idle]
-            self._idle.clear()
-        for session in sessions:
+            idle, self._idle = self._idle, []
+        for _, session in idle:
             session.close()
 
     def fetch(
@@ -401,8 +404,10 @@ class OriginClient:
 
     def _checkout(self, origin: str) -> requests.Session:
         with self._lock:
-            idle = self._idle[origin]
-            return idle.pop() if idle else make_session()
+            for place in range(len(self._idle) - 1, -1, -1):
+                if self._idle[place][0] == origin:
+                    return self._idle.pop(place)[1]
+        return make_session()
 
     def _received(self, size_bytes: int) -> None:
         with self._lock:
@@ -412,12 +417,23 @@ class OriginClient:
         self, origin: str, session: requests.Session, response: requests.Response, reuse: bool
     ) -> None:
         # Only a connection whose answer was read cleanly to its end is in step.
-        if reuse:
-            with self._lock:
-                if not self._closed and len(self._idle[origin]) < 4:
-                    self._idle[origin].append(session)
-                    return
-        _discard(session, response)
+        if not (reuse and self._keep(origin, session)):
+            _discard(session, response)
+
+    def _keep(self, origin: str, session: requests.Session) -> bool:
+        """Keep an idle connection, and let go the one that was idle longest if there are too many.
+
+        Returns whether there is room for it.
+        """
+        with self._lock:
+            same = sum(other == origin for other, _ in self._idle)
+            if self._closed or same >= IDLE_PER_ORIGIN:
+                return False
+            self._idle.append((origin, session))
+            _, longest = self._idle.pop(0) if len(self._idle) > IDLE_MOST else (None, None)
+        if longest is not None:
+            longest.close()
+        return True
 
 
 def _discard(session: requests.Session, response: requests.Response) -> None:

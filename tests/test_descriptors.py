@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.caches import eventually
+from cachefsm import Cache
+from cachefsm.origin import IDLE_MOST
+from tests.support.caches import WAIT_S, eventually
 from tests.support.clients import ask, connect, read_all, split
 from tests.support.commands import CommandLine
 from tests.support.origin import Origin, Resource
@@ -63,3 +65,17 @@ def test_with_few_descriptors_some_are_turned_away_and_the_others_served(
         statuses = Counter(split(read_all(sock))[0] for sock in socks)
         assert set(statuses) == {200, 503}
         eventually(lambda: ask(f"{server.address}m/film").status == 200)
+
+
+def test_connections_to_very_many_origins_are_not_all_kept(cache: Cache) -> None:
+    with ExitStack() as stack:
+        origins = [stack.enter_context(Origin()) for _ in range(IDLE_MOST + 8)]
+        for origin in origins:
+            origin.put("/film", Resource(1000))
+            assert cache.entry(origin.url("/film")).wait_complete(WAIT_S)
+        eventually(lambda: sum(origin.open_connections for origin in origins) <= IDLE_MOST)
+        # Those that were used last are.
+        last = origins[-1]
+        last.put("/song", Resource(1000))
+        assert cache.entry(last.url("/song")).wait_complete(WAIT_S)
+        assert last.peak_connections == 1
