@@ -339,8 +339,11 @@ class LiveEntry(FillingEntry):
         self._around.on_change(self)
 
     def evict(self) -> bool:
-        """Invalidate the entry if nobody uses it; return whether it was so."""
-        with self._letting_go():
+        """Invalidate the entry if nobody uses it; return whether it was so.
+
+        Its file is left for :meth:`discard_given_up`.
+        """
+        with self._lock:
             if self._is_used or self._was_just_used() or not self._content.present:
                 return False
             self._invalidate("evicted")

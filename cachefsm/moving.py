@@ -210,26 +210,29 @@ class MovingEntry:
         """Close the content file once nobody else has it open."""
         self.content.file.release()
 
+    def discard_given_up(self) -> None:
+        """Delete the files that were given up, with no lock held: a large one takes a while.
+
+        One that cannot be deleted belongs to no entry, as the next start will notice.
+        """
+        with self._lock:
+            files, self._given_up = self._given_up, []
+        for file in files:
+            try:
+                file.discard()
+            except StorageError as error:
+                _log.warning("%s: %s", self.shown_url, error)
+
     # -- with the lock held ----------------------------------------------------
 
     @contextmanager
     def _letting_go(self) -> Iterator[None]:
-        """Hold the lock, and afterwards delete the files that were given up.
-
-        Takes the lock itself. A file that cannot be deleted belongs to no entry, as the
-        next start will notice.
-        """
+        """Hold the lock, and afterwards delete the files that were given up; takes it itself."""
         try:
             with self._lock:
                 yield
         finally:
-            with self._lock:
-                files, self._given_up = self._given_up, []
-            for file in files:
-                try:
-                    file.discard()
-                except StorageError as error:
-                    _log.warning("%s: %s", self.shown_url, error)
+            self.discard_given_up()
 
     def _send(self, event: str, *, reason: str | None = None, **facts: Any) -> None:
         """Move by *event*; everybody who waits looks again, everybody who listens is told."""

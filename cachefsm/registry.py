@@ -199,9 +199,11 @@ class Registry:
             except EntryNotFound:
                 return False  # removed since the list was made
             try:
-                return self._leases[entry] == 1 and _give_up(entry.content.file, entry.evict)
+                evicted = self._leases[entry] == 1 and _give_up(entry.content.file, entry.evict)
             finally:
                 self.release(entry)
+        entry.discard_given_up()
+        return evicted
 
     def drop_idle(self) -> None:
         """Keep no more than the last few idle entries in memory."""

@@ -56,8 +56,10 @@ def registry(store: Store, files: Path) -> Registry:
     return registry_of(store, files)
 
 
-def registry_of(store: Store, files: Path) -> Registry:
-    around = Surroundings(store=store, directory=files)
+def registry_of(
+    store: Store, files: Path, make_file: Callable[[Path], ContentFile] = ContentFile
+) -> Registry:
+    around = Surroundings(store=store, directory=files, make_file=make_file)
     return Registry(
         store,
         lambda record: LiveEntry(record, around),
@@ -481,3 +483,24 @@ def test_eight_threads_lease_evict_and_remove_without_losing_count(
     for entry_id in live:
         registry.remove(entry_id)
     assert open_files(files) == []
+
+
+def test_nobody_waits_for_an_evicted_file_to_be_deleted(
+    store: Store, files: Path, stored: Stored
+) -> None:
+    deleting, deleted = threading.Event(), threading.Event()
+
+    class LargeFile(ContentFile):
+        def discard(self) -> None:
+            deleting.set()
+            assert deleted.wait(WAIT_S)
+            super().discard()
+
+    film = stored("film")
+    registry = registry_of(store, files, LargeFile)
+    evicting = in_thread(registry.evict, 0)
+    assert deleting.wait(WAIT_S)
+    assert in_thread(registry.find_or_create, URL, "other").result(WAIT_S / 2) != film.id
+    deleted.set()
+    assert evicting.result(WAIT_S) == 10
+    assert not (files / film.content_file).exists()
