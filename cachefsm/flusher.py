@@ -90,3 +90,6 @@ class Flusher(Loop):
                 self.note(entry, False)
         except CacheError as error:
             _log.warning("%s: %s", entry.shown_url, error)
+        except Exception:  # noqa: BLE001
+            # A fault of ours with one entry must not cost the others what they received.
+            _log.exception("%s: it cannot be flushed", entry.shown_url)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from cachefsm.flusher import Flusher
 from cachefsm.loop import Loop
 from cachefsm.workers import KEPT, Workers
 from tests.support.caches import WAIT_S, eventually
@@ -178,3 +179,29 @@ def test_a_piece_of_work_that_fails_ends_its_thread_and_no_other_work(
     assert done.wait(WAIT_S)
     workers.join(time.monotonic() + WAIT_S)
     assert told == [RuntimeError]
+
+
+class Dirty:
+    """An entry that has something to flush."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.shown_url = "http://origin.test/film"
+        self.flushed = 0
+        self._error = error
+
+    def flush(self) -> None:
+        self.flushed += 1
+        if self._error is not None:
+            raise self._error
+
+
+def test_a_fault_with_one_entry_keeps_no_other_from_being_flushed() -> None:
+    looked: list[str] = []
+    flusher = Flusher(after=lambda: looked.append("for room"))
+    faulty, sound = Dirty(RuntimeError("a bug")), Dirty()
+    for entry in (faulty, sound):
+        flusher.note(entry, True)
+    flusher.step()
+    assert (faulty.flushed, sound.flushed, looked) == (1, 1, ["for room"])
+    flusher.flush_all([faulty, sound])
+    assert (faulty.flushed, sound.flushed) == (2, 2)
