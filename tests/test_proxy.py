@@ -557,11 +557,12 @@ def test_a_complete_file_is_served_when_its_origin_is_away(open_cache: OpenCache
     with Origin() as origin:
         origin.put("/film", Resource(SIZE))
         _fill(cache, origin)
-    _fill(cache, origin)
-    cache.close()
-    cache = open_cache()
-    _fill(cache, origin)
-    assert cache.entry(origin.url("/film")).state is DownloadState.COMPLETE
+        origin.leave()
+        _fill(cache, origin)
+        cache.close()
+        cache = open_cache()
+        _fill(cache, origin)
+        assert cache.entry(origin.url("/film")).state is DownloadState.COMPLETE
 
 
 def test_what_a_stopped_run_had_is_not_fetched_again(origin, film, open_cache: OpenCache) -> None:

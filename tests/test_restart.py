@@ -304,7 +304,12 @@ def test_twenty_kills_in_one_download_cost_little_and_spoil_nothing(tmp_path: Pa
                 child.go()
                 # Soon after opening, in mid-stream, or after a flush or two.
                 sent = origin.body_bytes_sent + dice.randrange(12 * MIB)
-                origin.wait_until(lambda sent=sent: origin.body_bytes_sent >= sent)
+                # On a busy machine more than that comes before we see it, and all before the end.
+                eventually(
+                    lambda sent=sent: (
+                        origin.body_bytes_sent >= sent or recorded(directory).state == "complete"
+                    )
+                )
             # It went on from what was recorded, and asked for nothing of that again.
             for request in origin.requests[asked_before:]:
                 assert not list(before.intersection(*_range_of(request, size)))
