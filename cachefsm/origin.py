@@ -47,11 +47,6 @@ IDLE_MOST: Final = 32
 """How many idle connections are kept for reuse: each is a descriptor, and a program that
 walks through the web meets ever more origins."""
 
-IDLE_PER_ORIGIN: Final = 4
-IDLE_MOST: Final = 32
-"""How many idle connections are kept for reuse: each is a descriptor, and a program that
-walks through the web meets ever more origins."""
-
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .ranges import END
+from .ranges import ByteRange
 
 __all__ = ["FIRST_BYTES", "ReadAhead"]
 
@@ -32,17 +32,19 @@ class ReadAhead:
         """
         return min(wish_stop, position + self._most_bytes) if self._most_bytes else wish_stop
 
-    def window_stop(self, position: int, wish_stop: int, asked_bytes: int | None = None) -> int:
+    def window_stop(self, position: int, wish_stop: int, asked: ByteRange | None = None) -> int:
         """Return how far to fetch for a reader at *position* that will go to *wish_stop*.
 
-        One that says how much it asks for now, piece by piece, is given that at first,
+        One that says what it has *asked* for now, piece by piece, is given that at first,
         and more than it wished for when it has read on.
         """
         if not self._most_bytes:
             return wish_stop
         if not self._begun <= position <= self._stop:
             self._begun = position
-        first, end = (FIRST_BYTES, wish_stop) if asked_bytes is None else (asked_bytes, END)
-        ahead = min(self._most_bytes, first + position - self._begun)
-        self._stop = min(end, position + ahead)
+        if asked is None:
+            farthest = min(wish_stop, position + FIRST_BYTES + position - self._begun)
+        else:
+            farthest = asked.stop + max(0, asked.start - self._begun)
+        self._stop = min(position + self._most_bytes, farthest)
         return self._stop

@@ -227,10 +227,7 @@ class Reader:
             CacheError: why it will not come.
         """
         content = self._content
-        if asked is None:
-            window = self._ahead.window_stop(position, stop)
-        else:
-            window = self._ahead.window_stop(asked.start, asked.stop, asked.size)
+        window = self._ahead.window_stop(position, stop, asked)
         while True:
             here = self.entry.stored_until(content, position, min(stop, position + most_bytes))
             if here > position and self._is_sound(position, here):
