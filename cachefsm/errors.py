@@ -253,6 +253,14 @@ class OriginStatus(OriginError):
         self.status_hint = status if 400 <= status < 500 else 502
 
     @property
+    def says_too_many(self) -> bool:
+        """Whether it may mean that the origin wants fewer connections.
+
+        Source: RFC 6585 §4, RFC 9110 §15.6.4.
+        """
+        return self.status in (429, 503)
+
+    @property
     def is_for_one(self) -> bool:
         """Whether who hears of it, and has not its body, had better ask for himself.
 

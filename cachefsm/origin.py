@@ -315,7 +315,8 @@ class OriginClient:
             return False
         if begun.is_whole:
             refusal.body = begun.data
-            self._finish(url.origin, session, response, reuse=True)
+            # Kept, it would be one connection too many still, and be taken for the next try.
+            self._finish(url.origin, session, response, reuse=not refusal.says_too_many)
             return True
         # To a part that is not there, and to a condition, there are other answers.
         refusal.is_long = not isinstance(refusal, (NotModified, UnsatisfiedByOrigin))

@@ -282,10 +282,10 @@ class OriginBook:
 def says_too_many(error: Exception) -> bool:
     """Say whether *error* may mean that the origin wants fewer connections.
 
-    Source: RFC 6585 §4, RFC 9110 §15.6.4; many origins just reset or refuse.
+    By a status that says so; many origins just reset or refuse.
     """
     if isinstance(error, OriginStatus):
-        return error.status in (429, 503)
+        return error.says_too_many
     return isinstance(error, OriginUnreachable)
 
 

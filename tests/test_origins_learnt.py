@@ -360,7 +360,8 @@ def test_a_file_that_fails_holds_up_no_other_for_long(
 ) -> None:
     for path in ("/film", "/broken", "/other"):
         origin.put(path, Resource(4 * MIB))
-    cache = open_cache(limits=Limits(per_entry=1))
+    # Whoever reads the film keeps his connection, however long another one waits.
+    cache = open_cache(limits=Limits(per_entry=1, turn_s=3600.0))
     hold = origin.script(hold_after(MIB), path="/film")
     origin.script(failing, path="/broken", times=None)
     reading = in_thread(fetch, cache, cache.entry(origin.url("/film")))
@@ -397,6 +398,20 @@ def test_a_lone_connection_that_is_reset_is_no_sign(cache: Cache, origin: Origin
     assert film.wait_complete(WAIT_S)
     assert film.state is DownloadState.COMPLETE
     assert Counter(request.path for request in origin.requests) == {"/film": 2}
+
+
+@pytest.mark.parametrize(("code", "kept"), [(404, True), (429, False), (503, False)])
+def test_a_connection_that_may_be_one_too_many_is_not_kept(
+    cache: Cache, origin: Origin, code: int, kept: bool
+) -> None:
+    """To an origin that bears few it would be in the way, and be taken for the next attempt."""
+    origin.put("/film", Resource(1000))
+    origin.script(status(code))
+    with pytest.raises(OriginStatus):
+        fetch(cache, cache.entry(origin.url("/none")))
+    assert fetch(cache, cache.entry(origin.url("/film"))) == content(0, 1000)
+    refused, *_, last = origin.requests
+    assert (refused.connection == last.connection) is kept
 
 
 # -- from one run to the next ------------------------------------------------------

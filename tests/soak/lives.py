@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from cachefsm.workers import KEPT
 from tests.soak.clients import Door
 from tests.soak.people import order
 from tests.soak.report import Report
@@ -30,8 +31,8 @@ REST_S: Final = 40.0
 END_S: Final = 12.0
 """Closing takes two seconds at most; the rest is the interpreter's and this machine's."""
 
-THREADS_GROWN: Final = 4
-"""Made at first use and kept: those that watch clients, and one for events."""
+THREADS_GROWN: Final = 4 + KEPT
+"""Made at first use and kept: those that watch clients, one for events, and downloaders'."""
 SOCKETS_GROWN: Final = 8
 """The same in sockets and pipes, with the idle connections to the origin."""
 
