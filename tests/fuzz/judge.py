@@ -18,7 +18,7 @@ __all__ = ["Answer", "Wrong", "judge", "parse_answers"]
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [ -~]*)?")
 _FIELD: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+): ([\t -~\x80-\xff]*)")
-_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+)")
+_RANGE: Final = re.compile(r"bytes ([0-9]+)-([0-9]+)/([0-9]+|\*)")
 _BOUNDARY: Final = re.compile(r"multipart/byteranges; boundary=([0-9A-Za-z'_-]+)")
 _REFUSALS: Final = frozenset({404, 409, 429, 502, 503, 504})
 """What a request that is right may be told instead of its bytes: orders given by other
@@ -181,7 +181,9 @@ def _check_parts(film: Film, answer: Answer, boundary: bytes) -> None:
 
 def _span(film: Film, content_range: str) -> tuple[int, int]:
     match = _RANGE.fullmatch(content_range)
-    if match is None or int(match[3]) != film.size:
+    # Until all of it has come, nobody knows how long a film without a length is.
+    totals = {str(film.size)} if film.framing is None else {str(film.size), "*"}
+    if match is None or match[3] not in totals:
         raise Wrong(f"not a range of {film.size} bytes: {content_range!r}")
     return int(match[1]), int(match[2]) + 1
 
