@@ -210,7 +210,7 @@ class _NoCache:
         return []
 
     def find(self, which: int | str) -> Facts:
-        raise EntryNotFound(f"there is no cache in {self._directory}")
+        raise self._nothing()
 
     def stats(self) -> Facts:
         return {
@@ -228,10 +228,10 @@ class _NoCache:
         }
 
     def add(self, url: str, priority: str) -> Facts:
-        raise NotImplementedError
+        return self.find(url)
 
     def prefetch(self, url: str, parts: Parts | None, within_s: float | None) -> Facts:
-        raise NotImplementedError
+        return self.find(url)
 
     def order(self, name: str, which: int | str) -> Facts:
         return self.find(which)
@@ -252,10 +252,13 @@ class _NoCache:
         raise _no_server(self._directory)
 
     def wait(self, seconds: float) -> None:
-        raise NotImplementedError
+        raise self._nothing()
 
     def open(self, entry_id: int) -> AbstractContextManager[io.RawIOBase]:
-        raise NotImplementedError
+        raise self._nothing()
+
+    def _nothing(self) -> EntryNotFound:
+        return EntryNotFound(f"there is no cache in {self._directory}")
 
 
 def _no_server(directory: Path) -> CacheError:

@@ -173,13 +173,12 @@ def _refusal(event: str, record: EntryRecord) -> IllegalMove:
     }
     instead = [order for order, target in orders.items() if target in targets]
     message = f"cannot {event} an entry that is {record.state}"
-    if event not in _ORDERS or event in orders:
-        pass  # nobody ordered it; or it is only too early
-    elif record.state in targets:
-        why = record.state_reason
-        message += f" ({why}) already" if why not in (None, PERSON) else " already"
-    elif orders:
-        message += f"; {instead[0]} it" if instead else f"; possible: {', '.join(orders)}"
+    if event in _ORDERS and event not in orders:  # else nobody ordered it, or it is too early
+        if record.state in targets:
+            why = record.state_reason
+            message += f" ({why}) already" if why not in (None, PERSON) else " already"
+        elif orders:
+            message += f"; {instead[0]} it" if instead else f"; possible: {', '.join(orders)}"
     return IllegalMove(event, record.state, message, tuple(orders))
 
 

@@ -8,6 +8,7 @@ Everything here knows of one link at a time, so that a renewal is never made twi
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from .content import Content
@@ -31,7 +32,7 @@ RENEWALS: Final = 3
 """How many fresh links in a row may turn out to be useless."""
 
 
-class LinkedEntry(StoredEntry):
+class LinkedEntry(StoredEntry, ABC):
     """A stored entry and the link that its bytes come by."""
 
     def __init__(self, record: EntryRecord, surroundings: Surroundings) -> None:
@@ -142,5 +143,6 @@ class LinkedEntry(StoredEntry):
     def _move(self, url: OriginUrl) -> None:
         self.url, self.shown_url = url, redact(str(url))
 
+    @abstractmethod
     def _give_up(self, error: CacheError) -> None:
-        raise NotImplementedError
+        """Let whoever waits for the origin know that there is nothing to wait for."""

@@ -22,6 +22,7 @@ from tests.fuzz.films import FILMS, put_films
 from tests.fuzz.grammar import Case, make_case
 from tests.fuzz.judge import Answer, Wrong, judge
 from tests.soak.people import order
+from tests.support.caches import eventually
 from tests.support.clients import ask
 from tests.support.origin import Origin
 
@@ -174,11 +175,10 @@ def _look_after(server: _Server, report: Report) -> None:
     if server.has_ended:
         report.wrong("the server has ended by itself")
         return
-    deadline_s = time.monotonic() + REST_S
-    while (busy := server.what_is_busy()) and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    if busy:
-        report.wrong(f"it does not come to rest: {busy}")
+    try:
+        eventually(lambda: not server.what_is_busy(), REST_S)
+    except TimeoutError:
+        report.wrong(f"it does not come to rest: {server.what_is_busy()}")
     for entry in order(server.url, "GET", "entries")[1]:
         for verb in ("resume", "retry"):
             order(server.url, "POST", f"entries/{entry['id']}/{verb}")

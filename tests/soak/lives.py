@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -22,6 +22,7 @@ from tests.soak.report import Report
 from tests.soak.weather import Weather
 from tests.soak.world import Subject, Version, World
 from tests.support.audit import StoredEntry, complaints, read_entries, unclaimed
+from tests.support.caches import eventually
 from tests.support.child import Child
 
 __all__ = ["Examiner", "Life"]
@@ -100,12 +101,11 @@ class Life:
 
     def _wait_for_rest(self) -> None:
         began_s = time.monotonic()
-        deadline_s = began_s + REST_S
-        while (busy := self._what_is_busy()) and time.monotonic() < deadline_s:
-            time.sleep(0.1)
+        try:
+            eventually(lambda: not self._what_is_busy(), REST_S)
+        except TimeoutError:
+            self.complain("it does not come to rest", *self._what_is_busy())
         self._report.peak("milliseconds to rest", int(1000 * (time.monotonic() - began_s)))
-        if busy:
-            self.complain("it does not come to rest", *busy)
 
     def _what_is_busy(self) -> list[str]:
         """Return what it still does or holds for people who are gone."""
@@ -129,7 +129,9 @@ class Life:
         """Report a finding, and keep the log with every thread's stack at its end."""
         if self._child.is_alive:
             os.kill(self._child.pid, signal.SIGUSR1)
-            time.sleep(0.5)
+            with suppress(TimeoutError):
+                # The main thread's stack comes last.
+                eventually(lambda: "Current thread" in self.log.read_text(errors="replace"))
         self._report.wrong(what, None, *more, f"its log: {self.keep_log()}")
 
     def keep_log(self) -> Path:

@@ -166,9 +166,8 @@ class _Soak:
     def _have(self, client: Client, life: Life, subject: Subject) -> None:
         deadline_s = time.monotonic() + RECOVERY_S
         while not client.has_whole(life.address, subject):
-            if self._report.over.is_set():
+            if self._report.over.wait(0.1):
                 return
             if time.monotonic() > deadline_s:
                 life.complain(f"{subject.name} cannot be had any more", *subject.history)
                 return
-            time.sleep(0.1)

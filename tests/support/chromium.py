@@ -145,9 +145,10 @@ class Page:
         """Navigate; returns once the document has a body."""
         told = self._browser.call("Page.navigate", self._session, url=url)
         assert "errorText" not in told, told["errorText"]
-        deadline_s = time.monotonic() + WAIT_S
-        while not self.evaluate("document.body !== null"):
-            assert time.monotonic() < deadline_s, f"{url} has no body"
+        self.evaluate(
+            "document.body !== null || new Promise(done =>"
+            " document.addEventListener('DOMContentLoaded', () => done(true)))"
+        )
 
     def evaluate(self, script: str) -> Any:
         """Return what the expression *script* gives, or what its promise is resolved with.
