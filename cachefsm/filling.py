@@ -318,8 +318,7 @@ class FillingEntry(AskingEntry):
         """Ask once more, for all that is to be read: there will be no second answer to join."""
         inquiry = cast(Inquiry, claim.inquiry)
         inquiry.stop, inquiry.claim = inquiry.end, None
-        self._claims.cancel(claim)
-        self._around.on_change(self)
+        self._claims.cancel(claim)  # whose end lets the conductor look again
 
     def _take_note(self, claim: Claim, answer: Answer) -> None:
         content, new, inquiry = claim.content, answer.representation, claim.inquiry

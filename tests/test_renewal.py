@@ -57,6 +57,19 @@ class Links:
         return not request.target.endswith(f"?sig={self.good}")
 
 
+class Slow:
+    """Resolves as *links* does, once it may go on."""
+
+    def __init__(self, links: Links) -> None:
+        self._links = links
+        self.asking, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, url: str, error: OriginStatus) -> str | None:
+        self.asking.set()
+        assert self.go_on.wait(WAIT_S)
+        return self._links.resolve(url, error)
+
+
 @pytest.fixture
 def links(origin: Origin) -> Links:
     origin.put("/film", Resource(SIZE))
@@ -144,12 +157,7 @@ def test_another_status_is_no_question_of_links(open_cache: OpenCache, origin: O
 
 
 def test_many_readers_have_the_link_renewed_once(open_cache: OpenCache, links: Links) -> None:
-    go_on = threading.Event()
-
-    def slowly(url: str, error: OriginStatus) -> str | None:
-        assert go_on.wait(WAIT_S)
-        return links.resolve(url, error)
-
+    slowly = Slow(links)
     cache = opened(open_cache, slowly)
     film = half_stored(cache, links.url)
     links.expire()
@@ -163,7 +171,7 @@ def test_many_readers_have_the_link_renewed_once(open_cache: OpenCache, links: L
     for reader in readers:
         reader.start()
     eventually(lambda: film.describe()["readers"] == len(readers))
-    go_on.set()
+    slowly.go_on.set()
     for reader in readers:
         reader.join(WAIT_S)
     assert found == {start: content(start, start + MIB) for start in starts}
@@ -192,13 +200,7 @@ def test_what_the_old_link_is_still_answered_renews_nothing(
 def test_a_question_and_a_reader_share_a_renewal(
     open_cache: OpenCache, origin: Origin, links: Links
 ) -> None:
-    asking, go_on = threading.Event(), threading.Event()
-
-    def slowly(url: str, error: OriginStatus) -> str | None:
-        asking.set()
-        assert go_on.wait(WAIT_S)
-        return links.resolve(url, error)
-
+    slowly = Slow(links)
     cache = opened(open_cache, slowly)
     film = half_stored(cache, links.url)
     links.expire()
@@ -209,9 +211,9 @@ def test_a_question_and_a_reader_share_a_renewal(
     assert holds[1].reached.wait(WAIT_S)
     for hold in reversed(holds):  # the question's first: it is no claim on bytes
         hold.release()
-    assert asking.wait(WAIT_S)
+    assert slowly.asking.wait(WAIT_S)
     origin.wait_until(lambda: all(request.ended for request in origin.requests))
-    go_on.set()
+    slowly.go_on.set()
     assert question.result(WAIT_S) == SIZE
     assert reader.result(WAIT_S) == content(HALF, SIZE)
     assert len(links.asked) == 1
@@ -230,23 +232,17 @@ def test_links_may_expire_any_number_of_times(open_cache: OpenCache, links: Link
 def test_a_slow_resolver_holds_up_no_other_entry_and_no_connection(
     open_cache: OpenCache, origin: Origin, links: Links
 ) -> None:
-    asking, go_on = threading.Event(), threading.Event()
-
-    def slowly(url: str, error: OriginStatus) -> str | None:
-        asking.set()
-        assert go_on.wait(WAIT_S)
-        return links.resolve(url, error)
-
+    slowly = Slow(links)
     cache = opened(open_cache, slowly, limits=Limits(per_entry=1, per_host=1, total=1))
     film = cache.entry(links.url)
     links.expire()
     film.start()
-    assert asking.wait(WAIT_S)
+    assert slowly.asking.wait(WAIT_S)
     origin.put("/other", Resource(MIB))
     assert fetch(cache, cache.entry(origin.url("/other"))) == content(0, MIB)
     assert film.describe()["streams"] == []
     assert film.explain(MIB - 1)["status"] == "renewing"
-    go_on.set()
+    slowly.go_on.set()
     assert film.wait_complete(WAIT_S)
 
 
