@@ -67,7 +67,7 @@ class Conductor(Loop):
         for action in decision.actions:
             entry = entries[action.entry_id]
             if isinstance(action, SetStop):
-                entry.set_stop(action.stream_id, action.stop)
+                entry.set_stop(action)
             else:
                 self._open(entry, action)
         moments = [due for entry in entries.values() if (due := entry.due_s()) is not None]

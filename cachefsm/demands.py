@@ -16,7 +16,7 @@ from .content import Content
 from .explain import Reading
 from .meters import RateMeter
 from .models import QueueRecord
-from .ranges import END
+from .ranges import END, RangeSet
 from .scheduler import Priority, Want
 
 __all__ = ["DEADLINE", "IDLE", "READER", "TOO_LARGE", "Demand", "Demands", "Fill"]
@@ -177,6 +177,11 @@ class Demands:
             for reader in self._readers
             if reader.expires_at_s is None and reader.priority <= Priority.READ_AHEAD
         )
+
+    def wanted_until(self, position: int) -> int:
+        """Return how far what is wanted goes on from *position*; that itself if nowhere."""
+        wanted = RangeSet((d.start, d.stop) for d in self if d.start < d.stop)
+        return wanted.run_stop(position)
 
     def are_near(self, offset: int, near_bytes: int, since_s: float) -> bool:
         """Say whether a reader that has moved *since_s* is about to want what lies at *offset*."""

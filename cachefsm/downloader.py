@@ -26,8 +26,7 @@ class _Entry(Protocol):
     def passes(self, claim: Claim, fetch: Fetch) -> bool: ...
     def answered(self, claim: Claim, answer: Answer) -> bool: ...
     def is_urgent(self, claim: Claim) -> bool: ...
-    def room(self, claim: Claim) -> int | None: ...
-    def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None: ...
+    def accept(self, claim: Claim, size: int) -> tuple[int, list[ByteRange]] | None: ...
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None: ...
     def ended(self, claim: Claim, error: Exception | None, *, at_end: bool = False) -> None: ...
 
@@ -94,18 +93,16 @@ class Downloader:
     def _receive(self, fetch: Fetch) -> bool:
         """Write what comes, as far as it is wanted; return whether the body came to its end."""
         claim, offset, left = self._claim, fetch.answer.start, memoryview(b"")
-        while (room := self._entry.room(claim)) is not None:
+        while (accepted := self._entry.accept(claim, len(left))) is not None:
             if not left:
                 left = memoryview(fetch.read())
                 if not left:
                     return True
                 continue  # what is wanted may have changed meanwhile
-            piece, left = left[:room], left[room:]
-            wanted = self._entry.accept(claim, offset, len(piece))
-            if wanted is None:
-                return False
+            size, wanted = accepted
+            piece, left = left[:size], left[size:]
             for start, stop in wanted:
                 claim.content.file.write_at(start, piece[start - offset : stop - offset])
-            offset += len(piece)
+            offset += size
             self._entry.wrote(claim, offset, wanted)
         return False

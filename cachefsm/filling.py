@@ -28,7 +28,7 @@ from .negative import Negative
 from .ranges import END, ByteRange
 from .representation import Representation
 from .retries import Verdict, judge
-from .scheduler import Ask, EntryView, Open, Priority, Want
+from .scheduler import Abandoned, Ask, EntryView, Open, Priority, SetStop, Want
 from .semantics import Validator
 from .states import ACTIVE, DownloadState
 from .surroundings import Surroundings
@@ -170,12 +170,17 @@ class FillingEntry(AskingEntry):
             self._attempts.rest(self._around.ticks(), error)
             self._waiters.refuse(error)
 
-    def set_stop(self, claim_id: int, stop: int) -> None:
-        """Let a claim end at *stop*; at its position or before, it is cancelled."""
+    def set_stop(self, order: SetStop) -> None:
+        """Let a claim end where the plan has it; see :class:`cachefsm.picture.SetStop`."""
         with self._lock:
-            claim = self._claims.get(claim_id)
-            if claim is not None:
-                self._claims.set_stop(claim, stop, self._around.ticks())
+            claim = self._claims.get(order.stream_id)
+            if claim is None:
+                return
+            outran = order.stop <= claim.position
+            if outran and order.may_wait and self._is_followed(claim):
+                claim.stop = claim.position
+            else:
+                self._claims.set_stop(claim, order.stop, self._around.ticks())
 
     def due_s(self) -> float | None:
         """Return the monotonic time at which the conductor should look again, or None."""
@@ -221,32 +226,26 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
         return True
 
-    def room(self, claim: Claim) -> int | None:
-        """Return how many bytes *claim* goes on for, 1 at the end of what was asked for.
+    def accept(self, claim: Claim, size: int) -> tuple[int, list[ByteRange]] | None:
+        """Return how many of *size* received bytes to take, and which ranges of them to write.
 
-        Where it has brought all that is wanted and a reader is close behind, that is told
-        once the reader has come on: a stream that is kept waiting costs the origin less
-        than another request. None if it should end.
+        None if the stream should end. Where it has brought all that is wanted and a reader
+        is close behind, the answer comes once that one has come on: a stream that is kept
+        waiting costs the origin less than another request.
         """
         with self._lock:
             while not claim.cancelled:
-                left = claim.stop - claim.position
-                if left > 0 or claim.stop == claim.reach:
-                    return max(left, 1)
-                if left < 0 or not self._is_followed(claim):
+                if claim.position < claim.stop:
+                    stop = min(claim.position + size, claim.stop)
+                    gaps = claim.content.present.gaps(claim.position, stop)
+                    return stop - claim.position, list(gaps)
+                if claim.stop == claim.reach:
+                    return None if size else (0, [])  # what is there to receive is the end
+                if not self._is_followed(claim):
                     return None
+                claim.stop = claim.position  # which it may have outrun while it wrote
                 self._claim_moved.wait(self._policy.limits.hold_s)
         return None
-
-    def accept(self, claim: Claim, start: int, size: int) -> list[ByteRange] | None:
-        """Return which parts of the received ``[start, start + size)`` to write.
-
-        None once the claim is cancelled or filled: the stream should end.
-        """
-        with self._lock:
-            if claim.cancelled or start >= claim.stop:
-                return None
-            return list(claim.content.present.gaps(start, min(start + size, claim.stop)))
 
     def wrote(self, claim: Claim, stop: int, written: list[ByteRange]) -> None:
         """Publish bytes that are in the file now; the claim goes on at *stop*."""
@@ -335,7 +334,20 @@ class FillingEntry(AskingEntry):
         if inquiry is not None and not inquiry.done:
             self._linger(inquiry)
             self._resolve(inquiry)
+        if old is None and content.joinable:
+            self._keep_to_what_is_wanted(claim)
         self._waiters.wake()
+
+    def _keep_to_what_is_wanted(self, claim: Claim) -> None:
+        """Let the first answer bring no more than that, now that its file's length is known.
+
+        The conductor would say so a moment later; an origin close by brings megabytes
+        in a moment.
+        """
+        if self._policy.limits.abandoned is Abandoned.FINISH:
+            return
+        self._expire_demands(self._around.ticks())
+        claim.stop = min(claim.stop, self._demands.wanted_until(claim.position))
 
     def _conclude(
         self, claim: Claim, error: Exception | None, *, refused: bool, at_end: bool

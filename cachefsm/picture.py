@@ -221,11 +221,16 @@ class Open:
 
 @dataclass(frozen=True)
 class SetStop:
-    """Let a stream's claim end at *stop*; at its position or before, it ends now."""
+    """Let a stream's claim end at *stop*.
+
+    At its position or before, it ends now; unless a reader is close behind, for which it
+    waits if it may, which is not so where its place is needed.
+    """
 
     entry_id: int
     stream_id: int
     stop: int
+    may_wait: bool = True
 
 
 Action = Open | SetStop

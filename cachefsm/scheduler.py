@@ -116,8 +116,9 @@ def decide(
             if draft.skip_bytes and not claim.asks:  # nothing is behind the last missing byte
                 claim.stop = draft.last_missing(claim.position, claim.stop)
             if claim.stream is not None:
-                if claim.stop != claim.stream.stop or claim.let_go:
-                    endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop))
+                may_wait = claim.denied is None and not claim.let_go
+                if claim.stop != claim.stream.stop or not may_wait:
+                    endings.append(SetStop(draft.view.id, claim.stream.id, claim.stop, may_wait))
             elif claim.is_kept and not claim.waits:
                 openings.append(_opening(draft, claim))
     openings.sort(key=lambda action: action.priority)

@@ -355,7 +355,7 @@ def test_a_blocked_reader_takes_the_place_of_a_stream_that_nobody_waits_for(
 ) -> None:
     running = crowd(hosts="aa", priority=Priority.PREFETCH, running=True)
     blocked = replace(crowd(hosts="a", priority=Priority.BLOCKED, running=False)[0], id=7)
-    assert plan([*running, blocked], limits) == [SetStop(1, 1, 0)]
+    assert plan([*running, blocked], limits) == [SetStop(1, 1, 0, may_wait=False)]
     # Its connection stands until its thread has let go of it.
     kept, ended = running[0], replace(running[1], streams=())
     leaving = [Leaving(1, "a")]
@@ -392,7 +392,7 @@ def test_a_stream_that_waits_at_its_stop_is_ended_for_whoever_has_no_connection(
     other = replace(drawn(".....", fill="wwwww"), id=2)
     assert plan([waiting, other], LIMITS) == [Open(2, 0, 5, Priority.FILL)]
     for lacking in (replace(LIMITS, total=1), replace(LIMITS, per_host=1)):
-        assert plan([waiting, other], lacking) == [SetStop(1, 0, 5)]
+        assert plan([waiting, other], lacking) == [SetStop(1, 0, 5, may_wait=False)]
     elsewhere = replace(other, host="http://other.test")
     assert plan([waiting, elsewhere], replace(LIMITS, per_host=1)) == [Open(2, 0, 5, Priority.FILL)]
 
@@ -456,7 +456,7 @@ def test_readers_take_turns_where_there_are_too_few_connections(
         want = replace(waiting.wants[0], impatient=is_impatient)
         other = replace(waiting, id=7, wants=(want,))
         actions = plan([view, other], replace(LIMITS, total=1))
-        assert (SetStop(view.id, 1, 4) in actions) == gives_way
+        assert (SetStop(view.id, 1, 4, may_wait=False) in actions) == gives_way
 
 
 @pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])

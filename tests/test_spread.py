@@ -140,9 +140,9 @@ def test_a_connection_for_speed_makes_room_for_who_is_as_urgent_and_has_none() -
     for priority, actions in [
         (Priority.FILL, []),
         (Priority.PREFETCH, []),
-        (Priority.PERSON, [SetStop(1, 2, 8)]),
-        (Priority.READ_AHEAD, [SetStop(1, 2, 8)]),
-        (Priority.BLOCKED, [SetStop(1, 2, 8)]),
+        (Priority.PERSON, [SetStop(1, 2, 8, may_wait=False)]),
+        (Priority.READ_AHEAD, [SetStop(1, 2, 8, may_wait=False)]),
+        (Priority.BLOCKED, [SetStop(1, 2, 8, may_wait=False)]),
     ]:
         (want,) = drawn("." * 16, person="w" * 16).wants
         other = replace(drawn("." * 16), id=2, wants=(replace(want, priority=priority),))

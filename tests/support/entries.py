@@ -93,7 +93,8 @@ class OneEntry:
         answer = Answer(claim.position, END if at_end else reach, known, close_delimited=False)
         assert self.entry.answered(claim, answer)
         size = max(0, reach - claim.position)
-        for gap in self.entry.accept(claim, claim.position, size) or ():
+        accepted = self.entry.accept(claim, size) if size else None
+        for gap in accepted[1] if accepted else ():
             claim.content.file.write_at(gap.start, content(*gap))
             self.entry.wrote(claim, gap.stop, [gap])
         self.entry.ended(claim, None, at_end=at_end)
