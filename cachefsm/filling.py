@@ -347,7 +347,9 @@ class FillingEntry(AskingEntry):
         if self._policy.limits.abandoned is Abandoned.FINISH:
             return
         self._expire_demands(self._around.ticks())
-        claim.stop = min(claim.stop, self._demands.wanted_until(claim.position))
+        wanted = self._demands.wanted_until(claim.position)
+        if wanted > claim.position:  # else the conductor ends it
+            claim.stop = min(claim.stop, wanted)
 
     def _conclude(
         self, claim: Claim, error: Exception | None, *, refused: bool, at_end: bool

@@ -117,6 +117,12 @@ def test_what_cannot_be_removed_from_a_read_only_disk_is_said_once(
 
 
 @pytest.fixture
+def cache(open_cache: OpenCache) -> Cache:
+    """A cache that does not look, at reads chosen by chance, whether its disk is sound."""
+    return open_cache(verify_reads="never")
+
+
+@pytest.fixture
 def stored(cache: Cache, origin: Origin) -> Iterator[Entry]:
     """A complete entry, larger than what sockets and pieces hold, that is being read."""
     origin.put("/film", Resource(SIZE))

@@ -22,7 +22,7 @@ from cachefsm.origin import OriginClient
 from cachefsm.ranges import ByteRange
 from cachefsm.reader import Reader, ReaderOptions
 from cachefsm.representation import Representation
-from cachefsm.scheduler import Open, Priority
+from cachefsm.scheduler import Open, Priority, SetStop
 from cachefsm.semantics import Validator
 from cachefsm.states import DownloadState
 from cachefsm.throttle import Throttle
@@ -219,7 +219,7 @@ def test_who_waits_where_a_stream_ends_wakes_the_conductor_at_once(one: OneEntry
     one.told.clear()
     one.entry.want(demand, HALF, SIZE, blocked=True)
     assert one.told == ["change"]  # it may go on, and nobody else would say so
-    one.entry.set_stop(claim.id, SIZE)
+    one.entry.set_stop(SetStop(one.entry.id, claim.id, SIZE))
     one.told.clear()
     one.entry.want(demand, HALF, SIZE, blocked=True)
     assert one.told == []  # it is there
@@ -232,7 +232,7 @@ def begun(one: OneEntry, stop: int) -> Claim:
     assert claim is not None
     known = Representation(SIZE, Validator.from_fields(FIELDS), FIELDS, accepts_ranges=True)
     assert one.entry.answered(claim, Answer(0, SIZE, known, close_delimited=False))
-    one.entry.set_stop(claim.id, stop)
+    one.entry.set_stop(SetStop(one.entry.id, claim.id, stop))
     claim.content.file.write_at(0, content(0, stop))
     one.entry.wrote(claim, stop, [ByteRange(0, stop)])
     return claim
