@@ -176,11 +176,11 @@ class FillingEntry(AskingEntry):
             claim = self._claims.get(order.stream_id)
             if claim is None:
                 return
-            outran = order.stop <= claim.position
-            if outran and order.may_wait and self._is_followed(claim):
-                claim.stop = claim.position
-            else:
-                self._claims.set_stop(claim, order.stop, self._around.ticks())
+            if order.may_wait and order.stop <= claim.position:
+                claim.stop = claim.position  # which the plan did not know yet
+                if self._is_followed(claim):
+                    return
+            self._claims.set_stop(claim, order.stop, self._around.ticks())
 
     def due_s(self) -> float | None:
         """Return the monotonic time at which the conductor should look again, or None."""

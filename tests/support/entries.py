@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cachefsm.acceptance import Answer
@@ -39,12 +40,13 @@ class OneEntry:
         directory: Path,
         # No test outlives the machine.
         durability: Durability = Durability.PROCESS,
+        policy: EntryPolicy | None = None,
         make_file: Callable[[Path], ContentFile] = ContentFile,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self.database = directory / "cache.sqlite3"
-        self._policy = EntryPolicy(durability=durability)
+        self._policy = replace(policy or EntryPolicy(), durability=durability)
         self._make_file = make_file
         self._clock = clock
         self.told: list[str] = []
