@@ -261,7 +261,7 @@ class OriginClient:
             finally:
                 if not keep:
                     _discard(session, response)
-            finish = partial(self._finish, url.origin, session, response)
+            finish = partial(self._finish, url.origin, session, response, canceller)
             pace = self._pace(url, canceller)
             return Fetch(response, answer, self._received, finish, canceller.cancel, pace)
         raise OriginError(f"more than {self._options.redirects} redirects")
@@ -316,7 +316,8 @@ class OriginClient:
         if begun.is_whole:
             refusal.body = begun.data
             # Kept, it would be one connection too many still, and be taken for the next try.
-            self._finish(url.origin, session, response, reuse=not refusal.says_too_many)
+            reuse = not refusal.says_too_many
+            self._finish(url.origin, session, response, canceller, reuse)
             return True
         # To a part that is not there, and to a condition, there are other answers.
         refusal.is_long = not isinstance(refusal, (NotModified, UnsatisfiedByOrigin))
@@ -408,9 +409,16 @@ class OriginClient:
             self._received_bytes += size_bytes
 
     def _finish(
-        self, origin: str, session: requests.Session, response: requests.Response, reuse: bool
+        self,
+        origin: str,
+        session: requests.Session,
+        response: requests.Response,
+        canceller: Canceller,
+        reuse: bool,
     ) -> None:
-        # Only a connection whose answer was read cleanly to its end is in step.
+        # Whoever cancels from now on must not end what the connection is used for next.
+        canceller.attach(None)
+        # Only one whose answer was read cleanly to its end is in step.
         if not (reuse and self._keep(origin, session)):
             _discard(session, response)
 

@@ -177,7 +177,7 @@ def test_who_reads_a_page_without_end_keeps_nobody_else(origin, cache: Cache, pr
     client.sendall(REQUEST)
     origin.wait_until(lambda: origin.body_bytes_sent > SHORT_BODY_BYTES)
     assert ask(url).body == content(0, SIZE)
-    assert cache.find(1).describe()["streams"] == []
+    eventually(lambda: cache.find(1).describe()["streams"] == [])
     reset(client)
     origin.wait_until(lambda: origin.requests[0].ended)
     eventually(lambda: readers(proxy) == 0)

@@ -18,8 +18,10 @@ from cachefsm.errors import (
     OriginUnreachable,
     RepresentationChanged,
 )
-from cachefsm.origin import OriginOptions
-from cachefsm.urls import OriginUrl
+from cachefsm.origin import OriginClient, OriginOptions
+from cachefsm.ranges import END
+from cachefsm.transport import Canceller
+from cachefsm.urls import OriginUrl, parse_url
 from tests.support.caches import HASTY, WAIT_S, Clock, OpenCache, fetch, rows
 from tests.support.faults import (
     chunked_cut_after,
@@ -790,3 +792,28 @@ def test_an_origin_with_few_connections_is_still_read_to_the_end(open_cache: Ope
         readers = [in_thread(fetch, cache, film, start) for start in (0, 2 * MIB)]
         for reading, start in zip(readers, (0, 2 * MIB), strict=True):
             assert reading.result(WAIT_S) == content(start, 4 * MIB)
+
+
+# -- connections that are used again -------------------------------------------------
+
+
+def _ask(client: OriginClient, origin: Origin, canceller: Canceller) -> bytes:
+    """Read the film to its end, as one of those who share the client's connections."""
+    url = parse_url(origin.url("/film"))
+    everything = ByteRange(0, END)
+    with client.fetch(url, everything, held=None, canceller=canceller) as answer:
+        return b"".join(iter(answer.read, b""))
+
+
+def test_who_leaves_late_does_not_end_what_his_connection_is_used_for_next(origin: Origin) -> None:
+    origin.put("/film", Resource(SIZE))
+    hold = origin.script(hold_before_headers(), nth=2)
+    first = Canceller()
+    with closing(OriginClient()) as client:
+        assert _ask(client, origin, first) == content(0, SIZE)
+        second = in_thread(_ask, client, origin, Canceller())
+        assert hold.reached.wait(WAIT_S)
+        first.cancel()
+        hold.release()
+        assert second.result(WAIT_S) == content(0, SIZE)
+    assert len({request.connection for request in origin.requests}) == 1
