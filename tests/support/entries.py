@@ -40,9 +40,9 @@ class OneEntry:
         directory: Path,
         # No test outlives the machine.
         durability: Durability = Durability.PROCESS,
-        policy: EntryPolicy | None = None,
         make_file: Callable[[Path], ContentFile] = ContentFile,
         clock: Callable[[], float] = time.time,
+        policy: EntryPolicy | None = None,
     ) -> None:
         self.directory = directory
         self.database = directory / "cache.sqlite3"
