@@ -1,4 +1,4 @@
-"""What embedders give as text or numbers, read into what a cache goes by.."""
+"""Turns a cache's arguments, which are text or numbers, into its options and policies."""
 
 from __future__ import annotations
 
