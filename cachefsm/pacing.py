@@ -14,7 +14,7 @@ __all__ = ["RATES", "add_explain", "add_limits", "connection_options", "rate_opt
 RATES: Final = {
     "rate": "from all origins together",
     "rate_per_host": "from each origin",
-    "background_rate": "for all that no reader waits for",
+    "background_rate": "for bytes that no reader waits for",
 }
 """What may be limited, in bytes per second, as JSON names it."""
 

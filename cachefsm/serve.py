@@ -252,8 +252,8 @@ def _hints(options: argparse.Namespace, address: str, mounts: list[Mount]) -> It
     if not mounts and not options.allow:
         yield "  no origin is mounted or allowed: add --mount /name=https://origin/base/"
     password = "" if _is_loopback(options.host) else " (its password is the token)"
-    yield f"  what it holds, in a browser: {address}-/{password}"
-    yield f"  what it holds: {_call(options, 'list')}"
+    yield f"  see what is stored, in a browser: {address}-/{password}"
+    yield f"  see what is stored, in a terminal: {_call(options, 'list')}"
 
 
 def _demo_hints(
