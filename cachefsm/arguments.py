@@ -52,7 +52,7 @@ COMMANDS: Final = {
     **ORDERS,
     "verify": "compare what is stored with its checksums",
     "explain": "say when a byte will come, or why not",
-    "limits": "show or change how much may come per second",
+    "limits": "show or change limits on bytes per second",
     "stats": "show how much there is, and in which states",
     "gc": "make room, and remove files that belong to nothing",
     "diagram": "draw the lifecycle of a download",
@@ -74,10 +74,10 @@ ended it. A failure is one line on stderr.
 def parse_arguments(
     arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ
 ) -> argparse.Namespace:
-    """Return what was asked for; ``command`` says which of :data:`COMMANDS`.
+    """Return the parsed options; ``command`` is one of :data:`COMMANDS`.
 
-    Exits with status 2 and one line on stderr if that makes no sense; ``fail`` of
-    the result does so for what is found out later.
+    Exits with status 2 and one line on stderr if they make no sense. ``fail(message)`` of
+    the result does the same, for mistakes that are found later.
     """
     parser, subparsers = _grammar()
     options = parser.parse_args(arguments)
@@ -99,7 +99,7 @@ def _grammar() -> tuple[Parser, dict[str, Parser]]:
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="version", version=f"cachefsm {__version__}")
-    # Taken here too, for fingers that put them first; shown where they belong.
+    # Accepted before the command, too; shown in the commands' help only.
     hidden = argparse.SUPPRESS
     parser.add_argument("--cache-dir", type=typed(read_directory), help=hidden, default=hidden)
     parser.add_argument("--debug", action="store_true", help=hidden, default=hidden)
@@ -133,21 +133,43 @@ def _serve(command: Parser) -> None:
         "  cachefsm serve --mount /films=https://media.example/films/ --max-size 20G\n"
         "  cachefsm serve --allow '*.example.org' --cache-dir /var/cache/films --port 8090\n"
     )
-    setting = command.setting
-    setting(
+    _address(command)
+    _origins(command)
+    _clients(command)
+    max_size_option(command, "evict the least recently used beyond this (default: no limit)")
+    links_options(command)
+    _filling(command)
+    _careful(command)
+    command.setting(
+        "--verbose", read=None, default=False, help="log details, and requests below /-/ too"
+    )
+    command.setting("--quiet", read=None, default=False, help="log only warnings")
+    command.add_argument(
+        "--demo", action="store_true", help="mount a slow origin with five minutes of music"
+    )
+
+
+def _address(command: Parser) -> None:
+    """Add where the proxy listens."""
+    command.setting(
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
         help="address to listen on (default: 127.0.0.1); on any but loopback, "
         "whoever can reach it can read what is mounted, and control needs the token",
     )
-    setting(
+    command.setting(
         "--port",
         read=read_port,
         default=8080,
         metavar="N",
-        help="default: 8080; 0 takes a free one",
+        help="port to listen on (default: 8080); 0 takes a free one",
     )
+
+
+def _origins(command: Parser) -> None:
+    """Add which origins can be reached, and by which rules."""
+    setting = command.setting
     setting(
         "--mount",
         read=parse_mount,
@@ -162,9 +184,9 @@ def _serve(command: Parser) -> None:
         many=True,
         default=(),
         metavar="HOST",
-        help="let clients name this host, as in /https/HOST/path, and redirects lead there; "
-        "HOST, HOST:PORT, '*.SUFFIX' or '*', which is no address of this machine or its "
-        "network; repeatable",
+        help="let clients ask for URLs at this host, as /https/HOST/path, and redirects lead "
+        "there; HOST, HOST:PORT, '*.SUFFIX', or '*' for all but this machine and private "
+        "networks; repeatable",
     )
     _rules(command)
     setting(
@@ -173,15 +195,20 @@ def _serve(command: Parser) -> None:
         many=True,
         default=(),
         metavar="HOST",
-        help="let this host, or '*.SUFFIX', lead to addresses of private networks, which "
-        "otherwise only an address or localhost may; repeatable",
+        help="let the name of this host, or '*.SUFFIX', lead to addresses of private networks; "
+        "others may not, but for localhost and for addresses that are written out; repeatable",
     )
+
+
+def _clients(command: Parser) -> None:
+    """Add what clients may do, and which name and token they use."""
+    setting = command.setting
     setting(
         "--host-name",
         many=True,
         default=(),
         metavar="NAME",
-        help="a further name that clients know this proxy by; repeatable",
+        help="a further name by which clients may address this proxy; repeatable",
     )
     setting(
         "--page",
@@ -192,16 +219,22 @@ def _serve(command: Parser) -> None:
         help="let the web pages of this origin, as http://HOST:PORT, show and read what is "
         "served here; null is for pages from files, * for all; repeatable",
     )
-    setting("--token", help="what control asks for off loopback (default: a new one, printed)")
-    max_size_option(command, "evict the least recently used beyond this (default: no limit)")
-    links_options(command)
+    setting(
+        "--token", help="the secret that control needs off loopback (default: a new one, printed)"
+    )
+
+
+def _filling(command: Parser) -> None:
+    """Add how much is fetched for readers, and how long they wait."""
+    setting = command.setting
     setting(
         "--fill",
         read=one_of("rest", "finish", "requested"),
         default="rest",
         metavar="HOW",
-        help="what to fetch of a file that somebody reads: the rest, while they do and for the "
-        "grace (rest, the default); all, once begun (finish); no more than is read (requested)",
+        help="what to fetch of a file that somebody reads: all of it, for as long as somebody "
+        "does and for the grace (rest, the default); all of it in any case (finish); no more "
+        "than is read, and read ahead (requested)",
     )
     setting(
         "--grace",
@@ -229,18 +262,12 @@ def _serve(command: Parser) -> None:
         read=parse_duration,
         default=30.0,
         metavar="TIME",
-        help="and for every further one (default: 30s)",
-    )
-    _careful(command)
-    setting("--verbose", read=None, default=False, help="log details, and looks at /-/ too")
-    setting("--quiet", read=None, default=False, help="log only warnings")
-    command.add_argument(
-        "--demo", action="store_true", help="mount a slow origin with five minutes of music"
+        help="how long a client waits for every further byte (default: 30s)",
     )
 
 
 def _rules(command: Parser) -> None:
-    """Add what holds for single mounts in place of what would hold otherwise."""
+    """Add the rules that single mounts can have."""
     setting = command.setting
     setting(
         "--fresh",
@@ -248,13 +275,16 @@ def _rules(command: Parser) -> None:
         many=True,
         default=(),
         metavar="/NAME=TIME",
-        help="take what is stored of this mount as fresh for so long, whatever the origin says; "
-        "TIME alone: of all; repeatable",
+        help="treat what is stored of this mount as fresh for so long, whatever its origin "
+        "says; TIME alone: of all mounts; repeatable",
     )
     for flag, help_ in (
-        ("--offline", "ask this mount's origin nothing: serve what is stored, or a 504"),
+        ("--offline", "never ask this mount's origin: serve what is stored, or a 504"),
         ("--pass-methods", "pass methods other than GET and HEAD to this mount's origin, uncached"),
-        ("--hand-on-redirects", "leave this mount's redirects to the client, led through here"),
+        (
+            "--hand-on-redirects",
+            "let clients follow this mount's redirects, rewritten to lead through the proxy",
+        ),
     ):
         setting(
             flag,
@@ -264,7 +294,7 @@ def _rules(command: Parser) -> None:
             metavar="/NAME",
             nargs="?",
             const=EVERY_MOUNT,
-            help=f"{help_}; without a name: all of them; repeatable",
+            help=f"{help_}; without a name: all mounts; repeatable",
         )
     setting(
         "--header",
@@ -279,15 +309,15 @@ def _rules(command: Parser) -> None:
 
 
 def _careful(command: Parser) -> None:
-    """Add what trades speed for safety, and for the origins' patience."""
+    """Add the options that trade speed for safety, or for sparing origins."""
     setting = command.setting
     setting(
         "--durability",
         read=one_of("power", "process"),
         default="power",
         metavar="HOW",
-        help="what recorded bytes survive: a loss of power (power, the default), or the death of "
-        "this process alone (process), which spares the disk a sync every second",
+        help="what recorded bytes survive: a loss of power (power, the default), or only the "
+        "death of this process (process), which saves the disk a sync every second",
     )
     setting(
         "--verify-reads",

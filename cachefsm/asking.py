@@ -1,8 +1,9 @@
-"""What an entry asks its origin about the file as a whole, and what comes of the answers.
+"""Questions of an entry to its origin about the file as a whole, and their answers.
 
-The first question of all, and whether what is stored is still current: on whose terms
-it is asked, who waits for it, and what is done where the answer may not be stored, tells
-of another version, or does not come.
+They are: what the file is, if nothing is known of it; and whether what is stored is still
+current. This layer knows with whose request fields the question is asked, who waits for
+the answer, and what is done if that may not be stored, tells of another version, or does
+not come.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ __all__ = ["NOT_STORED", "AskingEntry", "unexpected"]
 NOT_STORED: Final = "the origin's answer may not be stored"
 
 PASSING_S: Final = 60.0
-"""How long after an answer that could not be stored nobody waits for somebody else's."""
+"""After an answer that may not be stored, for how long readers do not wait for one another's
+answers, but each asks the origin for its own."""
 
 SAYS_SOON_S: Final = 0.5
-"""How long it takes from the origin's answer to a reader's first wish, at the very most."""
+"""The longest time from the origin's answer until its reader has said which bytes it wants."""
 
 
 class AskingEntry(LinkedEntry):
@@ -71,13 +73,13 @@ class AskingEntry(LinkedEntry):
         self._attempts = Attempts(self._policy.retries)
         self._inquiry: Inquiry | None = None
         self._terms: Terms | None = None
-        """On whose terms the origin was last asked."""
+        """The terms of the request on whose behalf the origin was last asked."""
         self._passing_until_s = float("-inf")
 
     # -- those who wait for an answer ------------------------------------------
 
     def use_of(self, content: Content, terms: Terms) -> Use:
-        """Return what may be done with *content*, if anything is known of it, on *terms*."""
+        """Return whether *content* may be served to a request on *terms*, or what comes first."""
         with self._lock:
             stored = content.stored
             if stored is None:
@@ -87,7 +89,7 @@ class AskingEntry(LinkedEntry):
             return terms.use_of(stored, self._around.clock())
 
     def own_terms(self, terms: Terms) -> Terms:
-        """Return *terms* with the fields that this entry is told apart by, whoever asks."""
+        """Return *terms* with this entry's own credentials and Vary fields in place of theirs."""
         with self._lock:
             selected_by = vary_from_json(self._lifecycle.record.vary)
         others = without(terms.forwarded, (name for name, _ in selected_by))
@@ -110,11 +112,11 @@ class AskingEntry(LinkedEntry):
         return stored is not None and terms.may_use_on_error(stored, self._around.clock())
 
     def is_for_each(self, content: Content) -> bool:
-        """Say whether who must ask about *content* had better get an answer of his own.
+        """Say whether a reader that must ask the origin should read an answer of its own.
 
-        The origin's last answer could not be stored, not long ago: the next one likely
-        cannot either. Or nothing tells whether *content* is current, and others read it
-        while it comes: an answer that took its place would cut them off.
+        So it is if the origin's last answer, not long ago, could not be stored: the next
+        one likely cannot be either. And so it is if *content* has no validator to ask with
+        while others read it as it arrives: a new answer would replace it and cut them off.
         """
         with self._lock:
             if content.representation is None:
@@ -132,11 +134,12 @@ class AskingEntry(LinkedEntry):
         *,
         end: int = 0,
     ) -> Inquiry:
-        """Have the origin asked about *content*, or join whoever asks; :meth:`leave` it later.
+        """Have the origin asked about *content*, or join the question that is under way.
 
-        It is done at once if the answer to somebody else's question has just come.
-        *asker* is None where nobody waits for the answer. What is to be read of an answer
-        that cannot be joined with others goes on to *end*.
+        The caller has to :meth:`leave` the inquiry later. It is ``done`` at once if
+        somebody else's answer has just made the question unnecessary. The reader wants
+        ``[start, stop)``, and bytes up to *end* if they all have to come from this answer.
+        *asker* is None if nobody waits for the answer.
 
         Raises:
             CacheError: the entry has failed and must rest.
@@ -167,7 +170,7 @@ class AskingEntry(LinkedEntry):
     def wait_answer(
         self, inquiry: Inquiry, ready: Callable[[], bool], timeout_s: float | None
     ) -> bool:
-        """Wait until *inquiry* is done or *ready* says so; False on timeout.
+        """Wait until *inquiry* is done or *ready* returns True; False on timeout.
 
         Raises:
             CacheError: there will be no answer.
@@ -183,7 +186,7 @@ class AskingEntry(LinkedEntry):
             return self._waiters.wait(lambda: inquiry.done or ready(), hopeless, timeout_s)
 
     def leave(self, inquiry: Inquiry) -> None:
-        """Wait for *inquiry* no more; if nobody does, it is given up."""
+        """Stop waiting for *inquiry*; it is given up once nobody waits for it."""
         passed: Fetch | None = None
         body: OpenBody | None = None
         with self._lock:
@@ -209,10 +212,10 @@ class AskingEntry(LinkedEntry):
     # -- answers ---------------------------------------------------------------
 
     def passes(self, claim: Claim, fetch: Fetch) -> bool:
-        """Say whether an answer may not be stored and was handed to the one who asked.
+        """Say whether an answer may not be stored and was handed to the reader that asked.
 
-        If nobody did, none is stored but what a person ordered, and whoever waits for it
-        gets it elsewhere.
+        If no reader asked, a forbidden answer is stored only where a person has ordered it;
+        readers that wait for it have to get answers of their own.
         """
         inquiry, fields = claim.inquiry, fetch.answer.representation.fields
         with self._letting_go():
@@ -244,7 +247,10 @@ class AskingEntry(LinkedEntry):
     # -- with the lock held ----------------------------------------------------
 
     def _replace(self, claim: Claim, inquiry: Inquiry, answer: Answer) -> bool:
-        """Begin a generation with what answers a question; False if what is stored is current."""
+        """Begin a new generation with the answer to a question.
+
+        Returns False if there is no need, as the answer shows what is stored to be current.
+        """
         content, new = claim.content, answer.representation
         if content is not self._content:
             self._resolve(inquiry)  # it moved on meanwhile
@@ -274,14 +280,18 @@ class AskingEntry(LinkedEntry):
         )
 
     def _resolve(self, inquiry: Inquiry, error: CacheError | None = None) -> None:
-        """End an inquiry: whoever waits for it looks again."""
+        """End an inquiry, with *error* if it brought no answer, and wake those who wait for it."""
         inquiry.done, inquiry.error = True, error
         if self._inquiry is inquiry:
             self._inquiry = None
         self._waiters.wake_all()
 
     def _linger(self, inquiry: Inquiry) -> None:
-        """Let what was asked for be wanted for the grace: who asked says soon what he wants."""
+        """Keep the bytes of an unfinished inquiry wanted for the grace, though nobody waits.
+
+        A reader that has just asked says soon which bytes it wants; until then the answer
+        must not be broken off.
+        """
         stop, most_bytes = inquiry.stop, self._policy.max_bytes
         if most_bytes is not None and most_bytes < self._content.length < END:
             stop = min(stop, inquiry.start + self._policy.limits.near_bytes)  # not all of it
@@ -296,10 +306,10 @@ class AskingEntry(LinkedEntry):
             self._around.trouble.note(error)
 
     def _question_over(self, claim: Claim, error: Exception | None) -> None:
-        """Do what the answer to a question calls for that brought no bytes.
+        """Act on the end of a claim that asked a question and brought no bytes.
 
         Raises:
-            StorageError: what it calls for cannot be written down.
+            StorageError: the consequence cannot be recorded.
         """
         content, inquiry = claim.content, claim.inquiry
         if inquiry is None or inquiry.done:
@@ -327,12 +337,12 @@ class AskingEntry(LinkedEntry):
             self._resolve(inquiry, error if isinstance(error, CacheError) else unexpected(error))
 
     def _outdate(self, inquiry: Inquiry) -> None:
-        """Drop what is stored, as the origin has another version: that is asked for anew."""
+        """Drop what is stored, as the origin has another version; it is then asked for anew."""
         self._invalidate("changed at the origin")
         self._resolve(inquiry)
 
     def _ask_again(self, claim: Claim) -> None:
-        """See to it that an inquiry whose connection is over is answered, or asked once more."""
+        """Settle an inquiry whose connection ended without an answer, or have it asked again."""
         inquiry = claim.inquiry
         if inquiry is None or inquiry.done or inquiry.claim not in (None, claim):
             return
@@ -389,7 +399,7 @@ class AskingEntry(LinkedEntry):
         return tuple(demand.record(self.id, now_s, offset_s) for demand in order)
 
     def _let_pass(self) -> None:
-        """Let nobody wait for what could not be stored, for a while."""
+        """For a while, let no reader wait for an answer here: the last one may not be stored."""
         self._passing_until_s = self._around.ticks() + PASSING_S
         self._demands.drop_left()
         self._demands.calm()
@@ -434,5 +444,5 @@ class AskingEntry(LinkedEntry):
 
 
 def unexpected(error: Exception) -> CacheError:
-    """Return what is told of an error that nobody foresaw: its text might tell secrets."""
+    """Return the error to report in place of an unforeseen one, whose text might tell secrets."""
     return OriginError(f"internal error: {type(error).__name__}")

@@ -1,7 +1,7 @@
-"""A cache directory, whoever holds it: what the commands act on.
+"""The commands' view of a cache directory: the same whether a server holds it or not.
 
-An idle directory is opened; one that a server holds is spoken to through the
-server. The commands cannot tell the difference.
+An idle directory is opened by the command itself; if a server holds it, the command asks
+the server.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ Facts = dict[str, Any]
 
 
 class Backend(Protocol):
-    """What can be done to a cache, by id or URL; every method raises CacheError."""
+    """What commands can do to a cache; entries are named by id or URL. All raise CacheError."""
 
     address: str | None
-    """Where the server is that does it; None if this process does."""
+    """The address of the server that holds the cache; None if this process does."""
     stays: bool
     """Whether queued downloads go on when this command has ended."""
 
@@ -64,14 +64,14 @@ class Backend(Protocol):
 
 @contextmanager
 def open_backend(directory: Path, *, downloads: bool = False, **options: Any) -> Iterator[Backend]:
-    """Give the cache in *directory*, through the server that holds it if there is one.
+    """Open the cache in *directory*, or connect to the server that holds it.
 
-    *downloads* starts an idle cache's threads, makes it if it is not there, and
-    lets other commands speak to it meanwhile. *options* are then the cache's; a
-    server has its own.
+    With *downloads* an idle cache is created if it does not exist, its threads are started,
+    and other commands can reach it through this process meanwhile. *options* are those of
+    an idle cache; a server has its own.
 
     Raises:
-        CacheBusy: something else holds it, and goes on holding it.
+        CacheBusy: another process holds the directory and cannot be asked.
     """
     backend = _open(directory, downloads=downloads, options=options)
     try:
@@ -110,7 +110,7 @@ def _open(directory: Path, *, downloads: bool, options: dict[str, Any]) -> Backe
 
 
 class _IdleCache:
-    """A cache that nobody held: this process does now."""
+    """An idle cache, which this process has opened."""
 
     address: str | None = None
     stays = False
@@ -195,7 +195,7 @@ class _IdleCache:
 
 
 class _NoCache:
-    """A directory in which there never was a cache: looking does not make one."""
+    """A directory without a cache: looking at it does not create one."""
 
     address: str | None = None
     stays = False

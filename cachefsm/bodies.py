@@ -1,7 +1,8 @@
-"""Bodies that are passed on: to an origin as they come, from it as far as they have come.
+"""Bodies that are passed on without being stored: clients' to origins, and origins' answers.
 
-Of an answer that is no file the body is kept for whoever waits, if it is short and comes
-soon. Any other is read by the one client that gets it, and only as fast as that takes it.
+If an answer is no file (a 404, say) and its body is short and comes soon, the body is read
+to the end, for everybody who waits for it. A longer one is read by the one client that
+gets it, as fast as that client takes it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from .throttle import Pace
 __all__ = ["PIECE_BYTES", "SHORT_BODY_BYTES", "Begun", "Relayed", "RequestBody", "begin_body"]
 
 PIECE_BYTES: Final = 1 << 20
-"""The most one read returns. It returns what has arrived, so a slow origin's
-first bytes come at once; for a fast one 1 MiB moves 1.9 times what 64 KiB does."""
+"""The most that one read returns. A read returns what has arrived, so a slow origin's first
+bytes are not delayed; from a fast one, 1 MiB moves 1.9 times what 64 KiB does."""
 
 SHORT_BODY_BYTES: Final = 1 << 20
-"""How much of an answer that is no file, an error's page say, is kept for whoever waits."""
+"""The longest body of an answer that is no file (an error page, say) that is read to the end."""
 
 
 class RequestBody(Protocol):
@@ -39,7 +40,7 @@ class RequestBody(Protocol):
 
 @dataclass(frozen=True)
 class Begun:
-    """How long a body is, where that is known, and what of it was read, which may be all."""
+    """The beginning of a body, which may be all of it, and its length if that is known."""
 
     length: int | None
     data: bytes = b""
@@ -47,10 +48,10 @@ class Begun:
 
 
 class Relayed:
-    """An answer passed back as it is; whoever has it lets it go.
+    """An answer that is passed back unchanged; whoever holds it has to close it.
 
-    ``fields`` are end-to-end, repeated ones kept apart; ``length`` is None if only the
-    end of the body will tell. *begun* is what has come of it already.
+    ``fields`` are the end-to-end ones, repeated ones kept apart; ``length`` is in bytes,
+    None if only the end of the body will tell. *begun* is what has been read already.
     """
 
     def __init__(
@@ -68,9 +69,9 @@ class Relayed:
         self.fields = fields
         self.length = begun.length
         self.cancel = cancel
-        """Ends it from another thread."""
+        """Breaks the transfer off; called from another thread."""
         self.close = on_close
-        """Lets its connection go."""
+        """Closes its connection."""
         self._response = response
         self._pace = pace
         self._begun = begun.data
@@ -98,9 +99,9 @@ class Relayed:
 def begin_body(
     response: requests.Response, ticks: Callable[[], float], within_s: float
 ) -> Begun | None:
-    """Return the body of an answer that is no file, or how it begins; None if it is broken.
+    """Return the body of an answer that is no file, or its beginning; None if it breaks off.
 
-    What is known to be long is not read at all: somebody else may begin at once.
+    Nothing is read of a body that is known to be long, so that its client gets it at once.
     """
     data, until_s = bytearray(), ticks() + within_s
     try:

@@ -1,10 +1,10 @@
-"""Token buckets: who may receive how much now, where rates are limited. Pure.
+"""Token buckets: how much may be received now under a rate limit. Pure.
 
-Two kinds of work share a rate: what readers wait for, and everything else, which is
-called background. A bucket counts each byte for the background and those for readers
-once more by themselves. So readers have the whole rate for themselves whatever the
-background took before, and the background pays for both: it waits until what readers
-took has been made up for.
+Two kinds of bytes share a rate: those that readers wait for, and all others, called the
+background. A bucket has a level for each: one counts readers' bytes and holds back
+readers, the other counts all bytes and holds back the background. So readers have the
+whole rate, whatever the background took before; and the background waits until readers'
+bytes have been made up for as well.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Final
 __all__ = ["Bucket", "RateLimits", "delay_s", "portion"]
 
 SLICE_S: Final = 0.05
-"""How much is given out at a time: what the rate brings in so long. Less would cost a
-wake-up for every few packets, more would come in bursts."""
+"""A bucket holds what its rate brings in this time. With less there would be a wake-up for
+every few packets; with more, bytes would come in bursts."""
 
 LEAST_BYTES: Final = 1460
-"""One Ethernet segment: to wait for less than a packet is to wait for nothing."""
+"""The least that is worth waiting for: one Ethernet segment."""
 
 
 @dataclass(frozen=True)
 class RateLimits:
-    """The most bytes per second, 0 for as many as come: in all, from each host, and for
-    all that no reader waits for."""
+    """The most bytes per second, 0 for no limit: in all, from each host, and for all bytes
+    that no reader waits for."""
 
     rate: int = 0
     rate_per_host: int = 0
@@ -39,7 +39,7 @@ class RateLimits:
 
 
 class Bucket:
-    """What may be received at a rate; nothing is saved up for longer than a slice."""
+    """What may be received at a rate; no more is saved up than SLICE_S brings."""
 
     def __init__(self, rate_bytes_s: int, now_s: float) -> None:
         self._rate = rate_bytes_s
@@ -59,7 +59,7 @@ class Bucket:
         return self._slice
 
     def take(self, size_bytes: int, now_s: float, *, background: bool) -> None:
-        """Count bytes that are about to be received; given back if they are negative."""
+        """Count bytes that are about to be received; a negative number gives some back."""
         self._fill(now_s)
         self._all -= size_bytes
         if not background:

@@ -1,6 +1,6 @@
-"""What embedders import: a cache directory with its threads, and its entries.
+"""The class that embedders use: a cache directory with its threads and entries.
 
-Reads the arguments, wires the parts together, and decides nothing itself.
+It reads the arguments and wires the parts together; it decides nothing itself.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class Cache:
         max_size: evict the least recently used beyond this; None for no limit.
         fill: what is fetched beyond what readers ask for; see :class:`Fill`.
         grace: how long a download goes on after its last reader has left.
-        abandoned: what then becomes of requests under way; see :class:`Abandoned`.
+        abandoned: what becomes of requests whose bytes nobody wants any more; see
+            :class:`Abandoned`.
         read_ahead: how far past a reader's position bytes are fetched for it; 0 for
             all that it asks for, at once.
-        playable_head, playable_tail: what :meth:`Entry.is_playable` asks for.
+        playable_head, playable_tail: how much of a file's beginning and end
+            :meth:`Entry.is_playable` requires.
         first_byte_timeout, stall_timeout: how long a reader waits, for its first
             byte and for every further one.
         durability: what recorded bytes survive; see :class:`Durability`.
@@ -75,16 +77,17 @@ class Cache:
         scrub_rate: how fast stored bytes are checked in the background, in bytes
             per second; 0 for not at all.
         limit_rate, limit_rate_per_host, limit_background_rate: the most bytes per second
-            from all origins, from each, and for all that no reader waits for; 0 for as
-            many as come. See :meth:`set_rate_limits`.
-        speed, limits, retries, origin: see the classes.
-        secrets: sets of request fields that entries are told apart by, such as
-            credentials, so that downloads with them go on after a restart.
-        resolver: gives a fresh URL for one whose link has expired; it is called in a
-            thread of its own, and may take its time. See :mod:`cachefsm.renewal`.
-        key_rules: which query parameters tell no entries apart.
-        start: False leaves all downloads at rest, as for a look at the entries.
-        restore: False leaves what earlier processes queued until :meth:`restore_queue`.
+            from all origins, from each, and for bytes that no reader waits for; 0 for no
+            limit. See :meth:`set_rate_limits`.
+        speed, limits, retries, origin: see their classes.
+        secrets: sets of request fields, such as credentials, that are known beforehand, so
+            that downloads which need them go on after a restart.
+        resolver: returns a fresh URL for one that has expired. It is called in a thread of
+            its own, and may take its time; see :mod:`cachefsm.renewal`.
+        key_rules: which query parameters are left out of entries' keys.
+        start: with False nothing is downloaded, as for a look at the entries.
+        restore: with False, downloads that earlier processes queued stay at rest until
+            :meth:`restore_queue`.
 
     Raises:
         CacheBusy: another process holds the directory.
@@ -193,12 +196,12 @@ class Cache:
 
     @property
     def name(self) -> str:
-        """What this cache calls itself to origins and clients. RFC 9110 §7.6.3."""
+        """The name of this cache in Via fields. RFC 9110 §7.6.3."""
         return self.origin.name
 
     @property
     def via(self) -> str:
-        """The value of the Via field of what passes through here."""
+        """The value that this cache adds to the Via field of messages."""
         return self.origin.via
 
     def __repr__(self) -> str:
@@ -210,8 +213,8 @@ class Cache:
     def entry(self, url: str, *, key: str | None = None) -> Entry:
         """Find or register the entry of *url*; nothing is fetched yet.
 
-        *key* tells apart what one URL serves to different credentials; the URL
-        itself by default.
+        *key* is the URL by default. Other keys keep apart what one URL serves to different
+        credentials.
 
         Raises:
             UsageError: it is no http(s) URL.
@@ -241,9 +244,10 @@ class Cache:
         return self._catalogue.variant(parse_url(url), terms)
 
     def own_terms(self, entry_id: int, terms: Terms | None = None) -> Terms:
-        """Return *terms*, or a plain request's, as they are for that very entry.
+        """Return *terms* (by default a plain request's) with the entry's own credentials.
 
-        Its variant and credentials are its own, whoever asks for it by number.
+        For requests that name the entry by its id: they get its variant and credentials,
+        whatever their own fields are.
 
         Raises:
             EntryNotFound: there is none.
@@ -269,7 +273,7 @@ class Cache:
         Raises:
             UsageError: one of them is no http(s) URL; nothing is queued.
         """
-        if isinstance(urls, str):  # whose letters are no URLs
+        if isinstance(urls, str):  # iterating over it would give letters
             raise UsageError("prefetch takes a list of URLs; this is one")
         entries = [self.entry(url) for url in urls]
         parts = None if ranges is None else list(ranges)
@@ -286,16 +290,16 @@ class Cache:
         allow: Iterable[str] = (),
         deadline: str | float | None = None,
     ) -> list[Entry]:
-        """Read a playlist, M3U or HLS, and queue what comes next in it; return that.
+        """Read a playlist, M3U or HLS, and queue its next *items*; return their entries.
 
-        *after* is the item that is being played. Without, the first ones come next; in
-        a live playlist the last ones; of a master playlist, those of its first variant.
-        Items of other origins than the playlist's are left out, with a warning, but for
-        those in *allow*, which is as :class:`cachefsm.access.AllowList` has it.
+        The next items are those after *after*, the one being played; if that is None, the
+        first ones, or the last ones of a live playlist. A master playlist stands for its
+        first variant. Items of other origins than the playlist's are left out, with a
+        warning, unless *allow* names them; see :class:`cachefsm.access.AllowList`.
 
         Raises:
             UsageError: it is no playlist, or *after* is not in it.
-            CacheError: why the playlist cannot be read.
+            CacheError: the reason why the playlist cannot be read.
         """
 
         def open_playlist(playlist: OriginUrl) -> BinaryIO:
@@ -309,16 +313,16 @@ class Cache:
         ]
 
     def describe_all(self, *, after: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
-        """Return what may be shown of every entry, oldest first, as :meth:`Entry.describe` does.
+        """Return what :meth:`Entry.describe` does for every entry, oldest first.
 
-        At most *limit* of them, with higher ids than *after*. Entries that are not in
-        memory are not brought there: it takes two queries for many of them.
+        With *limit*, at most so many, with ids higher than *after*. Many entries take but
+        two queries, as they are not loaded into memory for this.
         """
         self._check_open()
         return self._overview.entries(after, limit)
 
     def describe_latest(self, most: int) -> list[dict[str, Any]]:
-        """Return the same of the *most* entries that were used last, and of all being fetched."""
+        """Describe the *most* entries that were used last, and all that are being fetched."""
         self._check_open()
         return self._overview.latest(most)
 
@@ -354,7 +358,7 @@ class Cache:
         return queued_urls(self._store)
 
     def restore_queue(self) -> None:
-        """Take up what earlier processes left in the queue."""
+        """Go on with the downloads that earlier processes left in the queue."""
         restore_queue(self._store, self.registry)
 
     # -- reading ---------------------------------------------------------------
@@ -370,10 +374,10 @@ class Cache:
     ) -> Reader:
         """Return a reader of that entry, which holds a lease until it is closed.
 
-        *terms* are those of the request that is answered, by default a plain one that
-        comes now; *news* is told how it is answered. *watch* gives what it holds while
-        it waits; see :class:`Reader`. *patience_s* is how long it waits for its first
-        byte and every further one, if not as long as others.
+        *terms* are those of the request that is answered, by default of a plain one made
+        now; *news* is filled in with how it was answered. The reader waits inside the
+        context manager that *watch* returns; see :class:`Reader`. *patience_s* replaces its
+        timeouts for the first and for every further byte.
 
         Raises:
             CacheError: the entry has failed and must rest; or there is none.
@@ -383,7 +387,7 @@ class Cache:
         )
 
     def readers(self, entry_id: int) -> Callable[[], Reader]:
-        """Return what opens readers of that entry, all as for one request that comes now."""
+        """Return a function that opens readers of that entry, all for one request made now."""
         return self._readers.opener(entry_id)
 
     # -- limits and events -----------------------------------------------------
@@ -399,21 +403,22 @@ class Cache:
         rate_per_host: str | int | None = None,
         background_rate: str | int | None = None,
     ) -> RateLimits:
-        """Change what may be received per second, at once; 0 for no limit, None as it is.
+        """Change the limits on bytes per second at once, and return those that hold now.
 
-        What readers wait for has *rate* and *rate_per_host* for itself: what goes on
-        behind that, within *background_rate*, makes up for it. Returns what holds now.
+        0 is no limit, None leaves a limit as it is. Bytes that readers wait for may use all
+        of *rate* and *rate_per_host*. The others, which also keep to *background_rate*,
+        wait until what readers took has been made up for.
         """
         limits = rate_limits(self._throttle.limits, rate, rate_per_host, background_rate)
         self._throttle.set(limits)
         return limits
 
     def subscribe(self, callback: Callable[[Event], None]) -> Callable[[], None]:
-        """Call *callback* with every Transition, and with Progress at times; returns the way out.
+        """Call *callback* with every Transition, and with Progress; return what ends that.
 
-        It is called in a thread of its own, so it may take its time and use the
-        cache. Progress comes at most four times a second for each entry whose bytes
-        grow, with the numbers of that moment; transitions are all told, in order.
+        It is called in a thread of its own, so it may take its time and use the cache.
+        Transitions come in order. Progress comes at most four times a second for each entry
+        that is growing, with the numbers of that moment.
         """
         return self._events.subscribe(callback)
 
@@ -431,7 +436,7 @@ class Cache:
         return Server(self, **options)
 
     def announce(self, address: str | None, token: str | None, *, stays: bool = True) -> None:
-        """Tell those who find the directory locked where its control routes are."""
+        """Tell processes that find the directory locked where to reach this one's control."""
         self._dirlock.announce(Holder(os.getpid(), address, token, stays))
 
     # -- the end ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A seekable binary file over an entry, as Python has files."""
+"""An entry as a seekable binary file object."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .settling import QUESTIONS
 __all__ = ["BUFFER_BYTES", "BufferedCacheFile", "CacheFile"]
 
 BUFFER_BYTES: Final = 256 << 10
-"""What small reads ask for at once, and what is asked for of a file that is only looked at:
-to be opened is what mostly comes next."""
+"""The buffer for small reads. Also what is asked for when only the size or type of a file is
+wanted, because it will probably be read next."""
 
 
 class CacheFile(io.RawIOBase):
@@ -39,12 +39,12 @@ class CacheFile(io.RawIOBase):
     def representation(
         self, start: int = 0, stop: int = END, *, reads_on: bool = False
     ) -> Representation:
-        """Return what the origin says of the version that is read.
+        """Return what the origin says of the version that is read; asks it if need be.
 
-        If it has to be asked first, it is as :meth:`Reader.representation` does.
+        *start* and *stop* are as in :meth:`Reader.representation`.
 
         Raises:
-            CacheError: it cannot be asked, or does not answer.
+            CacheError: the origin cannot be asked, or does not answer.
         """
         for _ in range(QUESTIONS):
             try:
@@ -109,7 +109,7 @@ class CacheFile(io.RawIOBase):
         return data
 
     def expect(self, asked: ByteRange) -> None:
-        """Take note that the next reads are all parts of one, for what is *asked*."""
+        """Announce that the next reads are parts of a single one, of the range *asked*."""
         self._asked = asked
 
     def close(self) -> None:
@@ -130,8 +130,9 @@ class CacheFile(io.RawIOBase):
 class BufferedCacheFile(io.BufferedReader):
     """The same with a buffer, for many small reads.
 
-    A large one is cut into buffers by Python, and would look like reading on from one to
-    the next: more would be fetched ahead than whoever reads a column or an index wants.
+    Python splits a large read into several of the buffer's size. To the cache that would
+    look like reading on, and it would fetch more ahead than the reader of a single column
+    or index wants; so the whole range is announced first.
     """
 
     def __init__(self, file: CacheFile, buffer_bytes: int = BUFFER_BYTES) -> None:

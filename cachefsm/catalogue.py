@@ -19,7 +19,7 @@ __all__ = ["Catalogue"]
 
 
 class Catalogue:
-    """From URLs to the ids of the entries of one cache; thread-safe."""
+    """Finds the entries of one cache by URL; thread-safe."""
 
     def __init__(
         self, store: Store, registry: Registry, keys: KeyRules, credentials: Credentials
@@ -30,9 +30,9 @@ class Catalogue:
         self._credentials = credentials
 
     def id_of(self, url: OriginUrl, key: str | None = None) -> int:
-        """Return the id of the entry with *key*; it is fetched by *url* from now on.
+        """Return the id of the entry with *key*, creating it if it is new.
 
-        The key is that of *url* by default. An entry that is not there is made.
+        It is fetched by *url* from now on. The key is that of *url* by default.
         """
         own_key = self._keys.key(url)
         entry_id = self._registry.find_or_create(url, key or own_key)
@@ -57,7 +57,7 @@ class Catalogue:
         return self.id_of(url, key)
 
     def all_of(self, url: OriginUrl) -> list[EntryRecord]:
-        """Return the rows of *url*, for whatever credentials and fields; the plain one first."""
+        """Return all rows of *url*, with the one without credentials or Vary fields first."""
         return self._store.entries_of(str(url), self._keys.key(url))
 
     def find(self, which: int | str) -> EntryRecord:

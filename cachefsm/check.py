@@ -1,7 +1,7 @@
-"""``verify``: compares what is stored with its checksums, with a person waiting.
+"""The command ``verify``: compares stored bytes with their checksums.
 
-Entries are looked at window by window: each is one short request where a server
-holds the cache, so that it neither times out nor looks dead, and Ctrl-C ends it.
+Entries are checked window by window. If a server holds the cache, each window is one
+short request, so that none times out, progress is visible, and Ctrl-C works.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def verify(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Finding:
-    """What was found of one entry; *facts* are from before anybody looked."""
+    """What was found in one entry; *facts* is its description from before the check."""
 
     facts: Facts
     checked_bytes: int = 0
@@ -60,9 +60,9 @@ class _Finding:
 
     @property
     def was_left_damaged(self) -> bool:
-        """Whether an earlier look dropped damaged bytes, and nobody has wanted them since.
+        """Whether an earlier check dropped damaged bytes that nobody has wanted since.
 
-        Nothing else leaves an entry that has bytes as not started.
+        Nothing else leaves an entry that has bytes in the state ``not_started``.
         """
         return self.facts["state"] == "not_started" and bool(self.facts["downloaded_bytes"])
 
@@ -72,7 +72,7 @@ class _Finding:
 
     @property
     def was_partial(self) -> bool:
-        """Whether bytes that were never here are nobody's business now."""
+        """Whether the file was incomplete, so that not all missing bytes need be fetched."""
         return self.facts["state"] not in ("complete", "not_started")
 
     def add(self, found: Facts) -> None:
@@ -82,14 +82,14 @@ class _Finding:
             self.damaged.add(start, stop)
 
     def lost(self) -> tuple[int, int | None]:
-        """Return what to fetch again: whatever a whole file lacks, or about what was damaged."""
+        """Return the range to repair: a formerly whole file's, or what spans the damage."""
         if not self.was_partial:
             return 0, None
         runs = list(self.damaged)
         return runs[0].start, runs[-1].stop
 
     def is_as_before(self, facts: Facts) -> bool:
-        """Say whether a file that never was whole has all that was damaged again."""
+        """Say whether an incomplete file has all of its damaged bytes again."""
         here = RangeSet((start, stop) for start, stop in facts["ranges"])
         return self.was_partial and all(here.contains(*run) for run in self.damaged)
 
@@ -173,7 +173,7 @@ class _Check:
                 self._failed(None, error)
 
     def _draw(self, facts: Facts) -> None:
-        """Show how much of all is done, under the name of what is looked at now."""
+        """Show the progress over all entries, with the name of the present one."""
         took_s = time.monotonic() - self._began_s
         self._progress.update(
             {

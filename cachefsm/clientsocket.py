@@ -1,4 +1,4 @@
-"""One client's connection: bytes in and out with time limits, and who gave up.
+"""One client's connection: bytes in and out, with time limits and clear errors.
 
 Every wait is a ``poll`` on two descriptors, the client's and the server's
 ``StopSignal``, so that closing the server wakes each thread at once without
@@ -158,6 +158,52 @@ class FileSlice:
         return piece
 
 
+class _ArrivingHead:
+    """Finds the end of a request's head as it arrives, and refuses a faulty one early.
+
+    That cannot wait for the end: a client that sends bare LF or HTTP/0.9 never sends one.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._checked_bytes = 0  # so many are known to hold no stray control character
+        self._line_end = -1  # of the request line, -1 until it has come
+        self._is_begun = False
+
+    def take(self, buffer: bytearray) -> bytes | None:
+        """Take the head out of *buffer*, without its closing empty line; None if not all came.
+
+        Raises:
+            BadRequest: what has come can no longer become a head.
+        """
+        if not self._is_begun and len(buffer) >= 2:
+            # Some clients end a body with a CRLF that is not part of it, RFC 9112 §2.2.
+            self._is_begun = True
+            if buffer.startswith(b"\r\n"):
+                del buffer[:2]
+        end = buffer.find(b"\r\n\r\n", max(0, self._checked_bytes - 3))
+        if end < 0:
+            self._check(buffer)
+            return None
+        head = bytes(buffer[:end])
+        del buffer[: end + 4]
+        return head
+
+    def _check(self, buffer: bytearray) -> None:
+        limits = self._limits
+        whole_bytes = len(buffer) - buffer.endswith(b"\r")
+        check_text(buffer[self._checked_bytes : whole_bytes])
+        self._checked_bytes = whole_bytes
+        if self._line_end < 0:
+            self._line_end = buffer.find(b"\r\n")
+            if self._line_end >= 0:
+                parse_request_line(bytes(buffer[: self._line_end]), limits.max_target_bytes)
+            elif len(buffer) > limits.max_target_bytes + 64:
+                raise BadRequest(414, "the request line is too long")
+        if self._line_end >= 0 and len(buffer) - self._line_end > limits.max_header_bytes + 4:
+            raise BadRequest(431, f"the header is longer than {limits.max_header_bytes} bytes")
+
+
 class ClientSocket:
     """A connected, non-blocking socket, used by one thread.
 
@@ -214,38 +260,9 @@ class ClientSocket:
             if not data:
                 return None
             buffer += data
+        arriving = _ArrivingHead(limits)
         deadline: float | None = None
-        checked = 0  # everything before is known to hold no stray control character
-        line_end = -1
-        skipped = False
-        while True:
-            if not skipped and len(buffer) >= 2:
-                # Some clients end a body with a CRLF that is not part of it, RFC 9112 §2.2.
-                skipped = True
-                if buffer.startswith(b"\r\n"):
-                    del buffer[:2]
-            end = buffer.find(b"\r\n\r\n", max(0, checked - 3))
-            if end >= 0:
-                head = bytes(buffer[:end])
-                del buffer[: end + 4]
-                return parse_head(
-                    head,
-                    max_target_bytes=limits.max_target_bytes,
-                    max_header_bytes=limits.max_header_bytes,
-                )
-            # Judge what there is now: a client that sends bare LF or HTTP/0.9
-            # never sends the end that would otherwise be waited for.
-            complete = len(buffer) - buffer.endswith(b"\r")
-            check_text(buffer[checked:complete])
-            checked = complete
-            if line_end < 0:
-                line_end = buffer.find(b"\r\n")
-                if line_end >= 0:
-                    parse_request_line(bytes(buffer[:line_end]), limits.max_target_bytes)
-                elif len(buffer) > limits.max_target_bytes + 64:
-                    raise BadRequest(414, "the request line is too long")
-            if line_end >= 0 and len(buffer) - line_end > limits.max_header_bytes + 4:
-                raise BadRequest(431, f"the header is longer than {limits.max_header_bytes} bytes")
+        while (head := arriving.take(buffer)) is None:
             now = time.monotonic()
             if deadline is None:
                 deadline = now + limits.header_timeout_s
@@ -256,6 +273,11 @@ class ClientSocket:
             if not data:
                 return None
             buffer += data
+        return parse_head(
+            head,
+            max_target_bytes=limits.max_target_bytes,
+            max_header_bytes=limits.max_header_bytes,
+        )
 
     def read_some(self, wanted: int, timeout_s: float) -> bytes:
         """Return 1 to *wanted* bytes; ClientGone when the client sends no more."""

@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class Conductor(Loop):
     """Applies the scheduler's plan to the live entries.
 
-    It remembers every connection that it had opened until its thread has let go of
-    it, whatever becomes of the entry: one may be removed while its streams end.
+    It remembers every connection that it had opened until the connection's thread has
+    ended, even if the entry is removed before that.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Conductor(Loop):
         self._standing: list[tuple[LiveEntry, Claim]] = []
 
     def step(self) -> float | None:
-        """Look at every live entry, apply the plan, return when to look again."""
+        """Look at every live entry and apply the plan; return the time of the next look, if any."""
         live = list(self._entries())
         # Dozens of those that were just read are in memory for each that is fetched.
         entries = {entry.id: entry for entry in live if not entry.is_at_rest}
@@ -74,7 +74,7 @@ class Conductor(Loop):
         return min(moments, default=None)
 
     def _leaving(self, views: list[EntryView]) -> list[Leaving]:
-        """Return the connections that stand although no view has them any more."""
+        """Return the connections that are still open although no view shows them any more."""
         seen = {stream.id for view in views for stream in view.streams}
         self._standing = [each for each in self._standing if not each[1].ended]
         return [

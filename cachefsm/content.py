@@ -23,13 +23,13 @@ __all__ = ["Content"]
 class Content:
     """One generation's file, and which of its bytes are there.
 
-    ``present`` bytes are in the file and may be served; ``durable`` ones are
-    synced and recorded in the database too, and the whole blocks among them have
-    their checksum in ``digests``. ``superseded`` is set once the entry
-    has moved on to another generation: what is present may still be read by
-    whoever holds this, what is missing will never come. ``requested_s`` and
-    ``received_s`` say in Unix time when the origin was last asked and answered,
-    ``confirmed_s`` the latter in monotonic time, if in this process.
+    ``present`` bytes are in the file and may be served; ``durable`` ones are also synced
+    and recorded in the database, and the whole blocks among them have their checksum in
+    ``digests``. ``superseded`` is set once the entry has moved on to another generation:
+    readers of this one may still read what is present, but missing bytes will never come.
+    ``requested_s`` and ``received_s`` say in Unix time when the origin was last asked and
+    when it answered; ``confirmed_s`` is the time of that answer on the monotonic clock, if
+    it came in this process.
     """
 
     file: ContentFile
@@ -59,7 +59,7 @@ class Content:
 
     @property
     def length(self) -> int:
-        """The same, with END for unknown: fit for arithmetic on ranges."""
+        """The representation's length in bytes, or END while it is unknown."""
         complete_length = self.complete_length
         return END if complete_length is None else complete_length
 
@@ -89,7 +89,7 @@ class Content:
         return stop <= start or self.present.contains(start, stop)
 
     def without(self, ranges: Iterable[ByteRange]) -> tuple[RangeSet, RangeSet]:
-        """Return what is durable, and what is present, outside of *ranges*."""
+        """Return the durable and the present bytes outside of *ranges*, as two new sets."""
         durable, present = self.durable.copy(), self.present.copy()
         for start, stop in ranges:
             durable.remove(start, stop)
@@ -97,7 +97,7 @@ class Content:
         return durable, present
 
     def undigested(self, fresh: RangeSet) -> list[ByteRange]:
-        """Return the whole blocks without a checksum that *fresh* bytes are in."""
+        """Return the whole blocks that contain *fresh* bytes and have no checksum yet."""
         length = self.length
         touched = {
             index
@@ -113,7 +113,7 @@ class Content:
     def with_durable(
         self, fresh: RangeSet, digested: Iterable[ByteRange]
     ) -> tuple[RangeSet, tuple[ByteRange, ...]]:
-        """Return what is durable once *fresh* is, and which runs of that are to be recorded.
+        """Return the durable bytes once *fresh* ones are, and which runs must be recorded.
 
         Those are the runs that have grown, or in which blocks were newly *digested*.
         """

@@ -1,4 +1,4 @@
-"""How many files and sockets the system lets this process have open."""
+"""The number of files and sockets that this process may have open."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Final
 __all__ = ["descriptors", "raise_descriptors"]
 
 ENOUGH: Final = 65_536
-"""More are never in use, and some systems' limits are too large to be taken at their word."""
+"""More are never used, and some systems have limits that are too large to be true."""
 
 
 def descriptors() -> int:
-    """Return how many descriptors there may be."""
+    """Return how many descriptors this process may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return ENOUGH if soft == resource.RLIM_INFINITY else min(soft, ENOUGH)
 
 
 def raise_descriptors() -> None:
-    """Take as many descriptors as a process may give itself: each program has to ask.
+    """Raise this process's limit on descriptors as far as it may, up to ENOUGH.
 
-    The usual 1024 are for the sake of programs that use ``select``, which this is none of.
+    The usual limit of 1024 protects programs that use ``select``; this one does not.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = ENOUGH if hard == resource.RLIM_INFINITY else min(hard, ENOUGH)

@@ -31,8 +31,8 @@ _LENGTH_BYTES: Final = 4096
 class Holder:
     """Who holds a cache directory; ``address`` is the base URL of its control routes.
 
-    One that does not *stay* is a command which serves others while it works, and
-    ends with that: what is left in its queue waits for the next one.
+    One that does not *stay* is a command such as ``get``, which serves other commands while
+    it works: what is in the queue when it ends waits for the next process.
     """
 
     pid: int
@@ -112,9 +112,10 @@ class DirectoryLock:
 
 @contextlib.contextmanager
 def _nobody_looking(directory: Path) -> Iterator[None]:
-    """Keep those apart who look, which takes the lock for a moment, and those who take it.
+    """Exclude a look at the lock (which takes it for a moment) and taking it for good.
 
-    Otherwise a look would now and then have a process told that the directory is in use.
+    Otherwise a process that takes the lock would sometimes be told, because of a mere look,
+    that the directory is in use.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -132,7 +133,7 @@ def _read(fd: int) -> Holder | None:
 
 
 def in_use(directory: Path, holder: Holder | None) -> str:
-    """Return what is said to those who find *directory* locked."""
+    """Return the message for a process that finds *directory* locked."""
     if holder is None or not holder.pid:
         return f"{directory} is in use by another process"
     where = f", serving at {holder.address}" if holder.address and holder.stays else ""

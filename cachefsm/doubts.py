@@ -1,10 +1,10 @@
-"""Rows that were written without a sync: what of them is still true after a power loss.
+"""Checks, after a power loss, rows that were written without a sync of their content.
 
-With :attr:`Durability.PROCESS` rows claim bytes that only the operating system has,
-which is good for as long as the machine is up. So the database remembers in which
-boot that was, and since when. In another boot, whatever was recorded from then on is
-compared with its checksums before anybody is served it. Where the system does not tell
-one boot from the next, nothing is remembered.
+With :attr:`Durability.PROCESS` rows claim bytes that only the operating system's memory
+may have, which is good for as long as the machine is up. So the database remembers in
+which boot, and since when, such rows were written. In another boot, whatever was recorded
+from then on is compared with its checksums before it is served. On systems that do not
+tell one boot from the next, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNPROVEN: Final = "the machine went down before they were synced"
 
 
 class Doubts:
-    """What one cache remembers of rows without a sync."""
+    """Remembers which rows of one cache were written without a sync, and checks them."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Doubts:
         self._opened_s = clock()
 
     def settle(self) -> None:
-        """Drop what is not proven of a boot that is over; called before anybody is served.
+        """Drop what an earlier boot left unproven; called before anybody is served.
 
         Raises:
             StorageError: the database refused.
@@ -67,7 +67,7 @@ class Doubts:
             self._store.note_unsynced(boot_id, self._opened_s)
 
     def rest(self) -> None:
-        """Forget what the system has certainly written by now; called when the cache closes.
+        """Stop doubting rows whose bytes the system has written by now; called on closing.
 
         Raises:
             StorageError: the database refused.

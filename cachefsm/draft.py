@@ -1,4 +1,4 @@
-"""A plan in the making: one entry's claims as they stand, and as they are to be. Pure."""
+"""The scheduler's working copy of one entry: its claims, as it changes them. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ __all__ = ["Draft", "Planned"]
 
 @dataclass(eq=False)
 class Planned:
-    """A stream as the plan would have it: one that runs, or one that is to be opened.
+    """A claim as the plan would have it, with its stream if that runs already.
 
-    It is given up if it ends where it begins; ``limit`` is how far it could go, and up
-    to ``keeps`` somebody waits for what it brings. An *extra* one is there for speed,
-    unless it is *needed*, as it brings the first missing byte of some want; one that is
-    *attended* brings what a reader is reading. A new one that *waits* is opened in a
-    later round, when the place that it is to have is free; an *impatient* one is for a
-    reader that has waited for long; ``since_s`` is how long whoever it is for has waited,
-    compared with others. One that is *denied* has no place at all. One that
-    *asks* is for no bytes in particular, but
-    takes a connection like any other. One that waits for a reader is *let go* where
-    somebody else has no connection.
+    A claim whose ``stop`` is its ``position`` is given up. It could go as far as
+    ``limit``; what it brings before ``keeps`` somebody is waiting for.
+
+    What it is there for: ``extra``, speed only; ``needed``, the first missing byte of some
+    want (which outweighs ``extra``); ``attended``, bytes that a reader is reading just
+    now; ``impatient``, a reader that has waited for long; ``asks``, a question about the
+    file as a whole rather than certain bytes. ``since_s`` is the monotonic time since when
+    it has been wanted.
+
+    What became of it: ``waits``, it has a place, but the connection that leaves this place
+    to it is not gone yet, so it is opened in a later round; ``denied``, it has no place;
+    ``let_go``, it only waited for its reader, and its place is given to somebody else.
     """
 
     position: int
@@ -69,10 +71,10 @@ class Planned:
 
 @dataclass(eq=False)
 class Draft:
-    """One entry's part of the plan: what is to be fetched of it, and by whom.
+    """One entry's part of the plan: which bytes are to be fetched, by which claims.
 
-    Of stored bytes between two missing ones, ``skip_bytes`` are received once more and
-    thrown away rather than that a new request is made for what lies behind them.
+    A stored run of up to ``skip_bytes`` between two missing ones is received again and
+    thrown away, as a new request for the bytes behind it would take longer.
     """
 
     view: EntryView

@@ -1,10 +1,10 @@
 """What makes a cache directory live: its entries, and the threads that fill them.
 
-Who does what: the conductor's thread decides, one thread for each connection brings
-bytes, the flusher's makes them durable and makes room, the scrubber's looks for damage.
-They are started together, once what earlier processes left is in order, and ended in
-the order that loses nothing: first who begins things, then who brings bytes, then who
-writes them down.
+The conductor's thread decides what to fetch, one thread for each connection receives
+bytes, the flusher's makes them durable and evicts, the scrubber's looks for damage. They
+are started together, once everything that earlier processes left is in order. They are
+ended in the order that loses nothing: first the conductor, which begins downloads, then
+the downloads, then the flusher.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ CLOSE_TIMEOUT_S: Final = 1.5
 within the two seconds that a service manager's users expect."""
 
 HINT_S: Final = 0.05
-"""How long the conductor may take to notice a reader who has come for stored bytes, or gone:
+"""How long the conductor may take to notice that a reader of stored bytes has come or gone:
 a client that asks for range after range does both a thousand times a second."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What an engine is built on; all of it is there before the first entry is."""
+    """What an engine is built from; all of it exists before the first live entry does."""
 
     store: Store
     content: Path
@@ -116,7 +116,7 @@ class Engine:
         self._doubts = Doubts(store, self.registry, policy.durability, clock)
 
     def settle(self) -> None:
-        """Bring what a stopped process left to a defined state; before anybody is served.
+        """Bring everything that a stopped process left to a defined state, before serving.
 
         Raises:
             StorageError: the database refused.

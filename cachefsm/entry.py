@@ -5,7 +5,7 @@ decides who fetches what; threads meet only here. It stands on five layers, each
 module of its own: :mod:`cachefsm.moving` (row and machine, whose lock rules hold
 everywhere), :mod:`cachefsm.stored` (the file), :mod:`cachefsm.linked` (the link it comes
 by), :mod:`cachefsm.asking` (questions to the origin) and :mod:`cachefsm.filling` (bytes).
-What is left here is what readers and people do.
+This module adds what readers and people do.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class LiveEntry(FillingEntry):
         super().__init__(record, surroundings)
         # Read write, under the lock.
         self._passing: set[Callable[[], None]] = set()
-        """What ends the transfers that pass by the cache, of readers that are here."""
+        """Callbacks that end the transfers of readers which read past the cache."""
         self.denied: tuple[Denied, ...] = ()
-        """What the conductor had no connection for when it last looked."""
+        """The ranges for which there was no connection when the conductor last looked."""
 
     # -- looking ---------------------------------------------------------------
 
@@ -73,7 +73,7 @@ class LiveEntry(FillingEntry):
             return facts.is_playable(self._content, self._policy)
 
     def describe(self) -> dict[str, Any]:
-        """Return what may be shown of it, as JSON values; no secrets."""
+        """Return the entry as JSON values for people and programs, without secrets."""
         with self._lock:
             rate = self._meter.rate_bytes_s(self._around.ticks()) if self._claims else 0
             return facts.describe(self._lifecycle.record, self._content, self._policy) | {
@@ -121,7 +121,7 @@ class LiveEntry(FillingEntry):
     # -- waiting ---------------------------------------------------------------
 
     def wait_for(self, start: int, stop: int, timeout_s: float | None) -> bool:
-        """Wait until ``[start, stop)`` is here, and see to it that it is fetched."""
+        """Have ``[start, stop)`` fetched and wait until it is here; False on timeout."""
         return self._wait_wanting(
             [(start, stop)], lambda: self._content.has(start, stop), timeout_s
         )
@@ -158,9 +158,9 @@ class LiveEntry(FillingEntry):
     def attach(self, terms: Terms = ANY_TERMS) -> Content:
         """Count a reader in and return the content it reads; :meth:`detach` it later.
 
-        What its file does not hold, though it should, is dropped first. An entry
-        that failed before anything was known of it is retried if its back-off has
-        passed, or if *terms* want it; of any other, what is stored may be read.
+        First drops ranges that the file turns out not to hold. An entry that failed before
+        anything was known of the file is retried if its back-off has passed, or if *terms*
+        want it; of other failed entries, what is stored can be read.
 
         Raises:
             CacheError: it has failed and must rest, or the cache is closing.
@@ -182,8 +182,9 @@ class LiveEntry(FillingEntry):
     def detach(self, content: Content) -> None:
         """Count a reader out.
 
-        Who wanted bytes has said so, and who gave that up. To be decided is only what
-        becomes of an entry that was brought to life for a reader who then wanted nothing.
+        The conductor has been told already if this reader wanted bytes or gave them up. It
+        only needs to be told of an entry that was made active for a reader which then
+        wanted nothing.
         """
         with self._lock:
             self._readers -= 1
@@ -194,11 +195,11 @@ class LiveEntry(FillingEntry):
             self._around.on_change(self)
 
     def want(self, demand: Demand | None, start: int, stop: int, *, blocked: bool) -> Demand:
-        """Tell which bytes a reader wants next and whether it waits; return its demand.
+        """Note which bytes a reader wants next, and whether it waits for them; return its demand.
 
         Raises:
             CacheError: it waits, and the entry has failed and must rest.
-            StorageError: it waits for what could not be stored.
+            StorageError: it waits for bytes that cannot be stored.
         """
         with self._lock:
             if blocked:
@@ -249,7 +250,7 @@ class LiveEntry(FillingEntry):
             cancel()
 
     def cancel_on_close(self, cancel: Callable[[], None]) -> Callable[[], None]:
-        """Have *cancel* called once the entry closes, now if it has; returns the way out."""
+        """Have *cancel* called when the entry closes (now, if it has); return what revokes that."""
         with self._lock:
             self._passing.add(cancel)
             closed = self._closed is not None
@@ -262,14 +263,14 @@ class LiveEntry(FillingEntry):
             self._passing.discard(cancel)
 
     def refusal(self) -> StorageError | None:
-        """Return why nothing can be stored just now, or None."""
+        """Return the error because of which nothing can be stored just now, or None."""
         with self._lock:
             cause = self._attempts.cause
             resting = self._attempts.not_before_s > self._around.ticks()
             return cause if resting and isinstance(cause, StorageError) else None
 
     def is_coming(self, start: int, stop: int) -> bool:
-        """Say whether somebody has been promised the first byte that is missing there."""
+        """Say whether a claim covers the first missing byte of ``[start, stop)``."""
         with self._lock:
             gap = next(self._content.present.gaps(start, stop), None)
             return gap is not None and self._claims.holds(gap.start)
@@ -284,10 +285,10 @@ class LiveEntry(FillingEntry):
         *,
         within_s: float | None = None,
     ) -> None:
-        """Put the entry in the queue on somebody's behalf; a pause or failure ends.
+        """Put the entry in the queue on somebody's behalf; ends a pause, retries a failure.
 
-        That takes the place of what the same asker ordered before. Not met *within_s*,
-        the order is given up.
+        The order replaces earlier ones of the same asker. If it is not met *within_s*, it is
+        given up.
         """
         self.check_file()
         expires_at_s = None if within_s is None else self._around.ticks() + within_s
@@ -331,7 +332,7 @@ class LiveEntry(FillingEntry):
         self._around.on_dirty(self, True)
 
     def outdate(self, reason: str) -> None:
-        """Invalidate the entry if there is anything to it."""
+        """Invalidate the entry, unless nothing is known of its file."""
         with self._letting_go():
             if self._content.representation is not None:
                 self._invalidate(reason)
@@ -339,9 +340,9 @@ class LiveEntry(FillingEntry):
         self._around.on_change(self)
 
     def evict(self) -> bool:
-        """Invalidate the entry if nobody uses it; return whether it was so.
+        """Invalidate the entry if nobody uses it; return whether that was so.
 
-        Its file is left for :meth:`discard_given_up`.
+        Its file is deleted later, by :meth:`discard_given_up`.
         """
         with self._lock:
             if self._is_used or self._was_just_used() or not self._content.present:
@@ -370,7 +371,7 @@ class LiveEntry(FillingEntry):
     # -- with the lock held ----------------------------------------------------
 
     def _was_just_used(self) -> bool:
-        """Record accesses if there are any; say whether that changed the order of eviction."""
+        """Record pending accesses; say whether there were any, which changes what to evict."""
         if not self._accesses:
             return False
         try:

@@ -74,13 +74,13 @@ class UsageError(CacheError):
 
 
 class BadRange(UsageError, ValueError):
-    """What is no range of a file's bytes: half-open, from 0, and not backwards."""
+    """These offsets are no range of a file: one is negative, or the stop is before the start."""
 
 
 class IllegalMove(CacheError):
     """The lifecycle has no such event in this state; nothing has changed.
 
-    ``possible`` are the orders that there are in this state.
+    ``possible`` are the orders that this state allows.
     """
 
     status_hint = 409
@@ -167,8 +167,8 @@ class SchemaTooNew(StorageError):
 class OriginError(CacheError):
     """The origin could not be reached, or its answer cannot be used.
 
-    ``permanent`` says that asking again soon will not help; ``retry_after_s``
-    is the origin's own wish, in seconds, where it gave one.
+    ``permanent`` says that asking again soon will not help; ``retry_after_s`` is what the
+    origin's Retry-After says, in seconds, or None.
     """
 
     status_hint = 502
@@ -203,7 +203,7 @@ class OriginRefused(OriginError):
 
 
 class OpenBody(Protocol):
-    """A body that is still to be read, once; ``length`` is None if only its end will tell."""
+    """A body that can be read once; ``length`` is in bytes, None if only its end will tell."""
 
     length: int | None
 
@@ -220,10 +220,10 @@ class OpenBody(Protocol):
 class OriginStatus(OriginError):
     """The origin answered with a status other than 200 and 206.
 
-    ``fields`` are those that may be passed on, ``body`` too, where it is known, and
-    ``cookies`` to the one who asked; where the answer is given again, ``age_s`` is its
-    age in seconds. A body that ``is_long`` is not kept: it is ``open`` to the first who
-    takes it.
+    ``fields`` and ``body`` may be passed on to clients, ``cookies`` only to the client that
+    asked. ``body`` is None if it did not come or ``is_long``; a long one may be ``open``, to
+    be read by the first who takes it. ``age_s`` is the age in seconds of an answer that was
+    remembered, None for a new one.
 
     4xx means that the request is at fault and is permanent, but for 408, 421,
     425 and 429; 5xx may pass, but for 501, 505, 506, 508, 510 and 511.
@@ -262,20 +262,20 @@ class OriginStatus(OriginError):
 
     @property
     def is_for_one(self) -> bool:
-        """Whether who hears of it, and has not its body, had better ask for himself.
+        """Whether clients that did not get the body should ask the origin themselves.
 
-        Not where the origin wants to be left in peace, and be it for an answer's body.
+        They should not if the origin sent Retry-After, that is, asked to be left alone.
         """
         return self.is_long and self.retry_after_s is None
 
     def again(self: _Status) -> _Status:
-        """Return the same error to be raised once more, without a body that is open."""
+        """Return the same error to be raised once more, without its open body."""
         error = super().again()
         error.open = None
         return error
 
     def take(self) -> OpenBody | None:
-        """Return the body that is open, if nobody has it yet; it is the caller's to close."""
+        """Return the open body, or None if it was taken; the caller has to close it."""
         body, self.open = self.open, None
         return body
 
@@ -289,7 +289,7 @@ class NotModified(OriginStatus):
 
 
 class NotStored(CacheError):
-    """The origin would have to answer, and cannot; or the client or the mount forbids to ask.
+    """The origin would have to be asked, but cannot answer, or client or mount forbid it.
 
     Source: RFC 9111 §5.2.1.7, §5.2.2.2.
     """
@@ -298,7 +298,7 @@ class NotStored(CacheError):
 
 
 class AnotherVariant(CacheError):
-    """What is stored was selected by other request fields than these: RFC 9111 §4.1."""
+    """What is stored is for requests with other fields than this one's: RFC 9111 §4.1."""
 
     status_hint = 503
 

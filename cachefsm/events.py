@@ -1,9 +1,8 @@
-"""Tells listeners what happened, without ever slowing down who makes it happen.
+"""Tells listeners what happened, without slowing down the threads in which it happens.
 
-Moves are kept until they are told, in order. Progress is not: an entry whose bytes
-grow is marked, and its numbers are looked up when a listener comes to them, at most
-four times a second for each entry. A listener that is slow gets fewer and newer
-ones; nothing piles up.
+Transitions are queued and told in order. Progress is not queued: an entry whose bytes grow
+is marked, and its numbers are looked up when a listener takes the event, at most four
+times a second for each entry. A slow listener gets fewer and newer ones; nothing piles up.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ __all__ = ["Event", "EventHub", "Mailbox", "Progress"]
 _log = logging.getLogger(__name__)
 
 BACKLOG: Final = 10_000
-"""Moves kept for a listener that does not keep up; the oldest go first."""
+"""How many transitions wait for a slow listener at most; the oldest are dropped first."""
 
 PROGRESS_EVERY_S: Final = 0.25
 """Often enough for a bar to move smoothly; the hundreds of writes a second in between
@@ -48,7 +47,7 @@ Event = Transition | Progress
 
 
 class _Growing(Protocol):
-    """What is asked of an entry whose bytes grow."""
+    """What a mailbox needs of an entry whose bytes grow."""
 
     id: int
 
@@ -56,7 +55,7 @@ class _Growing(Protocol):
 
 
 class Mailbox:
-    """What one listener has not been told yet; a context manager that ends the listening.
+    """The events that one listener has not taken yet; a context manager that closes it.
 
     Its lock is a leaf: nothing else is locked while it is held.
     """
@@ -113,7 +112,7 @@ class Mailbox:
     def get(self, timeout_s: float | None = None) -> Event | None:
         """Return the next event; None after *timeout_s* without one, or when it is closed.
 
-        Moves go first. The numbers are those of the moment that they are returned.
+        Transitions go first. Progress has the numbers of the moment in which it is returned.
         """
         deadline_s = None if timeout_s is None else self._clock() + timeout_s
         with self._condition:
@@ -142,7 +141,7 @@ class Mailbox:
         self._on_close(self)
 
     def _take_mark(self, now_s: float) -> _Growing | None:
-        """Return an entry that may be told of now. Call with the lock held."""
+        """Return a marked entry whose progress is due now, if any. Call with the lock held."""
         self._rest_until_s = {
             entry_id: until_s for entry_id, until_s in self._rest_until_s.items() if until_s > now_s
         }
@@ -203,7 +202,7 @@ class EventHub:
             mailbox.put(move)
 
     def progressed(self, entry: _Growing) -> None:
-        """Tell that *entry* has more bytes; returns at once, and costs next to nothing."""
+        """Mark that *entry* has more bytes; returns at once, and costs next to nothing."""
         for mailbox in self._mailboxes:
             mailbox.mark(entry)
 

@@ -1,7 +1,7 @@
-"""Where a byte is, or when it will come, or why it will not. Pure: a picture in, words out.
+"""Says where a byte is, when it will come, or why it will not. Pure: values in, words out.
 
-The picture is what the scheduler sees of an entry, and what it was not allowed to
-do about it; see :mod:`cachefsm.picture`.
+It goes by what the scheduler sees of an entry, and by what limits kept the scheduler from
+doing; see :mod:`cachefsm.picture`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Reading", "Situation", "explain"]
 
 @dataclass(frozen=True)
 class Reading:
-    """A reader: where it is, how fast it goes on, 0 if that is not known, and if it waits."""
+    """A reader: its position, how fast it reads on (0 if not known), whether it waits."""
 
     position: int
     pace_bytes_s: float = 0.0
@@ -31,13 +31,13 @@ class Reading:
 class Situation:
     """One entry at one moment.
 
-    ``unanswered`` are the ids of streams that the origin has not answered yet,
-    ``held_back`` of those that have to wait as more would be too much, and the bytes per
-    second that are allowed, 0 if that is no limit any more;
-    ``denied`` the ranges that no connection was left for, and the limit. ``resting_s`` is
-    how long no new attempt is made, ``retry_at`` the Unix time from which a failed
-    entry may be tried again; ``cause`` is the last attempt's error. While it is *renewing*
-    its link is asked for, and it is *locked* until somebody comes with credentials.
+    ``held``: a person has paused it. ``unanswered``: ids of the streams that the origin has
+    not answered yet. ``held_back``: ids of the streams that a rate limit holds back, each
+    with the bytes per second that it is allowed (0 if no longer limited). ``denied``: ranges
+    for which no connection was left, each with the limit. ``resting_s``: for how long no new
+    attempt is made; ``cause``: the last attempt's error; ``retry_at``: the Unix time from
+    which a failed entry may be tried again. ``renewing``: a fresh link is being asked for.
+    ``locked``: it needs credentials that no client has brought since the start.
     """
 
     view: EntryView
@@ -65,11 +65,9 @@ _LIMITS: Final = {
 
 
 def explain(situation: Situation, offset: int) -> dict[str, Any]:
-    """Return what may be said of the byte at *offset*, as JSON values.
+    """Return where the byte at *offset* is, or when it will come, or why not, as JSON values.
 
-    ``status`` is one word, ``why`` a sentence; ``stream`` brings it, ``in_s`` from now if
-    that can be told; ``wanted_by`` are those who would like it, and ``readers`` those
-    who read, with what is to be expected for them.
+    docs/interface.md explains the fields, and each ``status``.
     """
     view = situation.view
     stream = _bringer(view, offset)
@@ -120,17 +118,17 @@ def _status(situation: Situation, offset: int, stream: StreamView | None) -> tup
 
 def _queued(situation: Situation, offset: int) -> tuple[str, str]:
     if situation.locked:
-        return "locked", "nobody has come back yet who has the credentials for it"
+        return "locked", "it needs credentials, and no client has come back yet that has them"
     for start, stop, limit in situation.denied:
         if start <= offset < stop:
             return "waiting", _LIMITS[limit]
     if not situation.view.settled:
-        return "unsettled", "the origin has not said yet how long the file is, and if in parts"
+        return "unsettled", "the origin has not said yet how long the file is"
     return "queued", "what comes before it is fetched first"
 
 
 def _bringer(view: EntryView, offset: int) -> StreamView | None:
-    """Return the stream that has promised the byte, or that brings all from the front."""
+    """Return the stream whose claim holds the byte, or that brings the file from the front."""
     for stream in view.streams:
         if stream.position <= offset < stream.stop:
             return stream
@@ -138,7 +136,7 @@ def _bringer(view: EntryView, offset: int) -> StreamView | None:
 
 
 def _arrival_s(situation: Situation, stream: StreamView, offset: int) -> float | None:
-    """Return in about how many seconds *stream* will be at *offset*; None if it stands still."""
+    """Return in about how many seconds *stream* is at *offset*; None while it stands still."""
     origin = situation.view.origin
     rate, delay_s = _rate_bytes_s(situation, stream), 0.0
     if stream.id in situation.unanswered:
@@ -147,7 +145,7 @@ def _arrival_s(situation: Situation, stream: StreamView, offset: int) -> float |
 
 
 def _rate_bytes_s(situation: Situation, stream: StreamView) -> float:
-    """Return how fast *stream* may be expected to go on: no faster than is allowed."""
+    """Return the rate to expect of *stream*: its present one, or its limit if that is lower."""
     measured, allowed = stream.rate_bytes_s, situation.held_back.get(stream.id)
     if not allowed:
         return measured
@@ -179,10 +177,11 @@ def _wish(want: Want) -> dict[str, Any]:
 
 
 def _outlook(situation: Situation, reading: Reading) -> dict[str, Any]:
-    """Return what is to be expected for a reader.
+    """Return a reader as JSON values, with whether and when it will have to wait.
 
-    ``stalls`` is None if its pace is not known, or what it comes to later is nobody's yet
-    though it is wanted; ``stalls_in_s`` is when, 0 if it waits now.
+    ``stalls`` is None if that cannot be told: its pace is not known, or it will come to
+    bytes that are wanted but that no stream has claimed yet. ``stalls_in_s`` is 0 if it
+    waits now.
     """
     present = situation.view.present
     ahead = present.run_stop(reading.position) - reading.position
@@ -216,7 +215,7 @@ def _stall(situation: Situation, reading: Reading) -> tuple[bool | None, float |
 
 
 def _way_ahead(view: EntryView, position: int) -> Iterator[tuple[int, int, StreamView | None]]:
-    """Yield what a reader at *position* comes to that is not stored, and whose it is."""
+    """Yield the missing ranges that a reader at *position* comes to, each with its stream."""
     at = view.present.run_stop(position)
     while at < view.length:
         stream = _bringer(view, at)

@@ -1,7 +1,7 @@
-"""What may be shown of an entry, as JSON values; no locks, no I/O.
+"""Describes an entry as JSON values; no locks, no I/O.
 
-One description for entries in memory and for those that are only rows, so that a
-long list need not bring every entry to life.
+It works for entries in memory and for those that are only rows, so that a long list need
+not load every entry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _MEDIA: Final = ("video/", "audio/", "application/ogg", "application/mp4", "appl
 
 
 def describe(record: EntryRecord, content: Content, policy: EntryPolicy) -> dict[str, Any]:
-    """Return an entry that nobody uses; whoever has it in memory fills in who does."""
+    """Return the description of an entry in which nobody reads and nothing is fetched.
+
+    The caller fills in readers and streams, if the entry is in memory.
+    """
     fields = content.representation.fields if content.representation else ()
     return {
         "id": record.id,
@@ -53,8 +56,8 @@ def describe(record: EntryRecord, content: Content, policy: EntryPolicy) -> dict
 def is_playable(content: Content, policy: EntryPolicy) -> bool:
     """Say whether enough is here to start playing: a head, and a tail.
 
-    MP4 and MKV keep their index at either end. Where the length is unknown,
-    or the origin cannot be asked for ranges, the head has to do.
+    MP4 and MKV keep their index at either end. If the length is unknown, or the origin
+    serves no ranges, the head is enough.
     """
     return content.representation is not None and all(
         content.has(start, stop) for start, stop in playable_ranges(content, policy)
@@ -62,7 +65,7 @@ def is_playable(content: Content, policy: EntryPolicy) -> bool:
 
 
 def playable_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, int]]:
-    """Return which bytes that takes, as far as is known."""
+    """Return the byte ranges that :func:`is_playable` requires, as far as they are known."""
     head, length = policy.playable_head_bytes, content.length
     if content.representation is None:
         return [(0, max(1, head))]  # one byte at least, for the answer that comes with it
@@ -72,9 +75,9 @@ def playable_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, in
 
 
 def opening_ranges(content: Content, policy: EntryPolicy) -> list[tuple[int, int]]:
-    """Return what a player looks at before anything else: head and tail of a media file.
+    """Return the ranges that a player reads before all others: head and tail of a media file.
 
-    Nothing of a small one, which is there soon enough, or where answers can't be joined.
+    None for a small file, all of which comes soon, or if answers cannot be joined.
     """
     if content.representation is None or not content.joinable:
         return []

@@ -1,10 +1,12 @@
-"""What of a client's request goes on to the origin, and what tells its answers apart.
+"""Decides which fields of a client's request go on to the origin, and as what. Pure.
 
-Pure. The proxy makes requests of its own, for other bytes than were asked for and at
-other times, and serves what comes to others as well. So each field of a client's request
-is one of three things: kept back, because it is about this message or this proxy;
-a secret, going by its name: passed on, and what it brings is served to those alone who
-send the same; or, like any other, passed on.
+The proxy's own requests ask for other bytes, and at other times, than the client's; and
+their answers are served to other clients as well. So each field of a client's request is
+
+- kept back, because it is about this message or this proxy; or
+- a secret, judging by its name: passed on, and the answer is served only to clients that
+  send the same secrets; or
+- any other field: passed on.
 """
 
 from __future__ import annotations
@@ -64,10 +66,10 @@ _NO_SECRETS: Final = frozenset({"cmcd-session", "x-playback-session-id"})
 
 
 def terms_of(request_fields: Fields, rules: Rules, *, host: str, since_s: float) -> Terms:
-    """Return on which terms a request for content is answered.
+    """Return the terms of a client's request for content.
 
-    *host* is what the client calls this proxy. The rules' own fields take the place of
-    the client's of the same names. *since_s* is the monotonic time of the request.
+    *host* is the client's Host field. The rules' own fields replace the client's of the
+    same names. *since_s* is the monotonic time of the request.
     """
     passed = _passed_on(request_fields, rules, host)
     secrets = tuple(field for field in passed if _is_secret(field[0].lower()))
@@ -104,9 +106,9 @@ def relayed_fields(request_fields: Fields, rules: Rules, *, host: str) -> Fields
 
 
 def one_hop_less(fields: Fields) -> tuple[Fields, bool]:
-    """Return *fields* as the next hop gets them, and whether it may; for OPTIONS.
+    """Return *fields* with Max-Forwards counted down, and whether there may be a next hop.
 
-    Source: RFC 9110 §7.6.2.
+    For OPTIONS. Source: RFC 9110 §7.6.2.
     """
     hops = parse_digits(value_of(fields, "Max-Forwards"))
     if hops is None:
@@ -133,7 +135,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _own_names(rules: Rules) -> frozenset[str]:
-    """Return the names of the fields that are set here, whatever the client sends."""
+    """Return the lower-case names of the fields that the mount's rules set."""
     return frozenset(name.lower() for name, _ in rules.fields)
 
 
@@ -142,12 +144,12 @@ def _passes_cookies(fields: Fields, rules: Rules) -> bool:
 
 
 def _from_browser(fields: Fields) -> bool:
-    """Say whether a browser asks: its cookies for this host are other servers' as well."""
+    """Say whether a browser asks: its cookies for this host may be another server's."""
     return any(name.lower().startswith("sec-fetch-") for name, _ in fields)
 
 
 def _is_about_us(name: str, value: str, host: str) -> bool:
-    """Say whether a field tells of a page of this proxy's own, which no origin knows."""
+    """Say whether a field names a page of this proxy's own, which means nothing to origins."""
     if name.lower() not in ("referer", "origin"):
         return False
     return value == "null" or re.match(rf"https?://{re.escape(host)}(?:/|\Z)", value) is not None
@@ -159,7 +161,7 @@ def _is_sendable(name: str, value: str) -> bool:
 
 
 def visited(request_fields: Fields, name: str) -> bool:
-    """Say whether a request has come by *name* before: it runs in a circle. RFC 9110 §7.6.3."""
+    """Say whether a request has passed the proxy *name* before (a loop). RFC 9110 §7.6.3."""
     return any(
         member.split()[1:2] == [name]
         for value in values_of(request_fields, "Via")

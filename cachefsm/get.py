@@ -1,4 +1,4 @@
-"""``get`` and ``prefetch``: downloads through the cache, with a person waiting."""
+"""The commands ``get`` and ``prefetch``: downloads through the cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAST_LOOK_S: Final = 0.2
 """How soon to look again at a download: soon at first, for small files, then less so."""
 
 HANDOVERS: Final = 10
-"""How often another command that held the directory may end before we give up."""
+"""How often the process that holds the directory may change before we give up."""
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -72,7 +72,7 @@ def prefetch(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class _Wish:
-    """One URL to download, where to, and which parts of it; None for nowhere, and all."""
+    """A URL to download, the path to copy it to (or None), and its parts (None for all)."""
 
     url: str
     path: Path | None
@@ -168,7 +168,7 @@ class _Downloads:
         return backend.add(wish.url, self._priority)
 
     def _items_of_playlists(self, backend: Backend) -> list[_Wish]:
-        """Return what comes next in each playlist that was named."""
+        """Return the next items of each playlist that was named."""
         options = self._options
         after = parse_url(options.after) if options.after else None
 
@@ -195,7 +195,7 @@ class _Downloads:
 
     @contextmanager
     def _failing(self, wish: _Wish) -> Iterator[None]:
-        """Let one URL's failure, which is said at once, keep no other from its turn."""
+        """Report an error in the block about one URL at once, and go on with the others."""
         try:
             yield
         except ServerGone:
@@ -281,7 +281,7 @@ class _Downloads:
         self._progress.say(f"cachefsm: {name}{error}")
 
     def _what_is_left(self) -> str:
-        """Return what became of the work that was interrupted."""
+        """Return the message that says what became of an interrupted download."""
         facts = self._now
         if facts is None or self._backend is None:
             return "interrupted"
@@ -300,7 +300,7 @@ def looks(
 ) -> Iterator[Facts]:
     """Show a download's *progress*; yield its facts until it is complete or has failed.
 
-    A prefetch may be of parts, or until a deadline, and over before that.
+    A prefetch of parts, or with a deadline, may end before the file is complete.
     """
     look_s, told = FIRST_LOOK_S, False
     while True:
@@ -320,7 +320,7 @@ def looks(
 
 
 def _is_over(facts: Facts, asked_by: str) -> bool:
-    """Say whether a prefetch has what it was for, or was given up: it is wanted no more."""
+    """Say whether a prefetch has come to its end: all is here, or the order was given up."""
     if asked_by != "prefetch" or asked_by in facts["asked_by"] or facts["streams"]:
         return False
     # Wanted by nobody and yet active, it is about to come to rest, and to say why.

@@ -1,4 +1,4 @@
-"""The options of what downloads, ``get`` and ``prefetch``, and those that others share."""
+"""The options of ``get`` and ``prefetch``, and those that several commands share."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["add_get", "add_prefetch", "json_option", "links_options", "max_size_
 def add_get(command: Parser) -> None:
     """Add the options of ``get``."""
     command.description = (
-        "Download into the cache, and from there into a file where one is named. What is\n"
-        "stored is not transferred again; after Ctrl-C the same command goes on."
+        "Download into the cache, and with -o copy the file from there. What is stored is not\n"
+        "transferred again; after Ctrl-C the same command goes on where it was."
     )
     command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
     command.add_argument(
         "-o",
         "--output",
         metavar="FILE",
-        help="write it there too, once it is complete; into a directory under the URL's own "
-        "name; - is stdout, as the bytes arrive",
+        help="write the file there too, once it is complete; if it is a directory, into that "
+        "under the URL's own name; - is stdout, as the bytes arrive",
     )
     _downloads(command)
 
@@ -32,7 +32,7 @@ def add_get(command: Parser) -> None:
 def add_prefetch(command: Parser) -> None:
     """Add the options of ``prefetch``."""
     command.description = (
-        "Ask the running server to download, behind what people and players wait for, and\n"
+        "Ask the running server to download when nothing more urgent is to be done, and\n"
         "return at once. Without a server: download now, and return when all is there."
     )
     command.epilog = (
@@ -42,7 +42,7 @@ def add_prefetch(command: Parser) -> None:
     )
     command.add_argument("urls", nargs="+", type=typed(read_url), metavar="URL")
     command.add_argument(
-        "--head", type=typed(parse_size), metavar="SIZE", help="only so much of the beginning"
+        "--head", type=typed(parse_size), metavar="SIZE", help="fetch only so much of the beginning"
     )
     command.add_argument(
         "--range",
@@ -50,7 +50,7 @@ def add_prefetch(command: Parser) -> None:
         action="append",
         type=typed(parse_part),
         metavar="START-STOP",
-        help="only that part, as 0-8M or 1G-; repeatable, and beside --head",
+        help="fetch only that part, as 0-8M or 1G-; repeatable, also together with --head",
     )
     command.add_argument(
         "--deadline",
@@ -61,7 +61,7 @@ def add_prefetch(command: Parser) -> None:
     command.add_argument(
         "--playlist",
         action="store_true",
-        help="URL is a playlist, M3U or HLS: download what comes next in it",
+        help="URL is a playlist, M3U or HLS: download its next items",
     )
     command.add_argument(
         "--items",
@@ -83,7 +83,8 @@ def add_prefetch(command: Parser) -> None:
         default=[],
         type=typed(read_host),
         metavar="HOST",
-        help="take a playlist's items from this host as well as from its own; as serve --allow",
+        help="download a playlist's items also from this host, which has the form of serve "
+        "--allow; others than the playlist's own are left out",
     )
     _downloads(command)
 
@@ -97,7 +98,7 @@ def _downloads(command: Parser) -> None:
 
 
 def links_options(command: Parser) -> None:
-    """Add what says which URLs are one file, and who knows its latest link."""
+    """Add which URLs are one file, and what finds a fresh link to it."""
     command.setting(
         "--key-rule",
         read=parse_key_rule,
@@ -111,8 +112,8 @@ def links_options(command: Parser) -> None:
         "--resolver",
         read=command_resolver,
         metavar="COMMAND",
-        help="run COMMAND URL for a fresh link when a file's has expired (401, 403, 410); it "
-        "prints that in one line",
+        help="when a link has expired (401, 403, 410), run COMMAND URL, which prints a fresh "
+        "one on one line",
     )
 
 

@@ -1,4 +1,4 @@
-"""A handle on one entry of a cache: what embedders hold, for as long as the entry exists."""
+"""The handle on one entry of a cache that embedders hold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PRIORITIES: Final = {
 
 
 def parse_priority(name: str) -> tuple[str, Priority]:
-    """Return who asks, and how urgently, by a priority's *name*.
+    """Return who asks, and how urgently, for the *name* of a priority (``"person"``).
 
     Raises:
         UsageError: there is no such priority.
@@ -58,7 +58,7 @@ class Entry:
         self._readers = readers
         self.id: Final = entry_id
         self.url: Final = url
-        """The URL as it may be shown: without credentials and query."""
+        """The URL as it may be shown: without credentials, a query as ``?…``."""
 
     def __repr__(self) -> str:
         return f"<Entry {self.id} {self.url}>"
@@ -73,7 +73,7 @@ class Entry:
 
     @property
     def reason(self) -> str | None:
-        """Why it is in that state, where there is something to say."""
+        """Why it is in that state, or None if there is nothing to say."""
         with self._leased() as entry:
             return entry.record.state_reason
 
@@ -107,7 +107,7 @@ class Entry:
             return entry.is_playable()
 
     def describe(self) -> dict[str, Any]:
-        """Return what may be shown of the entry as JSON values."""
+        """Return the entry as JSON values, without secrets; see docs/interface.md."""
         with self._leased() as entry:
             return entry.describe()
 
@@ -128,7 +128,7 @@ class Entry:
 
         Raises:
             UsageError: that is no range.
-            CacheError: why the bytes will not come, as soon as that is known.
+            CacheError: the reason why the bytes will not come, as soon as that is known.
         """
         part = part_of(start, stop)
         with self._leased() as entry:
@@ -148,7 +148,7 @@ class Entry:
         """Return a seekable binary file; a read blocks until its bytes are here.
 
         Raises:
-            CacheError: from reads, why the bytes will not come.
+            CacheError: only from reads: the reason why the bytes will not come.
         """
         return BufferedCacheFile(CacheFile(self._readers.opener(self.id)))
 
@@ -176,10 +176,10 @@ class Entry:
     ) -> None:
         """Queue it, or parts of it, behind what people and players wait for.
 
-        *head* is how much of its beginning, *ranges* are further parts, half-open and
-        None for the end; without either, all of it. An order that is not met within
-        *deadline* is given up, with the reason ``deadline``. It takes the place of what
-        was prefetched of it before, and otherwise does as :meth:`start` does.
+        *head* is how much of its beginning to fetch, *ranges* are further parts, half-open,
+        with None for the end; without either, the whole file is fetched. An order that is
+        not met within *deadline* is given up, with the reason ``deadline``. It replaces an
+        earlier prefetch of this entry; otherwise it does what :meth:`start` does.
 
         Raises:
             UsageError: a part, size or duration makes no sense.

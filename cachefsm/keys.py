@@ -1,8 +1,8 @@
-"""Which URLs are one entry: the key that an entry is found by. Pure, no I/O.
+"""Keys, by which entries are found: decides which URLs are one entry. Pure, no I/O.
 
-The key is the URL, query and all, because nobody but the origin knows what in it
-matters. What a rule names is left out, and nothing else ever: a guess would serve one
-user's bytes, or one version's, to another.
+The key is the URL, query and all, because only the origin knows which parts of it matter.
+Only what a rule names is left out: a guess could serve one user's bytes, or another
+version's, to somebody else.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class KeyRules:
         self._rules = tuple(rules)
 
     def key(self, url: OriginUrl) -> str:
-        """Return what *url* and all its equals are found by; itself where no rule applies."""
+        """Return the key of *url*; that is the URL itself if no rule applies."""
         rules = [rule for rule in self._rules if rule.applies(url)]
         path, mark, query = url.target.partition("?")
         if not rules or not mark:

@@ -14,9 +14,9 @@ Theory of operation. The machine never owns the truth; the row does. A move is
 
 If anything raises on the way, the transaction is rolled back, the machine (whose
 state may have moved) is thrown away, and the snapshot is what it was, or what
-the row says if somebody else had changed it. A machine costs 80 KiB and, to build,
-more time than a move: it is told of whom and from which state before each move, so
-one that is done with an entry's serves the next entry.
+the row says if somebody else had changed it. A machine takes 80 KiB, and longer to
+build than to move; so machines are reused: before each move a machine is given the
+entry and its state, and after the move it serves the next entry.
 
 python-statemachine queues a ``send`` made during another thread's ``send``, so
 :meth:`Lifecycle.send` is called with the entry's lock held, always.
@@ -43,12 +43,12 @@ __all__ = ["PERSON", "DownloadLifecycle", "Lifecycle", "Move", "is_resting"]
 
 @dataclass(frozen=True)
 class Move:
-    """The facts that go with an event, and what the row learns from them.
+    """The facts that go with an event: for the guards, and to be written with the move.
 
-    ``columns`` are written with the new state; ``chunks`` are byte ranges that
-    have become durable since the last save, with their ``checksums`` by start.
-    ``demands`` take the place of what their asker had in the queue; ``ends_demands``
-    takes everybody's out of it. The rest is for the guards.
+    ``columns`` are written with the new state; ``chunks`` are byte ranges that have become
+    durable since the last save, with their ``checksums`` by start. ``demands`` replace what
+    their asker had in the queue; ``ends_demands`` deletes everybody's. The rest is for the
+    guards.
     """
 
     reason: str | None = None
@@ -155,14 +155,14 @@ _MOVES: Final = [
     for state in DownloadLifecycle.states
     for move in state.transitions
 ]
-"""From which state, by which event, to which state."""
+"""Every legal move: source state, event, target state."""
 
 
 def _refusal(event: str, record: EntryRecord) -> IllegalMove:
-    """Return the refusal of *event*, with what there is to be done about it.
+    """Return the error that refuses *event*, with advice in its message.
 
-    Another order that leads where the event would; or that the entry is there already; or
-    else which orders there are.
+    That is another order that leads to the same state; or that the entry is in that state
+    already; or else which orders are possible.
     """
     targets = {target for _, name, target in _MOVES if name == event}
     orders = {
@@ -183,10 +183,10 @@ def _refusal(event: str, record: EntryRecord) -> IllegalMove:
 
 
 def is_resting(record: EntryRecord, now_s: float) -> bool:
-    """Say whether the wait that a failure set lasts at *now_s*.
+    """Say whether a failed entry must not be retried yet at *now_s* by a new reader.
 
-    Not before the failure itself: then the clock was put back, and the wait would last
-    for as long as that took.
+    If *now_s* is before the failure, the clock was set back; then the entry need not wait,
+    as that could take arbitrarily long.
     """
     retry_at = record.retry_at
     return retry_at is not None and record.state_since <= now_s < retry_at
@@ -212,7 +212,7 @@ class _Subject:
 
 
 _idle: Final[deque[DownloadLifecycle]] = deque(maxlen=4)
-"""Machines whose last move was made, and is over: there are as many as threads that move."""
+"""Machines that are not in use at the moment."""
 
 
 class Lifecycle:

@@ -1,8 +1,9 @@
-"""An entry whose URL may change: because its link has expired, or a newer one was named.
+"""An entry whose URL may change: because it has expired, or because a newer one was named.
 
-The key stays, and with it all that is stored. Bytes are joined across such a change only
-if it is proven that the new link leads to the same file; see :mod:`cachefsm.renewal`.
-Everything here knows of one link at a time, so that a renewal is never made twice.
+The *link* is the URL that the entry is fetched by at present. The key stays the same, and
+with it all that is stored. Bytes are joined across a change of link only if it is proven
+that the new link leads to the same file; see :mod:`cachefsm.renewal`. There is one link
+at a time, so that no renewal is made twice.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["LinkedEntry"]
 _log = logging.getLogger(__name__)
 
 EXPIRED: Final = frozenset({401, 403, 410})
-"""What origins answer to a signed link whose time is over."""
+"""The statuses with which origins answer to an expired signed link."""
 
 RENEWALS: Final = 3
 """How many fresh links in a row may turn out to be useless."""
@@ -45,12 +46,12 @@ class LinkedEntry(StoredEntry, ABC):
 
     @property
     def is_unproven(self) -> bool:
-        """Whether the link is a fresh one, of which nobody knows yet where it leads."""
+        """Whether the link is a fresh one that has not been proven to lead to the same file."""
         with self._lock:
             return self._unproven
 
     def stored(self) -> tuple[Content, list[ByteRange]]:
-        """Return the present content, and which of its bytes are here."""
+        """Return the present content, and a copy of the set of its stored bytes."""
         with self._lock:
             return self._content, list(self._content.present)
 
@@ -60,9 +61,10 @@ class LinkedEntry(StoredEntry, ABC):
         return self._around.secrets_of(self.key) != ()
 
     def name(self, url: OriginUrl) -> None:
-        """Fetch from *url* from now on, unless it is what was named before as well.
+        """Fetch from *url* from now on, unless it is the URL that was named last.
 
-        For URLs that a rule gives the same key: the latest has the latest token.
+        Called for each URL that a key rule maps to this entry: the latest one named has the
+        latest token.
         """
         with self._lock:
             if url == self._named:
@@ -101,9 +103,9 @@ class LinkedEntry(StoredEntry, ABC):
         self._around.on_change(self)
 
     def proven(self, content: Content, told: Representation | None) -> None:
-        """Keep to the fresh link: it leads to *content*.
+        """Keep the fresh link, which was proven to lead to *content*.
 
-        *told* is what the origin says there, where that differs from what was known.
+        *told* is what the origin says of the file there, if that differs from what was known.
         """
         with self._lock:
             if not self._unproven:
@@ -117,9 +119,9 @@ class LinkedEntry(StoredEntry, ABC):
     # -- with the lock held ----------------------------------------------------
 
     def _expires(self, error: Exception | None, url: OriginUrl | None) -> bool:
-        """Say whether *error*, the answer to *url*, is of no account, as another link is to come.
+        """Say whether *error*, the answer to *url*, can be ignored because of a link to come.
 
-        It is asked for, if *url* is the present one.
+        If *url* is the present link, a fresh one is asked for.
         """
         if not isinstance(error, OriginStatus) or error.status not in EXPIRED:
             return False
@@ -145,4 +147,4 @@ class LinkedEntry(StoredEntry, ABC):
 
     @abstractmethod
     def _give_up(self, error: CacheError) -> None:
-        """Let whoever waits for the origin know that there is nothing to wait for."""
+        """Fail the waits for an answer of the origin; for subclasses that have such waits."""

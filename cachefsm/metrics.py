@@ -1,7 +1,7 @@
 """What a cache and its server have done, in Prometheus' text form; written by hand.
 
-No URL and no host is a label: there is no telling how many there will be, and who
-may read the numbers need not know what is watched.
+No URL and no host is a label: there could be any number of them, and not everybody who
+may read the numbers should learn what is watched.
 
 Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -76,22 +76,22 @@ _STATES: Final = [state.value for state in DownloadState]
 
 _GAUGES: Final = (
     ("stored_bytes", "bytes_stored", "Bytes of content that are stored."),
-    ("pinned_bytes", "bytes_pinned", "Those among them that eviction spares."),
-    ("max_bytes", "max_size", "What may be stored; absent without a limit."),
+    ("pinned_bytes", "bytes_pinned", "Bytes of content in pinned entries, which are not evicted."),
+    ("max_bytes", "max_size", "The limit on stored bytes; absent if there is none."),
     ("disk_free_bytes", "bytes_free", "Bytes free where the cache lives."),
     ("streams", "streams", "Connections to origins that bring content now."),
-    ("readers", "readers", "Readers of entries now, those of the proxy among them."),
+    ("readers", "readers", "Readers of entries now, including the proxy's."),
 )
 """Name, key of ``Cache.stats()``, help."""
 
 
 def _of_server(traffic: Traffic) -> Iterator[str]:
     answers = {f'{{status="{code}"}}': count for code, count in sorted(traffic.answers.items())}
-    yield from _family("responses_total", "counter", "Answers that have ended.", answers)
+    yield from _family("responses_total", "counter", "Answers that have ended, by status.", answers)
     yield from _family(
         "client_sent_bytes_total",
         "counter",
-        "Bytes of their bodies that went out, counted when an answer ends.",
+        "Bytes of bodies sent to clients, counted when an answer ends.",
         {"": traffic.sent_bytes},
     )
 

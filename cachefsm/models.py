@@ -70,11 +70,11 @@ __all__ = [
 _NONE: Final[Mapping[int, bytes]] = MappingProxyType({})
 
 _PAGE_ROWS: Final = 256
-"""How many rows are read at once by those who likely need only the first of them."""
+"""How many rows are read at once for callers that probably need only the first ones."""
 
 
 class StaleRow(StorageError):
-    """The row is not in the state or generation we knew: somebody else moved it."""
+    """The row is not in the state or generation that we knew: somebody else changed it."""
 
 
 class Store(RawStore):
@@ -98,7 +98,7 @@ class Store(RawStore):
         return EntryRecord(*rows[0]) if rows else None
 
     def entries_of(self, url: str, key: str) -> list[EntryRecord]:
-        """Return the rows with that URL or that *key*, which is for no credentials, it first."""
+        """Return the rows with that URL, and the one with *key* (without credentials) first."""
         found = self._entries((CacheEntry.url == url) | (CacheEntry.key == key))
         return sorted(found, key=lambda row: row.key != key)
 
@@ -212,7 +212,7 @@ class Store(RawStore):
         return int(self._rows(query)[0][0])
 
     def count_by_state(self) -> list[tuple[str, bool, int, int]]:
-        """Return state, pinned, number of entries and bytes present of each kind there is."""
+        """Return state, pinned, number of entries and bytes, for each combination that occurs."""
         kind = (CacheEntry.state, CacheEntry.pinned)
         count, size = peewee.fn.COUNT(CacheEntry.id), peewee.fn.SUM(CacheEntry.bytes_present)
         query = CacheEntry.select(*kind, count, size).group_by(*kind)
@@ -222,9 +222,9 @@ class Store(RawStore):
         ]
 
     def crowded_out_s(self, most: int) -> float | None:
-        """Return when the last but *most* of the entries without a byte was last used.
+        """Return when the newest entry without bytes was last used, *most* newer ones apart.
 
-        None if there are not so many.
+        None if there are no more than *most* of them.
         """
         query = (
             CacheEntry.select(CacheEntry.last_accessed_at)
@@ -272,10 +272,10 @@ class Store(RawStore):
         return {path for (path,) in self._rows(query)}
 
     def least_recently_used(self) -> Iterator[tuple[int, int]]:
-        """Yield what may be evicted, longest unused first: ids, and the bytes they hold.
+        """Yield id and stored bytes of the entries that may be evicted, longest unused first.
 
-        Pinned entries are not among it. It is read piece by piece: who wants a few of a
-        hundred thousand does not wait for the rest.
+        Pinned entries are left out. The rows are read piece by piece, so that a caller that
+        needs a few of a hundred thousand does not wait for the rest.
         """
         held = (CacheEntry.pinned == False) & (CacheEntry.bytes_present > 0)  # noqa: E712
         used_at, last_id = float("-inf"), 0
@@ -405,7 +405,7 @@ class Store(RawStore):
     def enqueue(self, *demands: QueueRecord) -> None:
         """Write one asker's demands on one entry, in place of all its earlier ones there.
 
-        They are as old as the oldest of those, so that asking again costs nobody its turn.
+        They count as old as the oldest one replaced, so that asking again costs no turn.
         """
         its_own = {"entry": demands[0].entry_id, "asked_by": demands[0].asked_by}
         with self.transaction():

@@ -2,8 +2,8 @@
 
 :class:`MovingEntry` is the ground that :class:`cachefsm.entry.LiveEntry` stands on. It
 moves the entry through its lifecycle, lets others wait for that, and starts a new
-generation when the stored bytes are worth nothing any more. It reads and writes no
-content file, and knows nothing of who reads or fetches.
+generation when the stored bytes have become useless. It reads and writes no content
+file, and knows nothing of readers and downloaders.
 
 Lock order: registry, then entry, then the store's. File I/O never happens under the
 entry's lock: files that are given up under it are deleted when it is let go. A method
@@ -58,7 +58,7 @@ class MovingEntry:
         self._closed: CacheError | None = None
         self._removed = False
         self._unwritten: dict[str, Any] = {}
-        """What is to be written with what is recorded next, and costs little if it is lost."""
+        """Columns to be written with the next record of progress; losing them costs little."""
         self._given_up: list[ContentFile] = []
 
     def _load_content(self, record: EntryRecord) -> Content:
@@ -145,7 +145,7 @@ class MovingEntry:
         timeout_s: float | None,
         content: Content | None = None,
     ) -> bool:
-        """Return True once *ready*, which runs under the lock, says so; False on timeout.
+        """Return True once *ready* does, which is called with the lock held; False on timeout.
 
         Raises:
             CacheError: it can no longer become true: the entry failed, *content*
@@ -166,7 +166,7 @@ class MovingEntry:
     def invalidate(self, reason: str) -> None:
         """Drop the stored bytes: the representation changed, rotted or is evicted.
 
-        Readers keep what this generation holds; what is missing will not come.
+        Readers may go on to read what this generation holds; no more will come.
         """
         with self._letting_go():
             self._invalidate(reason)
@@ -211,9 +211,9 @@ class MovingEntry:
         self.content.file.release()
 
     def discard_given_up(self) -> None:
-        """Delete the files that were given up, with no lock held: a large one takes a while.
+        """Delete the files that were given up; without the lock, as a large one takes a while.
 
-        One that cannot be deleted belongs to no entry, as the next start will notice.
+        A file that cannot be deleted now belongs to no entry, so the next start deletes it.
         """
         with self._lock:
             files, self._given_up = self._given_up, []
@@ -227,7 +227,7 @@ class MovingEntry:
 
     @contextmanager
     def _letting_go(self) -> Iterator[None]:
-        """Hold the lock, and afterwards delete the files that were given up; takes it itself."""
+        """Take and hold the lock; afterwards delete the files that were given up meanwhile."""
         try:
             with self._lock:
                 yield
@@ -235,11 +235,11 @@ class MovingEntry:
             self.discard_given_up()
 
     def _send(self, event: str, *, reason: str | None = None, **facts: Any) -> None:
-        """Move by *event*; everybody who waits looks again, everybody who listens is told."""
+        """Move by *event*, wake everybody who waits, and tell everybody who listens."""
         self._send_all((event, self._move_of(reason, **facts)))
 
     def _send_all(self, *moves: tuple[str, Move]) -> None:
-        """Move by several events, as :meth:`_send` does: by all of them, or by none."""
+        """Move by several events in one transaction: by all of them, or by none."""
         source = self._lifecycle.state
         try:
             records = self._lifecycle.send_all(moves)
@@ -284,7 +284,7 @@ class MovingEntry:
         self._waiters.wake_all()
 
     def _invalidate(self, reason: str, *, keeps_pause: bool = False) -> None:
-        """Move to a new, empty generation; the old file goes, see :meth:`_letting_go`."""
+        """Move to a new, empty generation; :meth:`_letting_go` deletes the old file."""
         name = content_name(self.key)
         self._send_invalidate(
             reason, keeps_pause=keeps_pause, columns={**BLANK, "content_file": name}
@@ -300,9 +300,9 @@ class MovingEntry:
         self._waiters.wake_all()
 
     def _send_invalidate(self, reason: str, *, keeps_pause: bool, **facts: Any) -> None:
-        """Move to a new generation, and where it *keeps_pause* on to a person's, if there is one.
+        """Move to a new generation; with *keeps_pause* a person's pause stays in force.
 
-        A kill in between must not end that pause.
+        That takes two moves, in one transaction: a kill in between must not end the pause.
         """
         moves = [("invalidate", self._move_of(reason, **facts))]
         if self._lifecycle.state is DownloadState.NOT_STARTED:
@@ -325,14 +325,15 @@ class MovingEntry:
         asked_at_s: float | None = None,
         selected_by: VaryKey | None = None,
     ) -> None:
-        """Write what an answer told of the representation, with the move where there is one.
+        """Write what an answer told of the representation, and make the move that it calls for.
 
-        Of a further answer while bytes come, nothing is due that tells nothing new: when it
-        came, and its fields, are written with the bytes that it brings. Without them the row
-        is as it was before that answer, and so are the bytes.
+        A further answer of the same version is not written at once: its time and fields go
+        with the next record of the bytes that it brings. If the process dies before that,
+        the row and the bytes are both as they were before that answer.
 
-        *asked_at_s* is when it was asked for, None if nobody did: the stored response
-        is then no younger than before. *selected_by* says what it was selected by.
+        *asked_at_s* is the Unix time of the request, None if there was none; then the
+        stored response does not become any younger. *selected_by* are the request fields
+        that selected it (Vary).
         """
         old, now_s = content.representation, self._around.clock()
         if old is not None and old.complete_length is not None and new.complete_length is None:
@@ -358,7 +359,7 @@ class MovingEntry:
             content.confirmed_s = self._around.ticks()
 
     def _is_no_news(self, columns: dict[str, Any]) -> bool:
-        """Say whether *columns* differ from the row only in what each answer has its own of."""
+        """Say whether *columns* differ from the row only in what changes with each answer."""
         record = self._lifecycle.record
         return all(getattr(record, name) == columns[name] for name in columns.keys() - EACH_ITS_OWN)
 
@@ -367,7 +368,10 @@ class MovingEntry:
         self._lifecycle.update(columns)
 
     def _hopeless(self, content: Content | None, deadline_s: float | None) -> CacheError | None:
-        """Return why waiting for *content* until *deadline_s* is in vain, or None."""
+        """Return the error that makes waiting for *content* useless, or None.
+
+        *deadline_s* is the monotonic time at which the wait ends, for subclasses.
+        """
         if self._closed is not None:
             return self._closed
         if content is not None and content.superseded is not None:

@@ -1,6 +1,6 @@
-"""Answers that are no file, a 404 say: given again for as long as they may be.
+"""Remembers answers that are no file, such as a 404, for as long as they may be used again.
 
-In memory only: after a restart the origin is asked. No I/O.
+In memory only: after a restart the origin is asked again. No I/O.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _LASTING: Final = HEURISTICALLY_CACHEABLE - {HTTPStatus.OK, HTTPStatus.PARTIAL_C
 
 @dataclass(frozen=True, slots=True)
 class Negative:
-    """What the origin said in place of a file; times are Unix time, in seconds.
+    """An origin's answer that is no file; times are Unix time, in seconds.
 
-    ``selected_by`` is what chose it, None if it is for the one who asked alone.
+    ``selected_by`` are the request fields that selected it (Vary), None if it is only for
+    the client that asked.
     """
 
     error: OriginStatus
@@ -58,8 +59,8 @@ class Negative:
     ) -> Negative:
         """Return *error* as the answer to a request on *terms*.
 
-        Where it says nothing of its lifetime, and is known to last, it is fresh for
-        *guess_s*. Source: RFC 9111 §4.2.2.
+        If the answer does not say how long it is fresh, but has a status that may be cached
+        all the same, it is fresh for *guess_s*. Source: RFC 9111 §4.2.2.
         """
         told = error.fields
         directives, lifetime_s = parse_cache_control(told), guess_s
@@ -75,11 +76,11 @@ class Negative:
 
     @property
     def size_bytes(self) -> int:
-        """How long its body is."""
+        """The size of its body."""
         return len(self.error.body or b"")
 
     def again(self, terms: Terms, now_s: float) -> OriginStatus | None:
-        """Return it, with its age, to be raised once more; None if it must be asked for."""
+        """Return the answer as an error, with its age; None if the origin must be asked."""
         told = self.error.fields
         if self.selected_by is None or self.selected_by != terms.vary_key(told):
             return None
@@ -94,7 +95,7 @@ class Negative:
 
 
 class Negatives:
-    """The answers that entries failed with last, those that there is room for; thread-safe."""
+    """The latest answers that entries failed with, as many as there is room for; thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -44,8 +44,8 @@ __all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Sent"]
 
 IDLE_PER_ORIGIN: Final = 4
 IDLE_MOST: Final = 32
-"""How many idle connections are kept for reuse: each is a descriptor, and a program that
-walks through the web meets ever more origins."""
+"""How many idle connections are kept for reuse, to all origins together: each costs a
+descriptor, and some programs visit ever more origins."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -54,10 +54,10 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 class OriginOptions:
     """How origins are spoken to; times in seconds.
 
-    An answer that is no file is kept if all of it comes within ``short_body_s``.
-    ``may_visit`` decides on every hop, the first one included, and ``may_connect``
-    on every address that a name leads to; ``fields_for`` gives an origin's own
-    request fields, credentials among them.
+    The body of an answer that is no file (a 404, say) is kept if it comes within
+    ``short_body_s``. ``may_visit`` decides on the URL of every hop of redirects, the first
+    one included, and ``may_connect`` on every address that a name resolves to.
+    ``fields_for`` returns request fields, such as credentials, that an origin is to get.
     """
 
     connect_timeout_s: float = 10.0
@@ -72,12 +72,12 @@ class OriginOptions:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What goes out with a request, beside what says which bytes are wanted.
+    """The request fields and options of one request, but for those that say which bytes.
 
-    ``forwarded`` are a client's fields, ``secrets`` those that only the origin of the
-    URL itself gets, not where it redirects to, ``conditions`` ask whether something
-    stored is current. With ``hands_on`` a redirect is not followed, and with
-    ``keeps_open`` an answer that is no file comes with its body, however long that is.
+    ``forwarded`` are a client's fields. ``secrets`` go only to the origin of the URL itself,
+    not to origins that it redirects to. ``conditions`` ask whether what is stored is
+    current. With ``hands_on`` redirects are not followed; with ``keeps_open`` the error of
+    an answer that is no file has its body open, however long that is.
     """
 
     forwarded: Fields = ()
@@ -104,9 +104,9 @@ class Fetch:
     ):
         self.answer = answer
         self.pace = pace
-        """Keeps it to the rates that are allowed."""
+        """Delays reads so that the rate limits are kept."""
         self.cancel = cancel
-        """Ends it from another thread."""
+        """Breaks the transfer off; called from another thread."""
         self.fields = end_to_end(list(response.raw.headers.items()))
         self._response = response
         self._on_read = on_read
@@ -159,7 +159,7 @@ class Fetch:
 
 
 class Fetches(Protocol):
-    """What is asked of an origin by those who fetch; see :meth:`OriginClient.fetch`."""
+    """The interface through which files are fetched; see :meth:`OriginClient.fetch`."""
 
     def fetch(
         self,
@@ -186,7 +186,7 @@ class OriginClient:
         self._ticks = ticks
         self._throttle = throttle or Throttle()
         self.name = f"cachefsm-{secrets.token_hex(4)}"
-        """What it calls itself to origins, so that a request that comes round is known."""
+        """The name in our Via field, by which a request that comes back to us is recognised."""
         self.via = f"1.1 {self.name}"
         self._clock = clock
         self._lock = threading.Lock()
@@ -196,7 +196,7 @@ class OriginClient:
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes of content came from all origins, whatever became of them."""
+        """How many bytes of content were received from all origins, stored or not."""
         with self._lock:
             return self._received_bytes
 
@@ -217,13 +217,12 @@ class OriginClient:
         canceller: Canceller,
         sent: Sent = _NOTHING_ELSE,
     ) -> Fetch:
-        """Ask for *asked* (END means to the end) and return the accepted answer.
+        """Ask for the range *asked* and return the accepted answer.
 
-        None asks for the whole without a Range field.
-
-        *held* is what is known of the representation whose bytes are stored: its
-        strong validator goes out as ``If-Range``, so that an origin with another
-        version answers 200 with that instead.
+        A stop of END means to the end; with None the whole file is asked for, without a
+        Range field. *held* is the representation whose bytes are stored: its strong
+        validator is sent as ``If-Range``, so that an origin with another version answers
+        with a 200 and that version.
 
         Raises:
             OriginError: see :mod:`cachefsm.acceptance` for what is not accepted.
@@ -276,7 +275,7 @@ class OriginClient:
         *,
         canceller: Canceller,
     ) -> Iterator[Relayed]:
-        """Pass on a request as it is, and give its answer; redirects are not followed.
+        """Pass a request on unchanged and return its answer; redirects are not followed.
 
         Raises:
             OriginError: there was no answer, or its framing cannot be trusted.
@@ -309,17 +308,17 @@ class OriginClient:
         canceller: Canceller,
         sent: Sent,
     ) -> bool:
-        """Give *refusal* its body, whole or open; return whether the connection is kept for it."""
+        """Read or open the body of *refusal*; return True if the connection was dealt with."""
         begun = begin_body(response, self._ticks, self._options.short_body_s)
         if begun is None:
             return False
         if begun.is_whole:
             refusal.body = begun.data
-            # Kept, it would be one connection too many still, and be taken for the next try.
+            # One that was refused as one too many would still be so, if the next try reused it.
             reuse = not refusal.says_too_many
             self._finish(url.origin, session, response, canceller, reuse)
             return True
-        # To a part that is not there, and to a condition, there are other answers.
+        # A 304 or 416 is about the condition or the part: others get another answer.
         refusal.is_long = not isinstance(refusal, (NotModified, UnsatisfiedByOrigin))
         if not (refusal.is_long and sent.keeps_open):
             return False
@@ -359,7 +358,7 @@ class OriginClient:
         return fields
 
     def _via_of(self, passed: Fields) -> str:
-        """Return by which proxies a request comes, this one the last. RFC 9110 §7.6.3."""
+        """Return the Via of a request: the proxies that it came by, and this. RFC 9110 §7.6.3."""
         return ", ".join([*values_of(passed, "Via"), self.via])
 
     def _send(
@@ -423,9 +422,9 @@ class OriginClient:
             _discard(session, response)
 
     def _keep(self, origin: str, session: requests.Session) -> bool:
-        """Keep an idle connection, and let go the one that was idle longest if there are too many.
+        """Keep an idle connection; if there are too many, close the one that was idle longest.
 
-        Returns whether there is room for it.
+        Returns False if it may not be kept.
         """
         with self._lock:
             same = sum(other == origin for other, _ in self._idle)

@@ -1,16 +1,16 @@
-"""What origins have shown of themselves: speed, latency, how many connections they bear.
+"""What is learnt about origins: speed, latency, how many connections they allow.
 
 One :class:`OriginFacts` for each origin (scheme, host and port), shared by its
 entries and kept from one run to the next. How many connections are worth while is
 found out by :mod:`cachefsm.parallel`; how many are too many is what the origin says,
 with a 429 or 503, or by refusing or resetting connections while others stand.
 
-Not each of those is about connections: a file may be unavailable by itself, or be so at
-that moment. What tells them apart is who else gets through. A 429, or a refusal of one
-connection of a file that others bring, is about their number. A file of which nothing comes
-makes but one suspicion, which holds for seconds. If another file is refused as well, or the
-same comes with fewer connections and is refused with more, there were too many. If it is
-refused with fewer, it is the file, and what was suspected is forgotten.
+Not every refusal is about connections: a single file may be unavailable. The two are told
+apart by what else gets through. A 429, or the refusal of one connection of a file that other
+connections bring, is about the number. If nothing comes of a file, too many connections
+are only suspected, for a second. If another file is refused as well, or if the same file
+comes with fewer connections and is refused with more, there were too many. If it is
+refused with fewer, too, the file is at fault, and the suspicion is forgotten.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ __all__ = ["OriginBook", "OriginFacts", "OriginRecord", "says_too_many"]
 _log = logging.getLogger(__name__)
 
 FORGOTTEN_S: Final = 7 * 86_400.0
-"""How many connections are worth while, and how many too many, is found out anew after
-so long: lines change, and so do origins."""
+"""After this time it is found out anew how many connections are worth while, and how many
+too many: lines change, and so do origins."""
 
 FIRST_REST_S: Final = OriginRecord.rest_s
 """After a refusal, as many connections are not tried again for this long; then for
@@ -55,10 +55,10 @@ SUSPECTED_S: Final = 1.0
 time enough to ask for it with fewer."""
 
 ONE_REASON_S: Final = 60.0
-"""Refusals within this time have the same reason."""
+"""Refusals within this time are taken to have the same reason."""
 
 REMEMBERED: Final = 1000
-"""How many origins are known at a time, those that were last asked for anything."""
+"""How many origins (and refused files of each) are remembered, the latest ones."""
 
 WEIGHT: Final = 0.3
 """How much the newest measurement counts in an average."""
@@ -79,7 +79,7 @@ class _Refusal:
 
 
 class _Blame(Enum):
-    """What was refused: one connection too many, maybe so, or the file whatever the number."""
+    """The cause of a refusal: too many connections, perhaps too many, or the file itself."""
 
     NUMBER = auto()
     MAYBE_NUMBER = auto()
@@ -114,7 +114,7 @@ class OriginFacts:
             return OriginView(record.rate_bytes_s, record.latency_s, self._most())
 
     def rests_s(self) -> float | None:
-        """Return in how many seconds one more connection is tried, None if that is not awaited."""
+        """Return in how many seconds one more connection is tried, None if no wait is set."""
         with self._lock:
             left_s = self._record.most_until - self._clock()
             return left_s if self._record.most is not None and left_s > 0 else None
@@ -134,7 +134,7 @@ class OriginFacts:
             self._begun_at = self._clock()
 
     def end(self, connection: int) -> None:
-        """Count it no more."""
+        """Stop counting a connection."""
         with self._lock:
             self._standing.discard(connection)
 
@@ -158,7 +158,7 @@ class OriginFacts:
             self._note(**changes)
 
     def brought(self, rate_bytes_s: float) -> None:
-        """Note how fast one connection was, over a time that says something."""
+        """Note how fast one connection was, measured over a time long enough to tell."""
         with self._lock:
             self._note(rate_bytes_s=_average(self._record.rate_bytes_s, rate_bytes_s))
 
@@ -180,7 +180,7 @@ class OriginFacts:
             standing, now_s = len(self._standing), self._clock()
             blame = _Blame.NUMBER if is_said else self._blame(file, standing, now_s)
             if standing < 2 or blame is _Blame.FILE:
-                return False  # that is what it says to anybody
+                return False  # it would have been refused alone, too
             if isinstance(error, OriginUnreachable):
                 last_s, self._broken_at = self._broken_at, now_s
                 if now_s > self._begun_at + BLAME_S or now_s < last_s + ONE_CAUSE_S:
@@ -197,7 +197,7 @@ class OriginFacts:
     # -- with the lock held ----------------------------------------------------
 
     def _blame(self, file: int, standing: int, now_s: float) -> _Blame:
-        """Return what is to be made of a refusal that may be about *file* alone."""
+        """Return the probable cause of a refusal that may be about *file* alone."""
         if file in self._refusals:
             refusal = self._refusals[file]
             if refusal is None:

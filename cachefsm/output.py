@@ -1,4 +1,4 @@
-"""Where ``get -o`` puts a file: whole or not at all."""
+"""Writes the files of ``get -o``: whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STDOUT = Path("-")
 
 
 def outputs_for(urls: Sequence[str], output: str | None) -> list[Path | None]:
-    """Return where each of *urls* goes if ``-o`` says *output*; None for nowhere.
+    """Return the path for each of *urls* if ``-o`` is *output*; None if it is not given.
 
     Raises:
-        UsageError: several would go to one place.
+        UsageError: several would have the same path.
     """
     if output is None:
         return [None] * len(urls)
@@ -54,7 +54,7 @@ def check_output(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """Give a function that writes; *path* becomes what was written if the block ends well.
+    """Give a function that writes; if the block succeeds, what it wrote becomes *path*.
 
     A symbolic link keeps pointing where it does; a device or a pipe is written
     to as it is.

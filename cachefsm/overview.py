@@ -1,4 +1,4 @@
-"""All entries at a glance, without bringing those to life that are only rows."""
+"""Describes all entries, without loading into memory those that are only rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .surroundings import EntryPolicy
 __all__ = ["Overview"]
 
 PAGE_ENTRIES: Final = 2000
-"""How many entries are listed at once: the store's lock is held for 50 ms then."""
+"""How many entries are read at once: the store's lock is held for 50 ms for so many."""
 
 
 class Overview:
@@ -46,7 +46,7 @@ class Overview:
         return found
 
     def latest(self, most: int) -> list[dict[str, Any]]:
-        """Describe the *most* entries that were used last, and whatever is being fetched."""
+        """Describe the *most* entries that were used last, and all that are being fetched."""
         found = self._described(self._store.latest(most))
         shown = {facts["id"] for facts in found}
         others = [entry.describe() for entry in self._registry.live() if entry.id not in shown]
@@ -66,7 +66,7 @@ class Overview:
         }
 
     def in_use(self) -> dict[str, int]:
-        """Return how many read and fetch now."""
+        """Return how many readers and streams there are now."""
         live = [entry.describe() for entry in self._registry.live()]
         return {
             "streams": sum(len(entry["streams"]) for entry in live),

@@ -1,4 +1,4 @@
-"""The options of how origins are asked: over how many connections, how fast, for how long."""
+"""The options of how origins are asked: over how many connections, and how fast."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RATES", "add_explain", "add_limits", "connection_options", "rate_opt
 RATES: Final = {
     "rate": "from all origins together",
     "rate_per_host": "from each origin",
-    "background_rate": "for all that no reader waits for",
+    "background_rate": "for bytes that no reader waits for",
 }
 """What may be limited, in bytes per second, as JSON names it."""
 
@@ -24,7 +24,7 @@ def _flag(rate: str) -> str:
 
 
 def connection_options(command: Parser) -> None:
-    """Add how many connections there may be, and what becomes of needless ones."""
+    """Add how many connections there may be, and what becomes of those no longer needed."""
     command.setting(
         "--connections",
         read=read_count,
@@ -50,7 +50,7 @@ def connection_options(command: Parser) -> None:
 
 
 def rate_options(command: Parser) -> None:
-    """Add how much may come per second."""
+    """Add the limits on bytes per second."""
     for rate, what in RATES.items():
         command.setting(
             _flag(rate),
@@ -64,8 +64,8 @@ def rate_options(command: Parser) -> None:
 def add_limits(command: Parser) -> None:
     """Add the options of ``limits``."""
     command.description = (
-        "Show how much may come per second, or change it, in a server that runs. What readers\n"
-        "wait for has all of it for itself; what is fetched behind that makes up for it."
+        "Show or change a running server's limits on bytes per second. Bytes that readers wait\n"
+        "for may use all of a limit; downloads in the background have what that leaves."
     )
     command.epilog = "example:\n  cachefsm limits --limit-rate 5M --limit-background-rate 500K\n"
     for rate, what in RATES.items():
@@ -81,8 +81,8 @@ def add_limits(command: Parser) -> None:
 def add_explain(command: Parser) -> None:
     """Add the options of ``explain``."""
     command.description = (
-        "Say of one byte of an entry whether it is stored; and if not, what will bring it and\n"
-        "when, or why nobody fetches it; and of those who read, whether they will have to wait."
+        "Say whether one byte of an entry is stored; if not, what will bring it and when, or why\n"
+        "nobody fetches it. Also say of the entry's readers whether they will have to wait."
     )
     command.add_argument("entry", type=typed(read_entry), metavar="ID|URL")
     command.add_argument(

@@ -1,12 +1,11 @@
-"""How many connections an entry is to have. Pure: what was measured goes in, a number comes out.
+"""Decides how many connections an entry has, from measured throughput. Pure.
 
-Nobody can know beforehand whether a second connection helps: some origins give each
-connection its share, others share one line among all. So it is tried. While all of
-an entry's connections are at work, its throughput is measured over a short window;
-then their number is quadrupled and measured again. What brings at least half of what
-as many lone connections would is kept, and the next number tried; of what does not, as
-many are kept as their throughput is worth, and more are tried after a rest that grows
-each time.
+Nobody can know beforehand whether a second connection helps: some origins limit each
+connection, others share one line among all. So it is tried. While all of an entry's
+connections are at work, their throughput is measured over a short window; then their
+number is quadrupled and measured again. If so many bring at least half of what as many
+single ones would, they are kept and the next number is tried. If not, as many are kept
+as their throughput justifies, and more are tried after a rest that grows each time.
 """
 
 from __future__ import annotations
@@ -17,24 +16,23 @@ from typing import Final
 __all__ = ["WINDOW_BYTES", "WINDOW_S", "Seen", "Trial", "next_look_s", "step"]
 
 WINDOW_S: Final = 0.2
-"""The shortest time that says something of a line's throughput: some round trips."""
+"""The shortest window in which throughput is measured: a few round trips."""
 
 LONGEST_WINDOW_S: Final = 3.0
 
 WINDOW_BYTES: Final = 256 << 10
-"""How much each connection has to bring in a window, or else it lasts longer: a few
-packets are noise."""
+"""A window lasts until each connection has brought this much: a few packets are noise."""
 
 PILED: Final = 0.5
-"""If this part of what came had been waiting to be received, it is not the line that is
-slow: more connections would bring nothing, and each that ends loses what waits in it."""
+"""If this fraction of what came had been waiting in socket buffers, not the line is slow but
+this program: more connections would not help, and each that ends loses its buffer."""
 
 WORTHWHILE: Final = 0.5
-"""Which part of a lone connection's throughput a further one has to add."""
+"""The fraction of a single connection's throughput that each further one has to add."""
 
 GROWTH: Final = 4
-"""How many times as many are tried: each try costs an answer and a window, in which the
-line is not full."""
+"""By which factor the number is raised: each try costs the time of an answer and a window,
+in which the line is not full."""
 
 FIRST_REST_S: Final = 15.0
 LONGEST_REST_S: Final = 600.0

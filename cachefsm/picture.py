@@ -1,7 +1,7 @@
-"""What the scheduler sees and what it may say: values without behaviour. Pure.
+"""The scheduler's input and output: values without behaviour. Pure.
 
 Words: a *want* is a byte range that somebody would like, with a priority; a
-*stream* is a connection filling its claim ``[position, stop)``. Claims of one
+*stream* is a connection that fills its claim ``[position, stop)``. Claims of one
 entry never overlap and never cover stored bytes, so no byte is asked for twice.
 """
 
@@ -54,10 +54,10 @@ class Abandoned(str, Enum):
 class Want:
     """Somebody would like ``[start, stop)``; *stop* is END for "to the end".
 
-    ``impatient`` is a blocked reader that has waited longer than "soon" takes, ``active``
-    a reader that has read or waited just now: not one that is paused, or gone. What is
-    wanted *apart* is worth a stream of its own, though another one will come to it later.
-    Of two that are as urgent the one ``since_s`` longer goes first.
+    ``impatient``: a blocked reader that has waited longer than ``Limits.patience_s``.
+    ``active``: a reader that has read or waited just now, and so is neither paused nor gone.
+    ``apart``: worth a stream of its own, even if another stream will get there later.
+    Of two equally urgent wants, the older one (by ``since_s``, monotonic) goes first.
     """
 
     start: int
@@ -73,9 +73,8 @@ class Want:
 class StreamView:
     """A connection at work: it has ``position`` next and its claim ends at ``stop``.
 
-    It asked the origin for what lies from ``begun`` to ``reach``, past which it cannot
-    go. An *extra* one was opened for speed, where fewer would have done. ``served_s`` ago
-    it was answered.
+    It asked the origin for ``[begun, reach)`` and cannot go beyond that. It is ``extra`` if
+    it was opened only for speed. The origin answered it ``served_s`` seconds ago.
     """
 
     id: int
@@ -90,10 +89,10 @@ class StreamView:
 
 @dataclass(frozen=True)
 class OriginView:
-    """What is known of an origin, 0 where nothing is.
+    """What has been learnt of an origin; 0 where nothing has been.
 
-    What one connection brings, how long an answer takes, and how many connections
-    at once it has been seen to bear at ``most``.
+    How fast one connection is, how long an answer takes, and how many connections at
+    once it allowed at ``most``.
     """
 
     rate_bytes_s: float = 0.0
@@ -102,8 +101,8 @@ class OriginView:
 
 
 class Ask(Enum):
-    """Whether the origin is to be asked about the file as a whole: the first question of
-    all, or whether what is stored is still current."""
+    """Whether the origin is to be asked about the file as a whole: for its fields and length
+    at first, later whether what is stored is still current."""
 
     NO = auto()
     WANTED = auto()
@@ -114,11 +113,11 @@ class Ask(Enum):
 class EntryView:
     """What the decision needs to know of one entry.
 
-    ``length`` is END while unknown. ``seekable`` says that bytes of several
-    answers may be joined; without it there is one stream, from the front.
-    ``settled`` is False until the origin's first answer has told which it is.
-    ``width`` is the number of connections that it is to have where fewer would do,
-    ``skip_bytes`` the longest stored run that may be received once more.
+    ``length`` is END while unknown. ``seekable`` says that bytes of several answers may be
+    joined; if not, there is one stream, from the front. ``settled`` is False until the
+    origin's first answer has told which of the two it is. ``width`` is the number of
+    connections that it is to have, even if fewer could serve all wants; ``skip_bytes`` is
+    the longest stored run that a stream may receive again.
     """
 
     id: int
@@ -147,19 +146,19 @@ class Leaving:
 class Limits:
     """The most connections at once, and what counts as near.
 
-    A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will
-    be there within ``near_s`` at its measured rate. A reader that has been blocked
-    for ``patience_s`` all the same believes only the rate: the stream has stalled.
-    Where there are more readers than connections, each has one for ``turn_s`` at least.
-    A stream that has brought all that is wanted waits for a reader close behind that has
-    moved within ``hold_s``, unless there is no connection for another one.
-    Of the connections per host and in all, the part ``for_readers`` is given to nobody
-    else: whoever begins to read need not wait until another one's is gone.
+    A stream reaches a byte soon if it has at most ``near_bytes`` to go, or will be there
+    within ``near_s`` at its measured rate. For a reader that has been blocked for
+    ``patience_s`` only the rate counts, as the stream has probably stalled. If there are
+    more readers than connections, each has one for at least ``turn_s``. A stream that has
+    brought all that is wanted waits for a reader close behind that has moved within the
+    last ``hold_s``, unless its connection is needed elsewhere. The fraction ``for_readers``
+    of the connections per host and in all is kept for readers, so that a new reader need
+    not wait until somebody else's connection is gone.
 
-    A connection more than the wants need takes a part of at least ``part_bytes``, or
-    of what it brings in ``part_s`` where that is less; ahead of a reader, of the latter.
-    No stored run longer than ``skip_bytes`` is received again. What nobody wants any
-    more is dealt with as ``abandoned`` says.
+    A connection for speed only is given a part of at least ``part_bytes``, or as much as it
+    brings in ``part_s`` if that is less; ahead of a reader always the latter. Stored runs
+    longer than ``skip_bytes`` are not received again. ``abandoned`` says what becomes of
+    streams whose bytes nobody wants any more.
     """
 
     per_entry: int = 6
@@ -189,12 +188,12 @@ class Limit(str, Enum):
     HOST = "host"
     TOTAL = "total"
     ORIGIN = "origin"
-    """What the origin itself bears, as it has shown."""
+    """The number of connections that the origin has been found to allow."""
 
 
 @dataclass(frozen=True)
 class Denied:
-    """What would be fetched if there were a connection for it, and which limit there is."""
+    """A range that would be fetched if a limit left a connection for it, and that limit."""
 
     entry_id: int
     start: int
@@ -204,10 +203,10 @@ class Denied:
 
 @dataclass(frozen=True)
 class Open:
-    """Start a stream for ``[start, stop)``, an *extra* one if fewer would do.
+    """Start a stream for ``[start, stop)``; ``extra``: for speed only.
 
-    One that ``asks`` is for whatever is asked. Stored runs of up to ``skip_bytes`` in
-    between are to be received again.
+    With ``asks`` it is for the question about the file as a whole. It receives stored runs
+    of up to ``skip_bytes`` in between again.
     """
 
     entry_id: int
@@ -223,8 +222,8 @@ class Open:
 class SetStop:
     """Let a stream's claim end at *stop*.
 
-    At its position or before, it ends now; unless a reader is close behind, for which it
-    waits if it may, which is not so where its place is needed.
+    With *stop* at its position or before, the stream ends now. If it ``may_wait``, because
+    its place is not needed, it waits instead while a reader is close behind.
     """
 
     entry_id: int

@@ -1,4 +1,4 @@
-"""Reading a playlist through the cache, to learn what will be asked for next."""
+"""Reads a playlist through the cache, to learn what a player will ask for next."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def wanted_items(
 
     Raises:
         UsageError: it is no playlist, or *after* is not in it.
-        CacheError: why the playlist cannot be read.
+        CacheError: the reason why the playlist cannot be read.
     """
 
     def read(playlist: OriginUrl) -> str:

@@ -1,4 +1,4 @@
-"""What embedders give as text or numbers, read into what a cache goes by.."""
+"""Turns a cache's arguments, which are text or numbers, into its options and policies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reader_options(
     read_ahead: str | int,
     verify_reads: VerifyReads | str,
 ) -> ReaderOptions:
-    """Return what every reader goes by; UsageError if something makes no sense."""
+    """Return the options of all readers; UsageError if a value makes no sense."""
     return ReaderOptions(
         first_byte_timeout_s=parse_duration(first_byte_timeout),
         stall_timeout_s=parse_duration(stall_timeout),
@@ -47,7 +47,7 @@ def entry_policy(
     abandoned: Abandoned | str,
     max_size: int | None,
 ) -> EntryPolicy:
-    """Return what every entry goes by; UsageError if something makes no sense."""
+    """Return the policy of all entries; UsageError if a value makes no sense."""
     way = _choice(Abandoned, abandoned, "way with abandoned fetches")
     return EntryPolicy(
         fill=_choice(Fill, fill, "fill policy"),
@@ -68,7 +68,7 @@ def rate_limits(
     rate_per_host: str | int | None,
     background_rate: str | int | None,
 ) -> RateLimits:
-    """Return *known* limits but for those that are given; UsageError if one makes no sense."""
+    """Return *known* with the limits that are given; UsageError if a value makes no sense."""
     given = {"rate": rate, "rate_per_host": rate_per_host, "background_rate": background_rate}
     return replace(
         known, **{name: parse_size(text) for name, text in given.items() if text is not None}

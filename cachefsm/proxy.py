@@ -53,13 +53,13 @@ __all__ = ["Proxy", "Server", "create_app"]
 _log = logging.getLogger(__name__)
 
 VERSION_TRIES: Final = 3
-"""How often a request begins again because the representation changed under it."""
+"""How often a request is tried again because the representation changed meanwhile."""
 
 NEVER_PASSED: Final = ("CONNECT", "TRACE")
-"""One is not about a resource; the other would show pages the fields that mounts set."""
+"""CONNECT is not about a resource; TRACE would show the fields that mounts set to clients."""
 
 _USUALLY_PASSED: Final = ("OPTIONS", "POST", "PUT", "PATCH", "DELETE")
-"""What an ``Allow`` names of the methods that a mount passes: the others have no end."""
+"""The methods that ``Allow`` names for a mount that passes methods, as it cannot name all."""
 
 _LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -75,7 +75,7 @@ def create_app(
     require_token: bool = False,
     rules: Rules | None = None,
 ) -> Proxy:
-    """Return the WSGI application, for any WSGI server.
+    """Return the proxy as a WSGI application, for any threaded WSGI server.
 
     Args:
         mounts: ``/name=https://origin/base/`` each.
@@ -84,7 +84,7 @@ def create_app(
         pages: origins of other sites' web pages that may show and read content.
         token: what control routes accept as ``Authorization: Bearer …``.
         require_token: refuse control routes without it, as off loopback.
-        rules: what holds for ``/http/…`` and ``/https/…``; mounts have their own.
+        rules: the rules for ``/http/…`` and ``/https/…``; mounts have their own.
 
     Raises:
         UsageError: a mount or pattern cannot be read.
@@ -159,14 +159,14 @@ class Proxy:
         return response.start(request, start_response)
 
     def close(self) -> None:
-        """End the thread that watches clients of servers which bring none of their own."""
+        """End the thread that watches clients, needed under servers without one of their own."""
         self._watch.close()
 
     def url_for(self, url: str, base: str) -> str:
-        """Return where the proxy at *base* serves *url*; clients may name its origin now.
+        """Return the address of *url* in the proxy at *base*; clients may ask for its origin now.
 
-        A URL with credentials is served by its entry's number: players show and log
-        what they are given.
+        A URL with credentials is served under its entry's id instead, because players show
+        and log the addresses that they are given.
         """
         parsed, base = parse_url(url), base.rstrip("/")
         if parsed.userinfo is not None:
@@ -175,13 +175,13 @@ class Proxy:
         return base + self._routes.path_for(parsed)
 
     def answer_for(self, request: Request, url: OriginUrl) -> Response:
-        """Answer a GET or HEAD for *url*, for who calls this in the same process.
+        """Answer a GET or HEAD for *url* that this process itself makes.
 
-        Nobody has to be kept out then, so neither Host nor allow list is looked at, and
-        redirects that are handed on lead where the origin says.
+        So neither Host nor the allow list is checked, and redirects that are left to the
+        client are not rewritten.
 
         Raises:
-            CacheError: there is no answer, or none that is the origin's.
+            CacheError: there is no answer of the origin's.
         """
         terms = self._terms(request, None)
         return self._serve_entry(
@@ -243,7 +243,7 @@ class Proxy:
         return terms_of(fields, rules, host=host, since_s=time.monotonic())
 
     def _own_business(self, request: Request) -> Fields:
-        """Return the request's fields without the token, which is between client and proxy."""
+        """Return the request's fields without the proxy's own token, which origins must not get."""
         return (
             request.fields
             if self._token is None
@@ -257,7 +257,7 @@ class Proxy:
     # -- what playlists name ---------------------------------------------------
 
     def _guide(self, request: Request) -> Response | None:
-        """Send a client to where a playlist's absolute path leads; None if none named it."""
+        """Redirect a client that asks for an absolute path of a playlist; None if none named it."""
         if request.method not in ("GET", "HEAD"):
             return None
         referer, host = request.field("Referer") or "", request.field("Host") or ""
@@ -268,7 +268,7 @@ class Proxy:
         return plain(HTTPStatus.TEMPORARY_REDIRECT, line, [("Location", there)])
 
     def _recalled(self) -> Iterator[Recalled]:
-        """Tell of the playlists that were served before the last start, from what is stored."""
+        """Yield what the stored playlists name, which were served before the last start."""
         for url, fields, text in self._cache.stored_playlists(MAX_PLAYLISTS):
             named = paths_named(url.path, fields, text)
             yield from ((url.path, place, named) for place in self._routes.places_of(url))
@@ -280,7 +280,7 @@ class Proxy:
         representation: Representation,
         pieces: Iterable[Any],
     ) -> Iterable[Any]:
-        """Return *pieces*, all there are of *url*; those of a playlist are read on their way."""
+        """Return *pieces*, the whole body of *url*; a playlist's are also read as they pass by."""
         path, fields = url.path, representation.fields
         place = self._routes.place(request.path)
         if place is None or not is_playlist(path, fields):
@@ -295,10 +295,10 @@ class Proxy:
     def _serve_entry(
         self, request: Request, find: Callable[[], int], terms: Terms, url: OriginUrl | None
     ) -> Response:
-        """Answer GET or HEAD from the entry that *find* gives the id of.
+        """Answer GET or HEAD from the entry whose id *find* returns.
 
-        Begins again if that changes, is removed, or turns out to be another one, before
-        anything was said.
+        Tries again if the entry changes, is removed, or turns out to be another variant
+        before the head was sent.
         """
         news = News()
         tries = VERSION_TRIES
@@ -324,7 +324,7 @@ class Proxy:
         news: News,
         reader: Reader | None = None,
     ) -> Response:
-        """Return the origin's answer that is no file; *reader* has its body, if it is open."""
+        """Return the response to *error*; *reader* has the body of the origin's answer, if open."""
         if url is not None:
             error.fields = self._routes.leading_here(request.path, url, error.fields)
         via = self._cache.via
@@ -363,7 +363,7 @@ class Proxy:
             raise
 
     def _relay(self, request: Request, mount: Mount, url: OriginUrl) -> Response:
-        """Pass on a request that is not the cache's business, and outdate what it changes."""
+        """Pass a request through to the origin, and outdate what a success has changed."""
         host = request.field("Host") or ""
         if not is_same_origin(dict(request.fields), host):
             return plain(HTTPStatus.FORBIDDEN, "another site's page may not do this")

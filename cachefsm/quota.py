@@ -1,8 +1,8 @@
-"""Who gets a connection where not everybody can: limits per entry, per host and in all. Pure.
+"""Decides who gets a connection if there are not enough: limits per entry, host and cache. Pure.
 
-A *place* is the right to a connection, a *connection* is what the origin counts:
-one that was given up stands until its thread has let go of it. So a claim can be
-given the place of another at once, and is opened once that one's connection is gone.
+A *place* is the right to a connection; a *connection* is what the origin sees, and one
+that was given up is open until its thread has closed it. So a claim can be given the
+place of another at once, but is opened only when the other's connection is gone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["keep_limits"]
 
 
 class _Room:
-    """How many more there may be."""
+    """How many more connections (or places) the limits allow."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -27,7 +27,7 @@ class _Room:
         self._entries: Counter[int] = Counter()
 
     def take(self, entry_id: int, host: str) -> None:
-        """Count one, whether there is room for it or not."""
+        """Count one more for that entry, whether there is room for it or not."""
         self._total += 1
         self._hosts[host] += 1
         self._entries[entry_id] += 1
@@ -35,7 +35,7 @@ class _Room:
     def lacks_for(self, view: EntryView, kept_free: float = 0.0) -> Limit | None:
         """Return the limit that leaves no room for one more for that entry, or None.
 
-        The part *kept_free* of what there may be per host and in all is no room.
+        The fraction *kept_free* of the limits per host and in all does not count as room.
         """
         limits = self._limits
         if self._total >= limits.total - int(kept_free * limits.total):
@@ -48,7 +48,7 @@ class _Room:
 
 
 def keep_limits(drafts: Sequence[Draft], limits: Limits, leaving: Iterable[Leaving]) -> None:
-    """Give up what is over a limit, and let what has a place wait until it is free."""
+    """Give up the claims that exceed a limit; let others wait until their place is free."""
     claims = sorted(
         ((draft, claim) for draft in drafts for claim in draft.kept),
         key=lambda each: _rank(each[0], each[1], limits),
@@ -85,7 +85,8 @@ class _Rank(IntEnum):
     """Who is given a place first."""
 
     KEPT = auto()
-    """Streams that could not be taken up again; those that a reader is reading, for its turn."""
+    """Streams whose answers cannot be joined with others, so that they could not be resumed;
+    and those that a reader is reading, until its turn is over."""
     LONG_AWAITED = auto()
     AWAITED = auto()
     """Streams that a reader is blocked on, its turn being over."""
@@ -100,11 +101,11 @@ def _rank(
 ) -> tuple[_Rank, int, bool, bool, float, int]:
     """Return a key by which claims are given places, the first one first.
 
-    A running stream gives way only to a blocked reader: anything else would tear down
-    connections to build others. It doesn't if a reader is reading it, unless that one
-    has had its turn; and if that one is blocked on it, only to a reader that has waited
-    for long. One that is there for speed alone also gives way to whoever is as urgent
-    and has none. Of those who are as urgent, who has waited longest goes first.
+    A running stream gives way only to a blocked reader, as anything else would close
+    connections only to open others. While a reader is reading what the stream brings, it
+    does so only after that reader's turn; and if that reader is blocked on it, only to one
+    that has waited for long. A stream for speed only also gives way to any equally urgent
+    want that has none. Of equally urgent claims, the one that has waited longest goes first.
     """
     blocked, whose = claim.priority is Priority.BLOCKED, (claim.since_s, claim.position)
     if claim.stream is None:

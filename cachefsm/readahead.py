@@ -1,4 +1,4 @@
-"""How far ahead of a reader to fetch: the further, the longer it reads on. Pure."""
+"""How far ahead of a reader to fetch: the longer it reads on, the further. Pure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from .ranges import ByteRange
 __all__ = ["FIRST_BYTES", "ReadAhead"]
 
 FIRST_BYTES: Final = 512 << 10
-"""How far ahead a reader is served that has just come: enough for the header that a
-scanner looks at, little enough to be lost when it hops on."""
+"""The window of a reader that has just come, or has jumped. Enough for the header that a
+media scanner reads; and not much is wasted if it jumps on."""
 
 
 class ReadAhead:
     """The window of one reader: it doubles while the reader reads on, up to *most_bytes*.
 
-    A reader that goes elsewhere begins anew. With *most_bytes* 0 there is no window.
+    After a jump out of the window it starts small again. If *most_bytes* is 0, everything
+    that a reader wishes for is fetched at once.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -25,18 +26,18 @@ class ReadAhead:
         self._stop = 0
 
     def farthest(self, position: int, wish_stop: int) -> int:
-        """Return how far the first question is to ask, before it is known what it is about.
+        """Return up to which byte to ask in the first request, when nothing is known of the file.
 
-        What cannot be joined comes from one answer; of all else no more is received
-        than the window holds.
+        It may turn out that answers cannot be joined: then this one has to bring all that
+        will be read. If they can, no more of it is received than the window holds.
         """
         return min(wish_stop, position + self._most_bytes) if self._most_bytes else wish_stop
 
     def window_stop(self, position: int, wish_stop: int, asked: ByteRange | None = None) -> int:
-        """Return how far to fetch for a reader at *position* that will go to *wish_stop*.
+        """Return up to which byte to fetch for a reader at *position* that wants ``…wish_stop``.
 
-        One that says what it has *asked* for now, piece by piece, is given that at first,
-        and more than it wished for when it has read on.
+        A reader of single pieces (a Python program's ``read(size)``) passes the piece that
+        it *asked* for: at first just that is fetched, and once it has read on, more.
         """
         if not self._most_bytes:
             return wish_stop

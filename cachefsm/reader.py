@@ -1,4 +1,4 @@
-"""One reader of one entry: waits for bytes, says what it needs next, hands them over."""
+"""One reader of one entry: says which bytes it needs next, waits for them, returns them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ __all__ = ["Reader", "ReaderOptions", "VerifyReads"]
 _log = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 1 << 20
-"""The most that is handed over at once: 1 MiB moves 3.3 GB/s to one client where
-64 KiB moves 1.8, and bounds the memory that a slow client holds."""
+"""The most bytes that are returned at once, which bounds the memory that a slow client holds.
+1 MiB moves 3.3 GB/s to one client, where 64 KiB moves 1.8."""
 
 SPAN_BYTES: Final = 4 << 20
-"""The longest stored span named at once, so that a reader's position keeps moving."""
+"""The longest stored span that is returned at once, so that the reader's position, which
+decides what is fetched next, keeps moving."""
 
 
 class VerifyReads(str, Enum):
@@ -57,10 +58,10 @@ _SAMPLE: Final = 1 / 16
 
 @dataclass(frozen=True)
 class ReaderOptions:
-    """How long a reader waits, in seconds, how far ahead it asks, in bytes, what it checks.
+    """How long a reader waits, how much is fetched ahead of it, which blocks it checks.
 
-    The read-ahead is the most, which a reader gets that reads on; 0 asks at once for
-    all that the reader was opened for.
+    ``read_ahead_bytes`` is the largest window, which a reader gets that reads on for a
+    while; 0 fetches at once all that the reader was opened for.
     """
 
     first_byte_timeout_s: float = 30.0
@@ -73,11 +74,11 @@ class ReaderOptions:
 class Reader:
     """Reads one generation of an entry; used by one thread, cancelled from any.
 
-    What it returns comes from the content that it was attached to. If the entry
-    moves on to another generation, it serves what that content still holds and
-    then raises RepresentationChanged. What cannot be stored comes straight from
-    the origin, if it is provably of the same version. While it waits it holds
-    what *watch* returns: the proxy's way to notice that its client has left.
+    What it returns comes from the content that it was attached to. If the entry moves on
+    to another generation, it serves what that content still holds and then raises
+    RepresentationChanged. Bytes that cannot be stored come straight from the origin, if
+    they are provably of the same version. It waits inside the context manager that *watch*
+    returns, in which the proxy notices that its client has left.
     """
 
     def __init__(
@@ -97,9 +98,10 @@ class Reader:
         self._terms = terms
         self._watch = watch
         self.news = news or News()
-        """How what is read came to be served, for whoever wants to tell."""
+        """How the response came about, for Cache-Status."""
         self.own_fields: Fields | None = None
-        """The fields of an answer that is this reader's alone, as it may not be stored."""
+        """The fields of the origin's answer, if that may not be stored and is for this reader
+        alone."""
         self._content = entry.attach(terms)
         self._demand: Demand | None = None
         self._ahead = ReadAhead(options.read_ahead_bytes)
@@ -110,7 +112,7 @@ class Reader:
         self._settled = False
         self._straight: Straight | None = None
         self.body: OpenBody | None = None
-        """That of the OriginStatus which was raised last, if it is this reader's alone."""
+        """The body of the OriginStatus that was raised last, if it is for this reader alone."""
         self._sound: int | None = None
         self._resources = ExitStack()
         self._resources.callback(on_close)
@@ -150,7 +152,7 @@ class Reader:
         self.entry.wake()
 
     def _cancel_io(self) -> None:
-        """End what comes straight from the origin; called from any thread."""
+        """Break off a transfer that comes straight from the origin; called from any thread."""
         self._canceller.cancel()
         straight = self._straight
         if straight is not None:
@@ -164,13 +166,14 @@ class Reader:
     ) -> Representation:
         """Return what the origin says of the representation, waiting for its answer.
 
-        *start* and *stop* say which bytes will be wanted, so that the first
-        request to the origin can ask for them. With *reads_on* what comes past the
-        cache is asked for to the end, as an answer may be the only one there is.
+        *start* and *stop* say which bytes will be wanted, so that the first request to the
+        origin can ask for them. With *reads_on* bytes past *stop* may be wanted later; then
+        an answer that is read past the cache is asked for to the end of the file, as a
+        second answer might not be of the same version.
 
         Raises:
-            WaitTimeout: it has not answered within the first-byte timeout.
-            CacheError: why it will not.
+            WaitTimeout: the origin has not answered within the first-byte timeout.
+            CacheError: the reason why it will not answer.
         """
         if not (self._settled or self.is_straight):
             self._settle(start, stop, END if reads_on else stop)
@@ -180,9 +183,9 @@ class Reader:
         return cast(Representation, self._content.representation)
 
     def _settle(self, start: int, stop: int, end: int) -> None:
-        """See to it that what is stored may be served, or that the answer is at hand.
+        """Make sure that what is stored may be served; else prepare to read past the cache.
 
-        The latter, where it passes by the cache, as far as *end*.
+        What is read past the cache goes on to *end*.
         """
         settling = Settling(
             self.entry,
@@ -214,17 +217,17 @@ class Reader:
         *,
         asked: ByteRange | None = None,
     ) -> int:
-        """Wait until the byte at *position* is here; return the end of what is.
+        """Wait until the byte at *position* is stored; return where the stored run ends.
 
-        Returns *position* itself where the file turns out to end there. The
-        result is at most *stop*, which is how far bytes are wanted, and at most
-        *most_bytes* on, by default 4 MiB, so that the reader's position keeps moving.
-        Who says what he has *asked* for now, all of it, may well go on behind that.
+        Returns *position* itself if the file turns out to end there. The result is at most
+        *stop*, up to which bytes are wanted, and at most *most_bytes* further on, so that
+        the reader's position keeps moving. *asked* is the whole piece that a program's
+        ``read`` asked for; with it, bytes behind *stop* may be fetched ahead.
 
         Raises:
             WaitTimeout: the byte did not arrive in time.
-            StorageError: it cannot be stored, or what is stored cannot be read.
-            CacheError: why it will not come.
+            StorageError: it cannot be stored, or cannot be read from the file.
+            CacheError: the reason why it will not come.
         """
         content = self._content
         window = self._ahead.window_stop(position, stop, asked)
@@ -246,10 +249,10 @@ class Reader:
             )
 
     def ready(self, start: int, stop: int) -> None:
-        """Return once the first byte of ``[start, stop)`` can be handed over.
+        """Return once the first byte of ``[start, stop)`` can be read.
 
         Raises:
-            CacheError: why it cannot; it can still be said to a client as a status.
+            CacheError: the reason why it cannot; a client can still be told by a status.
         """
         if self._straight is not None:
             self._straight.ask(start, stop)
@@ -269,7 +272,7 @@ class Reader:
         A stop of END means to the end of the file.
 
         Raises:
-            CacheError: why the rest will not come.
+            CacheError: the reason why the rest will not come.
         """
         position, self._stop = start, stop
         while position < stop and self._straight is None:
@@ -286,7 +289,7 @@ class Reader:
             yield from self._straight.pieces(position, stop)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the same as bytes, at most 1 MiB at a time."""
+        """Yield ``[start, stop)`` as bytes, at most 1 MiB at a time; raises as :meth:`spans`."""
         for span in self.spans(start, stop):
             if isinstance(span, bytes):
                 yield span
@@ -302,10 +305,10 @@ class Reader:
                 yield data
 
     def instead(self, position: int, stop: int) -> Iterator[bytes]:
-        """Yield ``[position, stop)``, which is stored and cannot be read, from the origin.
+        """Yield ``[position, stop)`` from the origin, as the stored bytes cannot be read.
 
         Raises:
-            CacheError: it cannot be had there either.
+            CacheError: the origin cannot provide them either.
         """
         _log.warning("%s: byte %d cannot be read; asking for it", self.entry.shown_url, position)
         straight = self._go_straight(position, self._stop, self._content.representation)
@@ -314,7 +317,7 @@ class Reader:
     def read(self, position: int, size: int, asked: ByteRange | None = None) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file.
 
-        They may be a part of what somebody has *asked* for.
+        *asked* is the whole piece that is being read, if this is only a part of it.
         """
         straight = self._straight
         if straight is None:
@@ -389,9 +392,9 @@ class Reader:
     def _go_straight(
         self, start: int, stop: int, told: Representation | None, fetch: Fetch | None = None
     ) -> Straight:
-        """Read ``[start, stop)`` past the cache, of the version that was *told*.
+        """Read ``[start, stop)`` past the cache from now on, of the version that was *told*.
 
-        From *fetch*, an answer that is here already, or from one that is asked for.
+        The bytes come from the answer *fetch*, or if there is none from a new one.
         """
         if not self._terms.may_ask():
             raise self._not_stored(start)
@@ -430,7 +433,7 @@ class Reader:
             raise
 
     def _hold(self, body: OpenBody | None) -> None:
-        """Keep a body that nobody else gets, until somebody reads it or the reader closes."""
+        """Keep a body that is for this reader alone, until it is read or the reader closes."""
         self._let_body_go()
         if body is not None:
             self.body = body

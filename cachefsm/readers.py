@@ -1,4 +1,4 @@
-"""Opening readers of entries: each with a lease, the cache's patience, and its terms."""
+"""Opens readers of entries: each with a lease, the cache's timeouts, and its request's terms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Readers"]
 
 
 class Readers:
-    """Opens readers of the entries of *registry*, by number; thread-safe."""
+    """Opens readers of the entries of *registry*, by the entry's id; thread-safe."""
 
     def __init__(self, registry: Registry, options: ReaderOptions, origin: OriginClient) -> None:
         self._registry = registry
@@ -53,14 +53,15 @@ class Readers:
             raise
 
     def opener(self, entry_id: int) -> Callable[[], Reader]:
-        """Return what opens readers of that entry, all as for one request that comes now."""
+        """Return a function that opens readers of that entry, all for one request made now."""
         terms = _plain_terms()
         return lambda: self.open(entry_id, terms=self.own_terms(entry_id, terms))
 
     def own_terms(self, entry_id: int, terms: Terms | None = None) -> Terms:
-        """Return *terms*, or a plain request's, as they are for that very entry.
+        """Return *terms* (by default a plain request's) with the entry's own credentials.
 
-        Its variant and credentials are its own, whoever asks for it by number.
+        For requests that name the entry by its id: they get its variant and credentials,
+        whatever their own fields are.
 
         Raises:
             EntryNotFound: there is none.

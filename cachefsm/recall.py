@@ -1,7 +1,7 @@
-"""The playlists that are stored, for what they name: players go on after a restart.
+"""Reads stored playlists, so that players can go on after a restart of the proxy.
 
-A film's playlist is fetched once, and its segments for hours after that, maybe from a
-proxy that was started anew meanwhile.
+A player fetches a film's playlist once, and then its segments for hours. If the proxy is
+restarted meanwhile, it has to learn again which paths the playlist named.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _LIKE_PLAYLISTS: Final = {
     "url": ("%.m3u%", "%.mpd%"),
     "response_fields": ("%mpegurl%", "%dash+xml%"),
 }
-"""What the row of a playlist holds, and that of few other files."""
+"""SQL patterns that rows of playlists match, and rows of few other files."""
 
 
 class StoredPlaylist(NamedTuple):
-    """A whole playlist: where it is from, the fields it came with, and its text."""
+    """A playlist that is stored whole: its URL, its fields, its text."""
 
     url: OriginUrl
     fields: Fields

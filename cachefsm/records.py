@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 CANCELLED = "cancelled"
-"""The reason of a failure that a person brought about."""
+"""The reason of a failure that is a person's ``cancel``."""
 
 BLANK: dict[str, Any] = {
     "complete_length": None,
@@ -40,11 +40,11 @@ BLANK: dict[str, Any] = {
     "error_status": None,
     "retry_at": None,
 }
-"""What a row says of a representation of which nothing is known."""
+"""The columns about the representation, as they are while nothing is known of it."""
 
 
 EACH_ITS_OWN = frozenset({"response_fields", "requested_at", "validated_at"})
-"""Columns that each answer changes, also one of the same version: there is a Date in it."""
+"""Columns that every answer changes, even one of the same version: it has a Date."""
 
 
 def columns_of(stored: Stored) -> dict[str, Any]:

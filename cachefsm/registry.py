@@ -30,8 +30,8 @@ IDLE_ENTRIES: Final = 64
 """Idle entries kept in memory, each with at most one open file."""
 
 TOUCHED_S: Final = 1800.0
-"""An entry without a byte that was not used for so long is used when its URL is asked for:
-it is not forgotten before whoever found it has a lease."""
+"""If an entry without bytes has not been used for this long, finding it by its URL counts as
+a use, so that it is not forgotten before the finder has taken a lease."""
 
 
 class Registry:
@@ -74,8 +74,8 @@ class Registry:
     def find_or_create(self, url: OriginUrl, key: str) -> int:
         """Return the id of the entry with *key*, registering it if it is new.
 
-        An id below 0 is that of an entry which is in memory only, and gone soon after
-        its last lease, because the database takes no row.
+        If the database takes no row, the id is below 0: that entry is in memory only, and
+        forgotten soon after its last lease.
         """
         now_s, record = self._clock(), self._known(key)
         try:
@@ -157,11 +157,10 @@ class Registry:
         file.discard()
 
     def evict(self, max_bytes: int, *, most: int | None = None) -> int:
-        """Drop the bytes of idle entries, least recently used first, until *max_bytes* hold.
+        """Drop the bytes of idle entries, least recently used first, down to *max_bytes* in all.
 
-        Pinned entries and those in use stay, so the result may be above the
-        limit while a single file is larger than it; so it may after *most* entries.
-        Returns the bytes freed.
+        Pinned entries and those in use stay, and no more than *most* entries are evicted,
+        so more than *max_bytes* may be left. Returns the bytes freed.
         """
         excess = self._store.total_bytes() - max_bytes
         freed = evicted = 0
@@ -174,17 +173,17 @@ class Registry:
         return freed
 
     def forget(self, before_s: float, most: int) -> list[str]:
-        """Forget up to *most* entries without a byte that nobody has used since *before_s*.
+        """Forget up to *most* entries without bytes that nobody has used since *before_s*.
 
-        Nor is one that somebody has found by its URL within TOUCHED_S. Returns their
-        content files, which may be there.
+        Entries that were found by their URL within TOUCHED_S stay. Returns the names of
+        their content files, which may exist.
         """
         with self._lock:  # so that nobody takes a lease meanwhile
             self._check_open()
             return self._store.forget_blank(before_s, most, spare=self._live)
 
     def stop_endless(self, max_bytes: int) -> None:
-        """Store no more of what has no known end and takes more than *max_bytes* by itself."""
+        """Store no more of files of unknown length that take more than *max_bytes* each."""
         for entry in self.live():
             content = entry.content
             if content.complete_length is None and content.present.total > max_bytes:
@@ -244,10 +243,10 @@ def _is_blank_since(record: EntryRecord, used_s: float) -> bool:
 
 
 def _give_up(file: ContentFile, forget: Callable[[], _Result]) -> _Result:
-    """Let *forget* drop what the database knows of *file*, also where the disk is full.
+    """Call *forget*, which deletes the row of *file*; delete the file first on a full disk.
 
-    A row comes before its file otherwise, for those who find a row without a file have
-    to fetch it again. But here it is the files that leave the database no room.
+    Usually the row goes first, as a row without its file costs a transfer. But on a full
+    disk the database has no room to delete anything until the file is gone.
     """
     try:
         return forget()

@@ -1,8 +1,8 @@
-"""A request passed on as it is, and its answer passed back: nothing is kept.
+"""Passes a request on to the origin and its answer back, without storing anything.
 
-For the methods that are not the cache's business, on mounts that pass them. The answer
-has any status, its fields but those about the connection, and its body as it comes; a
-success may outdate what is stored (RFC 9111 §4.4), which is the caller's to see to.
+For methods other than GET and HEAD, on mounts that pass them. The answer keeps its status,
+its body, and its fields but for those about the connection. A success may outdate what is
+stored (RFC 9111 §4.4); the caller takes care of that.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def relay(
     rewrite: Callable[[Fields], Fields],
     via: str,
 ) -> tuple[Response, Relayed]:
-    """Return the origin's answer as a response, and as it came.
+    """Return the response for the client, and the origin's answer that it was made from.
 
-    *watch* holds a way to end the exchange for when the client leaves; *rewrite* returns
-    the fields as the client gets them.
+    *watch* is given a function that ends the exchange, to be called when the client leaves.
+    *rewrite* returns the answer's fields as the client gets them.
 
     Raises:
         OriginError: there was no answer, or its framing cannot be trusted.
@@ -64,9 +64,10 @@ def relay(
 
 
 def outdated_by(answer: Relayed, url: OriginUrl) -> list[OriginUrl]:
-    """Return the URLs of which a successful unsafe request outdates what is stored.
+    """Return the URLs whose stored responses a successful unsafe request makes outdated.
 
-    Its own, and of the same origin those that the answer names. Source: RFC 9111 §4.4.
+    These are its own URL, and those of the same origin in the answer's Location and
+    Content-Location. Source: RFC 9111 §4.4.
     """
     named = [value_of(answer.fields, name) for name in ("Location", "Content-Location")]
     found = [url]

@@ -45,7 +45,10 @@ SAMPLE_BYTES: Final = 64 << 10
 
 
 class Renewals:
-    """Has links renewed by *resolver*, each in a thread that *in_thread* starts by a name."""
+    """Renews links with *resolver*, each in a thread of its own.
+
+    *in_thread* is called with a name for the thread and what to run in it.
+    """
 
     def __init__(
         self, resolver: Resolver, in_thread: Callable[[str, Callable[[], None]], None]
@@ -54,7 +57,7 @@ class Renewals:
         self._in_thread = in_thread
 
     def renew(self, entry: LinkedEntry, error: OriginStatus) -> None:
-        """Begin to renew the entry's link, as *error* says that it has expired."""
+        """Begin to renew the entry's link; *error* is the answer that showed it to be expired."""
         self._in_thread(f"renewal-{entry.id}", lambda: self._run(entry, error))
 
     def _run(self, entry: LinkedEntry, error: OriginStatus) -> None:
@@ -87,7 +90,7 @@ class Renewals:
 
 
 class ProvenOrigin:
-    """The origin of one entry; a fresh link proves itself before anything is asked by it."""
+    """Fetches for one entry; a fresh link has to prove itself before its first use."""
 
     def __init__(
         self,
@@ -129,7 +132,7 @@ class ProvenOrigin:
         canceller: Canceller,
         sent: Sent,
     ) -> Representation | None:
-        """Return what there is to be learnt of the file behind *url*, once it is the same.
+        """Return what the origin says of the file behind *url*, after proving it is the same.
 
         Raises:
             RepresentationChanged: it is not.
@@ -175,7 +178,11 @@ class ProvenOrigin:
 
 
 def _comparable(fetch: Fetch, held: Representation) -> Representation:
-    """Return what the answer says of its file, if bytes of that may be joined at all."""
+    """Return what the answer says of its file.
+
+    Raises:
+        RepresentationChanged: that is of another length, or cannot be joined with anything.
+    """
     told = fetch.answer.representation
     known = told.complete_length is not None
     if not (told.joinable and known and told.complete_length == held.complete_length):
@@ -184,7 +191,7 @@ def _comparable(fetch: Fetch, held: Representation) -> Representation:
 
 
 def _read(fetch: Fetch, sample: ByteRange) -> bytes:
-    """Return what the answer brings of *sample*; nothing if it goes beyond."""
+    """Return the bytes of *sample* from the answer; b"" if it brings more or others."""
     if fetch.answer.stop > sample.stop:
         return b""
     return b"".join(iter(fetch.read, b""))

@@ -4,10 +4,10 @@
 
 GET and HEAD are answered as the proxy answers its clients, without a socket in
 between: statuses, ranges, preconditions, freshness and ``Vary`` included, and what was
-fetched with one set of credentials is for those alone who send the same. What the
-cache could only answer otherwise than asked goes past it, to the ordinary adapter:
-other methods, and requests with a body, with cookies, with a ``Host`` of their own,
-with a client certificate, another way to verify the origin's, or a proxy.
+fetched with one set of credentials is served only to requests with the same. Requests
+that the cache could not answer exactly go past it, to the ordinary adapter: other
+methods, and requests with a body, cookies, a ``Host`` field, a client certificate,
+another way to verify the origin's, or a proxy.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ __all__ = ["CacheAdapter"]
 BUFFER_BYTES: Final = 256 << 10
 
 _PAST: Final = frozenset({"cookie", "host"})
-"""Request fields that a proxy answers without, and an origin does not."""
+"""Request fields that the cache does not pass on, although the answer may depend on them."""
 
 
 class CacheAdapter(HTTPAdapter):
     """Answers a session's GET and HEAD from *cache*, which stays the caller's to close.
 
-    Redirects are followed by the cache: the response has no history. The read timeout
-    is honoured; connecting has the cache's own. What the origin answers is a response,
-    no answer a ``ConnectionError`` or ``ReadTimeout``, and what breaks off in its body a
-    ``ChunkedEncodingError``, as with the ordinary adapter.
+    The cache follows redirects, so the response has no history. The read timeout counts;
+    for connecting, the cache's own does. As with the ordinary adapter, whatever the origin
+    answers is a response; no answer raises ``ConnectionError`` or ``ReadTimeout``, and a
+    body that breaks off ``ChunkedEncodingError``.
 
-    Other arguments are the ordinary adapter's, for what goes past the cache.
+    Other arguments are the ordinary adapter's, for requests that go past the cache.
     """
 
     def __init__(self, cache: Cache, **options: Any) -> None:
@@ -193,7 +193,7 @@ def _read_timeout_s(timeout: Any) -> float | None:
 
 
 def _raise_unless_said(error: CacheError, request: requests.PreparedRequest) -> None:
-    """Raise what a session's user expects, unless *error* stands for an answer."""
+    """Raise the exception that users of requests expect, unless *error* stands for an answer."""
     if isinstance(error, WaitTimeout | OriginTimeout):
         raise requests.ReadTimeout(str(error), request=request) from error
     answered = isinstance(error, OriginStatus | NotStored) or error.status_hint < 500
@@ -203,7 +203,7 @@ def _raise_unless_said(error: CacheError, request: requests.PreparedRequest) -> 
 
 @contextmanager
 def _as_io() -> Iterator[None]:
-    """Raise what urllib3, which reads this, knows how to tell."""
+    """Turn errors in the block into those that urllib3, which reads this, understands."""
     try:
         yield
     except (WaitTimeout, OriginTimeout) as error:

@@ -1,6 +1,6 @@
-"""Who knows the fresh link to a file: a function, or a command that is run.
+"""Resolvers, which give a fresh link for one that has expired: functions, or commands.
 
-What is done with what they say is `cachefsm.renewal`'s business.
+They are called by `cachefsm.renewal`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["Resolver", "command_resolver"]
 COMMAND_TIMEOUT_S: Final = 60.0
 
 Resolver = Callable[[str, OriginStatus], "str | None"]
-"""Gets the URL that has expired, in full, and how that showed; returns a fresh one, or
-None if there is none. May raise, and may take its time."""
+"""Called with the full URL that has expired and the origin's answer to it; returns a fresh
+URL, or None if there is none. It may raise, and may take its time."""
 
 
 def command_resolver(command: str) -> Resolver:
     """Return a resolver that runs *command* with the URL as its last argument.
 
-    The fresh URL is the first line that it prints; none, or a status other than 0, is
-    that there is no other. Its words on stderr are told.
+    The fresh URL is the first line that it prints. If it prints none, or exits with a
+    status other than 0, there is none; then its last line on stderr goes to the log.
 
     Raises:
-        UsageError: there is no command in it, or none that can be run.
+        UsageError: *command* is empty, or names no program that can be run.
     """
     try:
         words = shlex.split(command)

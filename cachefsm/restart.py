@@ -1,4 +1,4 @@
-"""What earlier processes left: brought to a defined state, and taken up again."""
+"""Brings what earlier processes left to a defined state, and goes on with it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _log = logging.getLogger(__name__)
 
 
 def recover(store: Store, registry: Registry) -> None:
-    """Bring what a stopped process left active to its defined state."""
+    """Send ``recover`` to the entries that a stopped process left active."""
     for record in store.active_entries():
         with _tolerant(record.id), registry.lease(record.id) as entry:
             entry.recover()
 
 
 def restore_queue(store: Store, registry: Registry) -> None:
-    """Take up what earlier processes left in the queue."""
+    """Go on with the downloads that earlier processes left in the queue."""
     for queued in store.queue():
         with _tolerant(queued.entry_id), registry.lease(queued.entry_id) as entry:
             entry.restore(queued)
@@ -40,7 +40,7 @@ def queued_urls(store: Store) -> list[OriginUrl]:
 
 @contextmanager
 def _tolerant(entry_id: int) -> Iterator[None]:
-    """Let one entry's trouble keep no other from being taken up."""
+    """Log an error in the block about one entry, so that the others are still taken up."""
     try:
         yield
     except CacheError as error:

@@ -1,4 +1,4 @@
-"""What an attempt's error means, when to ask again, and when to stop. Pure but for the dice."""
+"""What an attempt's error means, when to ask again, when to give up. Pure but for randomness."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Attempts", "RetryPolicy", "Verdict", "judge"]
 
 
 class Verdict(Enum):
-    """What is to be done about an attempt that did not end well."""
+    """What to do after an attempt that failed."""
 
     TRY_AGAIN = auto()
     """It may pass: ask again for the first missing byte, until patience ends."""
@@ -29,17 +29,18 @@ class Verdict(Enum):
     LENGTH_TOLD = auto()
     """There is no byte where the attempt began: the file ends there or before."""
     ASK_PLAINLY = auto()
-    """There are no bytes, so no part to ask for; a 416 does not tell the file's fields."""
+    """The file is empty, but the 416 that says so has no fields of the file: ask without a
+    Range."""
     ASK_FROM_FRONT = auto()
-    """The first question of all went past the end; the length is to be learnt."""
+    """The first request asked for bytes past the end: ask from 0, to learn the length."""
     CANNOT_STORE = auto()
-    """The disk or the database refused, which the origin cannot help."""
+    """The disk or the database refused; asking the origin again does not help."""
     FAIL = auto()
     """Asking again will not help."""
 
 
 def judge(error: Exception, content: Content, position: int) -> Verdict:
-    """Return what *error* means for *content*, an attempt having come to *position*."""
+    """Return what to do after *error* ended an attempt to fetch *content* at *position*."""
     if isinstance(error, UnsatisfiedByOrigin):
         return _judge_416(error, content, position)
     if isinstance(error, RepresentationChanged):
@@ -127,18 +128,18 @@ class Attempts:
         self.cause: Exception | None = None
 
     def reset(self) -> None:
-        """Begin anew: somebody asked for another try, or it is over."""
+        """Start counting anew: the download is over, or somebody asked for another try."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
 
     def excuse(self) -> bool:
-        """Let a failure pass that may not be the entry's own; once in a row."""
+        """Forgive one failure in a row that may not be the entry's own."""
         if self.count:
             return False
         self.count = 1
         return True
 
     def hold_off(self, error: Exception, now_s: float) -> None:
-        """Let the next attempt wait longer each time; it will come, so waiting is worth it."""
+        """Delay the next attempt, longer each time, without ever giving up."""
         self.count += 1
         self.not_before_s = now_s + self._policy.delay_s(self.count, error)
 

@@ -1,8 +1,8 @@
-"""Which origin's URL a target of the proxy stands for, and back again.
+"""Translates the targets of the proxy's requests into origins' URLs, and back.
 
 ``/mount/rest`` is below the mount's base, ``/http/host/rest`` and ``/https/…`` name the
-URL itself. Whether anybody may go there is decided here as well, for what comes in; what
-goes out leads here only where it could come in.
+URL itself. Whether a client may ask for that URL is decided here, too. In the other
+direction, a URL is translated only into targets that a client may ask for.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Routes:
         self._allowed = allowed
 
     def find(self, target: str) -> tuple[Mount | None, OriginUrl]:
-        """Return what a client asks for with *target*, and the mount, if it is by one.
+        """Return the mount that *target* is below, None if it names a URL itself, and the URL.
 
         Raises:
             NotFound: nothing is mounted there.
-            NotAllowed: that origin may not be named.
-            UsageError: it is no target that could be passed on.
+            NotAllowed: clients may not name that origin.
+            UsageError: *target* could not be passed on, as its path climbs, say.
         """
         check_path(target)
         name, slash, rest = target[1:].partition("/")
@@ -67,7 +67,10 @@ class Routes:
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
 
     def place(self, path: str) -> Place | None:
-        """Return where *path* leads, as a playlist served there would have it; None if nowhere."""
+        """Return the place that *path* is below, relative to which a playlist there is read.
+
+        None if *path* leads nowhere.
+        """
         name, _, rest = path[1:].partition("/")
         mount = self._mounts.get(f"/{name}")
         if mount is not None:
@@ -78,7 +81,7 @@ class Routes:
         return None
 
     def places_of(self, url: OriginUrl) -> list[Place]:
-        """Return where a playlist of that URL may be served."""
+        """Return the places below which a playlist of that URL may be served."""
         places = [
             Place(mount.name, mount.base)
             for mount in self._mounts.values()
@@ -98,9 +101,10 @@ class Routes:
     def leading_here(
         self, path: str, url: OriginUrl, fields: Fields
     ) -> tuple[tuple[str, str], ...]:
-        """Return the fields of a redirect from *url*, which leads here again where it may.
+        """Return *fields* of a redirect from *url*, rewritten to lead through this proxy.
 
-        *path* is where a client asked for it.
+        It stays as it is if clients may not ask for its destination here. *path* is the
+        target by which a client asked for *url*.
         """
         return tuple(
             (name, self._rewrite(path, url, value) if name.lower() == "location" else value)
@@ -119,9 +123,9 @@ class Routes:
         return location if path is None else f"{path}{mark}{fragment}"
 
     def _path_of(self, url: OriginUrl, rather: str = "") -> str | None:
-        """Return the target under which a mount serves *url*, the one called *rather* if it does.
+        """Return the target under which a mount serves *url*, None if no mount does.
 
-        None if none does.
+        If several do, the mount called *rather* is preferred.
         """
         mounts = sorted(self._mounts.values(), key=lambda mount: mount.name != rather)
         return next(filter(None, (mount.path_of(url) for mount in mounts)), None)

@@ -1,4 +1,4 @@
-"""Options that name a mount, put together into the rules of each mount. Pure."""
+"""Turns the options that name a mount (``--fresh /name=30d``) into each mount's rules. Pure."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SET_HERE: Final = frozenset({"accept-encoding", "content-length", "host", "rang
 
 
 def parse_which(text: str) -> str:
-    """Return the mount that *text* names; every mount for a plain yes, as in the environment.
+    """Return the mount that *text* names; EVERY_MOUNT for a plain yes, as in the environment.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: *text* is neither.
     """
     return EVERY_MOUNT if text.lower() in YES else mount_name(text)
 
 
 def parse_fresh(text: str) -> tuple[str, float]:
-    """Return the mount and the seconds of ``/name=30d``; of ``30d``, every mount's.
+    """Return the mount and the seconds of ``/name=30d``; for ``30d`` alone, EVERY_MOUNT's.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: *text* is neither.
     """
     name, equals, duration = text.rpartition("=")
     return (mount_name(name) if equals else EVERY_MOUNT), parse_duration(duration)
@@ -42,7 +42,8 @@ def parse_header(text: str) -> tuple[str, tuple[str, str]]:
     """Return the mount and the field of ``/name: Field: value``.
 
     Raises:
-        UsageError: it is none, or a field that cannot be set; the value is not told.
+        UsageError: *text* has another form, or the field cannot be set. The message does not
+            repeat the value, which may be a secret.
     """
     mount, _, field = text.partition(":")
     name, colon, value = (part.strip(OWS) for part in field.partition(":"))
@@ -64,7 +65,7 @@ def furnish(
     hand_on_redirects: Iterable[str] = (),
     headers: Iterable[tuple[str, tuple[str, str]]] = (),
 ) -> tuple[list[Mount], Rules]:
-    """Return the mounts with their rules, and the rules where there is no mount.
+    """Return the mounts with their rules, and the rules for origins that clients name.
 
     Raises:
         UsageError: an option names what is not mounted, or two mounts have one name.

@@ -1,9 +1,9 @@
-"""A damaged database: kept aside, and what can be proven taken over from it.
+"""Sets a damaged database aside, and takes over from it what can be proven.
 
-A row proves nothing by itself; a block of a content file that has the checksum
-which the row names proves both. So an entry is taken over with exactly the blocks
-that match, through its lifecycle like any other, and the rest is fetched again.
-That reads all content once, which only damage makes necessary.
+A row proves nothing by itself; but if a block of the content file has the checksum that
+the row names, both are right. So an entry is taken over with exactly the blocks that
+match, through its lifecycle like any other, and the rest is fetched again. That reads
+all content once; it happens only after damage.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ _KEPT: Final = (
 )
 
 _SUFFIXES: Final = ("", "-wal", "-shm")
-"""Of the files that make up a database of SQLite."""
+"""Suffixes of the files that make up a SQLite database."""
 
 _LONGEST_GAP: Final = 1_000_000
-"""How many ids are tried, one by one, behind the first page that cannot be read."""
+"""How many ids after the first unreadable page are tried, one by one."""
 
 
 def open_store(path: Path, content: Path, *, now_s: float) -> Store:
-    """Open the database at *path*; put a damaged one aside and begin with what it proves.
+    """Open the database at *path*; replace a damaged one by what can be proven of it.
 
-    Single rows that make no sense are reset, and no reason to begin anew.
+    If single rows make no sense, only those are reset.
 
     Raises:
-        StorageError: it cannot be opened for another reason, or not put aside.
+        StorageError: it cannot be opened for another reason, or not set aside.
     """
     try:
         return _open_sound(path, now_s)
@@ -78,10 +78,10 @@ def open_store(path: Path, content: Path, *, now_s: float) -> Store:
 
 
 def _rebuild(path: Path, content: Path, now_s: float) -> tuple[Path, int]:
-    """Make a database of what the one at *path* proves; return where, and of how many entries.
+    """Make a new database from what can be proven; return its path and number of entries.
 
-    Beside it, so that nothing is lost if this is broken off, which takes as long as
-    reading all content.
+    It is made beside the damaged one at *path*, so that nothing is lost if this is
+    interrupted: it takes as long as reading all content.
     """
     rebuilt = path.with_name(f"{path.name}.rebuilt")
     for suffix in _SUFFIXES:

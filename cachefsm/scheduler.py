@@ -20,14 +20,14 @@ The rules, in the order they are applied:
 3. A blocked reader is served by a stream that will be there soon, else by a new
    one at its first missing byte, which takes the rest of the claim it falls in.
 4. Every other want's first missing byte is fetched too: by the claim that it falls
-   in, else by a new stream. So there is at most one stream for each want. What is
-   read ahead waits until half of the window is missing, and is then asked for at once.
-5. An entry that is to have more connections than that gets them where they do most
+   in, else by a new stream. So there is at most one stream for each want. Read-ahead
+   waits until half of the reader's window is missing, and then asks for all of it.
+5. If an entry is to have more connections than that, they go where they do most
    good; see :mod:`cachefsm.spread`.
 6. Limits per entry, per host and in all are kept by giving connections to the
    most urgent first; a blocked reader takes the place of a stream that nobody
-   is waiting for. A stream that has brought all that is wanted, and waits for its
-   reader to come on, is ended for anybody. See :mod:`cachefsm.quota`.
+   is waiting for. A stream that has brought all that is wanted, and only waits for its
+   reader to catch up, gives its place to anybody. See :mod:`cachefsm.quota`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ NEARLY: Final = 0.1
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do now, shortenings and endings before openings; and what has no connection."""
+    """The actions to apply now, endings before openings; and the wants without a connection."""
 
     actions: list[Action]
     denied: list[Denied]
@@ -92,17 +92,17 @@ class Decision:
 def plan(
     entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
 ) -> list[Action]:
-    """Return what :func:`decide` says is to be done now."""
+    """Return the actions that :func:`decide` decides on."""
     return decide(entries, limits, leaving).actions
 
 
 def decide(
     entries: Iterable[EntryView], limits: Limits, leaving: Iterable[Leaving] = ()
 ) -> Decision:
-    """Return what to do now, and what cannot be done.
+    """Return what to do now, and what cannot be done because of a limit.
 
-    *leaving* are the connections that stand although no stream in the picture has
-    them: they count until they are gone.
+    *leaving* are connections that were given up, so that no stream in the picture has them,
+    but that are still open: they count against the limits until they are gone.
     """
     drafts = [_plan_entry(view, limits) for view in entries]
     keep_limits(drafts, limits, leaving)
@@ -166,7 +166,7 @@ def _plan_streams(draft: Draft, limits: Limits) -> None:
 
 
 def _goes_on_to(stream: StreamView, draft: Draft, limits: Limits) -> int:
-    """Return where *stream* is to end: where nobody wants more, or where that matters not."""
+    """Return where *stream* is to end: where nobody wants more, unless it must go on anyway."""
     wanted = draft.run_stop(stream.position)
     reach = min(stream.reach, draft.view.length)
     left, asked = reach - stream.position, reach - stream.begun
@@ -200,7 +200,7 @@ def _missing(view: EntryView) -> RangeSet:
 
 
 def _plan_single(draft: Draft) -> None:
-    """One stream does it all: where answers can't be joined, or none has come yet."""
+    """Plan a single stream, as answers cannot be joined or none has come yet."""
     view, missing = draft.view, draft.missing
     # A reader that has all of its window will want more, and there would be no more.
     is_read = any(want.priority <= Priority.READ_AHEAD for want in view.wants)
@@ -254,7 +254,7 @@ def _serve(draft: Draft, want: Want, limits: Limits) -> None:
 
 
 def _runs_dry(want: Want, offset: int) -> bool:
-    """Say whether less than half of a reader's window is there: *offset* is what is missing."""
+    """Say whether less than half of a reader's window is stored; *offset* is missing first."""
     return offset - want.start < want.stop - offset
 
 

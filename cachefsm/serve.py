@@ -1,4 +1,4 @@
-"""``serve``: the proxy as a program, from the first line it prints to its clean end."""
+"""The command ``serve``: runs the proxy, from its first line of output to its clean end."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from .access import AllowList, Mount, parse_mount
+from .access import AllowList, Mount, Rules, parse_mount
 from .addresses import AddressGuard
 from .arguments import default_cache_dir
 from .backend import PATIENCE_S
@@ -55,30 +55,10 @@ def serve(options: argparse.Namespace) -> int:
     raise_descriptors()
     with ExitStack() as stack:
         stack.enter_context(_blocked(ends))
-        level = _level(options)
-        stack.enter_context(
-            logging_to(
-                logging.StreamHandler(),
-                level,
-                timed=True,
-                debug=options.debug,
-                # The proxy has said it already, and how the cache answered.
-                floors={"cachefsm.server": logging.WARNING} if level > logging.DEBUG else {},
-            )
-        )
-        mounts: list[Mount] = list(options.mount)
+        stack.enter_context(_logging(options))
         demo = stack.enter_context(_demo_origin()) if options.demo else None
-        if demo is not None:
-            mounts.append(parse_mount(f"/demo={demo.url}"))
         try:
-            mounts, rules = furnish(
-                mounts,
-                fresh=options.fresh,
-                offline=options.offline,
-                pass_methods=options.pass_methods,
-                hand_on_redirects=options.hand_on_redirects,
-                headers=options.header,
-            )
+            mounts, rules = _mounts(options, demo)
         except UsageError as error:
             options.fail(str(error))
         allowed = AllowList(options.allow)
@@ -86,7 +66,7 @@ def serve(options: argparse.Namespace) -> int:
             allowed.add(mount.base, by_url=False)
         cache = stack.enter_context(_open_cache(options, allowed, mounts))
         for url in cache.queued_urls():
-            # Whoever asked for it named its origin.
+            # Somebody was allowed to name its origin when this was queued.
             allowed.add(url, by_url=False)
         public = not _is_loopback(options.host)
         token = options.token or secrets.token_urlsafe()
@@ -108,16 +88,16 @@ def serve(options: argparse.Namespace) -> int:
         cache.restore_queue()
         _print_lines(f"cachefsm serving at {server.url}")
         port = urlsplit(server.url).port
-        _print_lines(
-            # The last is a number, which works whatever the others call this machine.
-            *(f"  for other machines: http://{_bracketed(a)}:{port}/" for a in addresses[-1:]),
-            *([f"  control needs this token: {token}"] if public and not options.token else []),
-            *(
-                _demo_hints(options, server.url, demo, cache.entry(demo.song_url).id)
-                if demo is not None
-                else _hints(options, server.url, mounts)
-            ),
-        )
+        # The last is a number, which works whatever the others call this machine.
+        for address in addresses[-1:]:
+            _print_lines(f"  for other machines: http://{_bracketed(address)}:{port}/")
+        if public and not options.token:
+            _print_lines(f"  control needs this token: {token}")
+        if demo is None:
+            _print_lines(*_hints(options, server.url, mounts))
+        else:
+            entry_id = cache.entry(demo.song_url).id
+            _print_lines(*_demo_hints(options, server.url, demo, entry_id))
         number = signal.sigwait(ends)
         _log.info("%s: closing", signal.Signals(number).name)
     return 0
@@ -125,10 +105,10 @@ def serve(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
-    """Keep *signals* for ``sigwait``: no handler runs at a moment that nobody chose.
+    """Block *signals*, so that ``sigwait`` receives them and no handler interrupts anything.
 
-    Threads that are started in the block inherit it. A second signal while the
-    first one's work is being done is forgotten.
+    Threads that are started meanwhile inherit this. A second signal that comes during the
+    orderly end is ignored.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -139,14 +119,43 @@ def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _level(options: argparse.Namespace) -> int:
+def _logging(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return what has the log written to stderr, in as much detail as the options say."""
     if options.verbose or options.debug:
-        return logging.DEBUG
-    return logging.WARNING if options.quiet else logging.INFO
+        level = logging.DEBUG
+    else:
+        level = logging.WARNING if options.quiet else logging.INFO
+    return logging_to(
+        logging.StreamHandler(),
+        level,
+        timed=True,
+        debug=options.debug,
+        # The proxy logs each request as well, and how the cache answered it.
+        floors={"cachefsm.server": logging.WARNING} if level > logging.DEBUG else {},
+    )
+
+
+def _mounts(options: argparse.Namespace, demo: DemoOrigin | None) -> tuple[list[Mount], Rules]:
+    """Return the mounts with their rules, and the rules for origins that clients name.
+
+    Raises:
+        UsageError: the options contradict one another.
+    """
+    mounts: list[Mount] = list(options.mount)
+    if demo is not None:
+        mounts.append(parse_mount(f"/demo={demo.url}"))
+    return furnish(
+        mounts,
+        fresh=options.fresh,
+        offline=options.offline,
+        pass_methods=options.pass_methods,
+        hand_on_redirects=options.hand_on_redirects,
+        headers=options.header,
+    )
 
 
 def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mount]) -> Cache:
-    """Open the cache; wait a little for a command that has it just now."""
+    """Open the cache; if a command is using it at the moment, wait a little for its end."""
     deadline_s = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -184,9 +193,9 @@ def _open_cache(options: argparse.Namespace, allowed: AllowList, mounts: list[Mo
 
 
 def limits_from(options: argparse.Namespace) -> Limits:
-    """Return how many connections the options allow."""
+    """Return the limits on connections that the options set."""
     per_entry, per_host = options.connections, options.connections_per_host
-    # Whoever allows one host so many will not want fewer in all.
+    # Whoever allows one host more than the default total wants no less in all.
     return Limits(
         per_entry=per_entry, per_host=per_host, total=max(Limits.total, per_entry, per_host)
     )
@@ -235,16 +244,16 @@ def _print_lines(*lines: str) -> None:
 
 
 def _hints(options: argparse.Namespace, address: str, mounts: list[Mount]) -> Iterator[str]:
-    """Yield what is where, and what may be done with it."""
+    """Yield lines that say what is served under which address, and how to look at the cache."""
     for mount in mounts:
         yield f"  {address}{mount.name[1:]}/ is {redact(str(mount.base))}"
     for pattern in options.allow:
         yield f"  {address}https/HOST/… is https://HOST/…, where HOST is {pattern}"
     if not mounts and not options.allow:
         yield "  no origin is mounted or allowed: add --mount /name=https://origin/base/"
-    if _is_loopback(options.host):  # elsewhere the page wants a token, which browsers don't send
-        yield f"  what it holds, in a browser: {address}-/"
-    yield f"  what it holds: {_call(options, 'list')}"
+    password = "" if _is_loopback(options.host) else " (its password is the token)"
+    yield f"  see what is stored, in a browser: {address}-/{password}"
+    yield f"  see what is stored, in a terminal: {_call(options, 'list')}"
 
 
 def _demo_hints(
@@ -275,7 +284,7 @@ def _demo_hints(
 
 
 def _call(options: argparse.Namespace, command: str) -> str:
-    """Return how another terminal gives *command* to this program for this cache."""
+    """Return the shell command that runs *command* on this cache from another terminal."""
     script = Path(sys.executable).with_name("cachefsm")
     found = shutil.which("cachefsm")
     if found is not None and Path(found).resolve() == script.resolve():
@@ -284,14 +293,14 @@ def _call(options: argparse.Namespace, command: str) -> str:
         program = shlex.quote(_short(script))
     else:
         program = f"{shlex.quote(_short(Path(sys.executable)))} -m cachefsm"
-    # The environment of that terminal is not known: only what holds without one.
+    # That terminal's environment is not known, so a directory set there must be spelled out.
     elsewhere = options.cache_dir.absolute() != default_cache_dir({}).absolute()
     suffix = f" --cache-dir {shlex.quote(str(options.cache_dir))}" if elsewhere else ""
     return f"{program} {command}{suffix}"
 
 
 def _short(path: Path) -> str:
-    """Return *path* from here, if it lies below; the other terminal is likely here too."""
+    """Return *path* relative to this directory, in which the other terminal likely is, too."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

@@ -1,8 +1,8 @@
-"""A reader made into a response: which status, which fields, which bytes.
+"""Makes a response from a reader: its status, its fields, its bytes.
 
-RFC 9110 §13 and §14 on what is read, RFC 9111 and RFC 9211 on how it came about.
-Whatever goes wrong once the head is out is *raised* from the body, so that the server
-cuts the connection where a client can see it.
+Preconditions and ranges are RFC 9110's §13 and §14; Age and Cache-Status are RFC 9111's
+and RFC 9211's. An error once the head is out is *raised* from the body, so that the
+server cuts the connection where a client can see it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _WITHOUT_CONTENT: Final = frozenset(
         "via",
     }
 )
-"""What a 304 or 412 carries. RFC 9110 §15.4.5."""
+"""The fields of a 304 or 412. RFC 9110 §15.4.5."""
 
 _ABOUT_A_BODY: Final = re.compile(r"(?:content-.*|etag|last-modified)\Z", re.IGNORECASE)
 
@@ -67,59 +67,39 @@ def respond(
     clock: Callable[[], float],
     reading: Callable[[Representation, Iterable[Any]], Iterable[Any]],
 ) -> Response:
-    """Return the response; it takes over *reader*, which its close lets go.
+    """Return the response; closing it closes *reader*.
 
-    *reading* may look at the pieces of a whole representation as they pass.
+    *reading* may look at the pieces of a whole representation as they pass by.
 
     Raises:
-        CacheError: what can still be said as a status.
+        CacheError: an error that can still be told by a status; *reader* stays open.
     """
     specs = parse_range(request.field("Range")) if request.method == "GET" else None
     representation = reader.representation(*_first_wish(specs))
-    validator, length = representation.validator, representation.complete_length
-    decided = evaluate_preconditions(
-        request.method,
-        request.fields,
-        etag=validator.etag,
-        last_modified=validator.last_modified,
-        date=validator.date,
-    )
-    fields = [*_served_fields(reader, representation, clock()), ("Via", via)]
+    validator = representation.validator
+    known = {
+        "etag": validator.etag,
+        "last_modified": validator.last_modified,
+        "date": validator.date,
+    }
+    fields: Fields = (*_served_fields(reader, representation, clock()), ("Via", via))
+    decided = evaluate_preconditions(request.method, request.fields, **known)
     if decided is not None:
         cache_status = _cache_status(reader, (), clock())
         reader.close()
         told = [field for field in fields if field[0].lower() in _WITHOUT_CONTENT]
         return Response(decided, [*told, cache_status], note=cache_status[1])
-    fields.append(("Accept-Ranges", "bytes"))
     if_range = request.field("If-Range")
-    if if_range is not None and not if_range_holds(
-        if_range,
-        etag=validator.etag,
-        last_modified=validator.last_modified,
-        date=validator.date,
-    ):
+    if if_range is not None and not if_range_holds(if_range, **known):
         specs = None
-    if specs is not None and length is None and not reader.is_straight:
-        length, ranges = _await(reader, specs)
-    else:
-        ranges = _choose(specs, length)
+    length, ranges = _ranges(reader, specs, representation.complete_length)
     whole = ByteRange(0, END if length is None else length)
     cache_status = _cache_status(reader, ranges or (whole,), clock())
-    fields.append(cache_status)
-    if ranges is not None and len(ranges) > 1 and length is not None:
-        body = Multipart.of(ranges, length, _content_type(fields), boundary())
-        fields = [field for field in fields if field[0].lower() != "content-type"]
-        fields.append(("Content-Type", body.content_type))
-        size: int | None = body.size_bytes
-    else:
-        only = ranges[0] if ranges else whole
-        if ranges:
-            fields.append(("Content-Range", str(ContentRange(only, length))))
-        body = Multipart((Part(b"", only),), b"", "")
-        size = None if only.stop == END else only.size
+    fields = (*fields, ("Accept-Ranges", "bytes"), cache_status)
+    body, fields, size_bytes = _laid_out(ranges, whole, length, fields, boundary)
     first = body.parts[0].range
     if request.method == "GET" and first.size:
-        # A refusal that can still be said is better than a cut connection.
+        # An error that can still be told by a status is better than a cut connection.
         reader.ready(*first)
     sendfile = bool(request.environ.get("cachefsm.sendfile"))
     pieces: Iterable[Any] = _body(reader, body, sendfile=sendfile)
@@ -129,7 +109,7 @@ def respond(
         HTTPStatus.OK if ranges is None else HTTPStatus.PARTIAL_CONTENT,
         fields,
         pieces,
-        length=size,
+        length=size_bytes,
         note=cache_status[1],
         on_close=reader.close,
     )
@@ -143,10 +123,10 @@ def error_response(
     opened: OpenBody | None = None,
     on_close: Callable[[], None] = lambda: None,
 ) -> Response:
-    """Return what a client is told of *error*: the origin's own answer, where there is one.
+    """Return the response that tells a client of *error*: the origin's own answer, if any.
 
-    *news* is how it came about, if that is known. Its body may be *opened* for this client
-    alone; it is let go by *on_close*.
+    *news* is how the answer came about, if known. *opened* is its body, if that is open
+    for this client alone; *on_close* closes it.
     """
     if not isinstance(error, OriginStatus) or not _can_be_passed_on(error, opened):
         on_close()
@@ -171,9 +151,10 @@ def error_response(
 
 
 def _can_be_passed_on(error: OriginStatus, opened: OpenBody | None) -> bool:
-    """Say whether it is an answer to a request for a file, and all that matters of it came.
+    """Say whether a client may get the origin's answer itself.
 
-    To a question without a condition a 304 is none, and a 101 never is.
+    A 304 answers a condition that the client did not make, and a 1xx answers nothing. A
+    success (2xx) is worth nothing without its body.
     """
     if isinstance(error, NotModified) or error.status < HTTPStatus.OK:
         return False
@@ -182,7 +163,7 @@ def _can_be_passed_on(error: OriginStatus, opened: OpenBody | None) -> bool:
 
 
 def _cache_status(reader: Reader, ranges: Iterable[ByteRange], now_s: float) -> tuple[str, str]:
-    """Return how the response came about. Source: RFC 9211 §2."""
+    """Return the Cache-Status field, which tells how the response came about. RFC 9211 §2."""
     news, wanted = reader.news, tuple(ranges)
     if news.forwarded is None and all(reader.entry.has(*each) for each in wanted):
         left_s = reader.left_s(now_s) or 0
@@ -212,13 +193,49 @@ def _first_wish(specs: tuple[RangeSpec, ...] | None) -> tuple[int, int]:
     return first, END if last is None else last + 1
 
 
+def _ranges(
+    reader: Reader, specs: tuple[RangeSpec, ...] | None, length: int | None
+) -> tuple[int | None, tuple[ByteRange, ...] | None]:
+    """Return the length, if it is known by now, and the ranges to answer with; None for all.
+
+    Raises:
+        RangeNotSatisfiable: no byte of the file lies in any of them.
+    """
+    if specs is not None and length is None and not reader.is_straight:
+        return _await(reader, specs)
+    return length, _choose(specs, length)
+
+
+def _laid_out(
+    ranges: tuple[ByteRange, ...] | None,
+    whole: ByteRange,
+    length: int | None,
+    fields: Fields,
+    boundary: Callable[[], str],
+) -> tuple[Multipart, Fields, int | None]:
+    """Return the parts of the body, *fields* as they describe it, and its size in bytes.
+
+    One range, or the *whole* file if *ranges* is None, is a single part without a head.
+    The size is None while the length is unknown.
+    """
+    if ranges is not None and len(ranges) > 1 and length is not None:
+        body = Multipart.of(ranges, length, _content_type(fields), boundary())
+        fields = (*without(fields, {"content-type"}), ("Content-Type", body.content_type))
+        return body, fields, body.size_bytes
+    only = ranges[0] if ranges else whole
+    if ranges:
+        fields = (*fields, ("Content-Range", str(ContentRange(only, length))))
+    size_bytes = None if only.stop == END else only.size
+    return Multipart((Part(b"", only),), b"", ""), fields, size_bytes
+
+
 def _choose(
     specs: tuple[RangeSpec, ...] | None, length: int | None
 ) -> tuple[ByteRange, ...] | None:
-    """Return the ranges to answer with, or None for all of it.
+    """Return the ranges to answer with, or None for the whole file.
 
-    Overlapping and adjacent ones are answered as one. Without a length there is no
-    telling whether they can be satisfied, and a server may ignore them: RFC 9110 §14.2.
+    Overlapping and adjacent ranges are merged. Without a length nobody can say whether a
+    range is satisfiable, and a server may ignore it: RFC 9110 §14.2.
     """
     if specs is None or length is None:
         return None
@@ -231,11 +248,11 @@ def _choose(
 def _await(
     reader: Reader, specs: tuple[RangeSpec, ...]
 ) -> tuple[int | None, tuple[ByteRange, ...] | None]:
-    """Return the length, if it is known meanwhile, and the ranges to answer with.
+    """Wait for a range of a file of unknown length; return the length and range to answer with.
 
-    While the length is unknown, one range that says where it ends can be satisfied once
-    its last byte has arrived, and is worth waiting for: answering with all of the file
-    instead makes a client wait for as much. Source: RFC 9110 §14.4 for the ``*``.
+    A single range with an end can be satisfied once its last byte has arrived. It is worth
+    waiting for, as a client that is sent the whole file instead waits for as many bytes.
+    Source: RFC 9110 §14.4 for the ``*``.
     """
     first, last = specs[0].first, specs[0].last
     if len(specs) > 1 or first is None or last is None or last - first >= AWAITED_BYTES:

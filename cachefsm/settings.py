@@ -26,7 +26,7 @@ _URL = re.compile(r"https?://[^\s'\"]*[^\s'\",;:.]", re.IGNORECASE)
 
 
 def hide_secrets(text: str) -> str:
-    """Return *text* with every URL in it fit to be shown."""
+    """Return *text* with the secrets of every URL in it left out."""
     return _URL.sub(lambda match: redact(match[0]), text)
 
 
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self._settings: list[_Setting] = []
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, where argparse would print the usage as well."""
+        """Print *message* as one line, without the usage that argparse would add, and exit."""
         unknown = _NO_COMMAND.match(message)
         if unknown:
             message = f"there is no command {unknown[1]}"
@@ -102,7 +102,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(flag, help=f"{help} [{setting.twin}]", **more)
 
     def settle(self, options: argparse.Namespace, environ: Mapping[str, str]) -> None:
-        """Fill in what the command line left open: from the environment, or the default."""
+        """Set options that the command line did not: from the environment, or by default."""
         for setting in self._settings:
             if hasattr(options, setting.name):
                 continue

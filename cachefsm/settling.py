@@ -1,8 +1,8 @@
-"""May what is stored be served to this reader, and if not, what instead?
+"""Decides, before a reader's first byte, whether it may be served what is stored.
 
-Whether the origin has to be asked first, what its answer or its silence means for the
-one who asks, and when all of it had better come past the cache. Which bytes a reader
-then reads, and when it waits for them, is :mod:`cachefsm.reader`'s.
+That is: whether the origin has to be asked first, what its answer or silence means for
+this reader, and when the reader has to be served past the cache, by an answer of its
+own. Reading and waiting for bytes come after that, in :mod:`cachefsm.reader`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ __all__ = ["QUESTIONS", "News", "PastTheCache", "Settling"]
 _log = logging.getLogger(__name__)
 
 QUESTIONS: Final = 4
-"""How often an answer is waited for that others keep overtaking."""
+"""How many questions to the origin one reader waits for. It needs a further one if the
+answer to the last no longer holds when the reader wakes."""
 
 PATIENCE_WITH_STALE_S: Final = 5.0
-"""How long a silent origin keeps a client from what is stored and may be served stale."""
+"""How long a client waits for a silent origin before a stale response is served, if it may be."""
 
 
 @dataclass
 class News:
     """How a response came about, in the words of RFC 9211.
 
-    ``forwarded`` is why the origin was asked, or None, ``status`` what it answered if
-    that was to keep what is stored; ``collapsed`` that somebody else had asked already;
-    ``stale`` that what is served could not be, or is being, validated. ``cookies`` are
-    for this client alone.
+    ``forwarded``: why the origin was asked, None if it was not. ``status``: what it
+    answered, if what is stored is served all the same (304, say). ``collapsed``: somebody
+    else had asked already. ``stale``: what is served is stale, and could not be validated
+    or is being validated now. ``cookies``: Set-Cookie fields for this client alone.
     """
 
     forwarded: str | None = None
@@ -66,10 +67,10 @@ class News:
 
 @dataclass(frozen=True)
 class PastTheCache:
-    """What is read comes from an answer of its own, which goes on to *stop*.
+    """The reader is to read past the cache, from an answer of the origin's for it alone.
 
-    From *fetch*, where that is here already. It *is_private* if its fields, too, are the
-    reader's alone.
+    That answer is *fetch*, or is still to be asked for, as far as byte *stop*. If it
+    *is_private*, its fields are for this reader alone, too.
     """
 
     stop: int
@@ -78,11 +79,11 @@ class PastTheCache:
 
 
 class Settling:
-    """One reader's way to something that it may serve; used by one thread.
+    """Finds out what one reader may be served, asking the origin if need be; for one thread.
 
-    *news* is told what comes of it, and an error's body that is the reader's alone goes
-    to *hold*. While it waits it holds what *watch* gives, for as long as *timeout_s* and
-    until the reader *is_cancelled*.
+    *news* is filled in with how that went. The body of an origin's error that is for this
+    reader alone is given to *hold*. A wait takes at most *timeout_s*, ends when
+    *is_cancelled*, and is made inside the context manager that *watch* returns.
     """
 
     def __init__(
@@ -107,15 +108,15 @@ class Settling:
         self._is_cancelled = is_cancelled
 
     def settle(self, start: int, stop: int, *, farthest: int, end: int) -> PastTheCache | None:
-        """Return once what is stored may be served, or what is to be read in its place.
+        """Return None once what is stored may be served, else what to read in its place.
 
-        Of ``[start, stop)`` no more is asked for than *farthest*, or all the way to
-        *end* if what comes of that cannot be joined with anything else.
+        The reader wants ``[start, stop)``. A question to the origin asks for no more than
+        up to *farthest*; or up to *end*, if the answer cannot be joined with others.
 
         Raises:
-            NotStored: the origin may not be asked.
-            AnotherVariant: what is stored answers other requests than this one.
-            CacheError: why there is no answer.
+            NotStored: the request forbids asking the origin (``only-if-cached``, say).
+            AnotherVariant: what is stored is not for a request with these fields.
+            CacheError: the reason why the origin gave no answer.
         """
         entry, content, terms = self._entry, self._content, self._terms
         if entry.refusal() is not None and not (content.joinable or content.is_here):
@@ -152,9 +153,9 @@ class Settling:
         return None
 
     def _ask(self, start: int, farthest: int, end: int) -> tuple[Fetch | None, CacheError | None]:
-        """Wait for an answer of the origin's; return it, if it is for this reader alone.
+        """Have the origin asked, and wait for its answer.
 
-        Or why there is none, if it told.
+        Returns the answer if it is for this reader alone, and the error if there is none.
         """
         content, news = self._content, self._news
         news.forwarded = self._why_ask()
@@ -182,7 +183,7 @@ class Settling:
         return "request" if is_fresh else "stale"
 
     def _await(self, inquiry: Inquiry) -> CacheError | None:
-        """Wait until *inquiry* is over; return why there is no answer."""
+        """Wait until *inquiry* is over; return the error if it brought no answer."""
         timeout_s = self._timeout_s
         if self._entry.may_use_on_error(self._content, self._terms):
             timeout_s = min(timeout_s, PATIENCE_WITH_STALE_S)
@@ -195,7 +196,7 @@ class Settling:
         return inquiry.error
 
     def _bear(self, error: CacheError) -> None:
-        """Serve what is stored all the same, if *error* and the terms let it; else raise it."""
+        """Return if what is stored may be served in spite of *error*; else raise it."""
         code = error.status if isinstance(error, OriginStatus) else error.status_hint
         unable = isinstance(error, (OriginError, WaitTimeout)) and code >= 500
         if not unable or self._content.representation is None:

@@ -1,9 +1,9 @@
-"""Where the absolute paths lead that playlists name: each back to the origin it came from.
+"""Remembers the absolute paths that playlists name, and leads clients to their origin.
 
-A playlist behind ``/m/`` that names ``/seg/1.ts`` means its origin's path, and a
-player asks the proxy for it. What playlists named is remembered for a while, so
-that such a request can be sent on to ``/m/seg/1.ts``. Nothing becomes reachable by
-that: the route that is pointed to has its own rules. No I/O.
+A playlist behind ``/m/`` that names ``/seg/1.ts`` means a path at its origin, but a player
+asks the proxy for it. The paths that playlists named are remembered for a while, so that
+such a request can be redirected to ``/m/seg/1.ts``. This makes nothing reachable that was
+not: the route to which it leads has its own rules. No I/O.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["MAX_PLAYLISTS", "Ambiguous", "Place", "Recalled", "Signposts"]
 
 MAX_PLAYLISTS: Final = 64
 MAX_BYTES: Final = 16 << 20
-"""What all playlists together may take."""
+"""How much memory the paths of all playlists together may take, roughly."""
 
 MAX_BYTES_EACH: Final = 4 << 20
-"""25,000 paths: of a live playlist the last half a day."""
+"""The same for one playlist: 25,000 paths, for a live one those of the last half day."""
 
 _OVERHEAD_BYTES: Final = 120  # of a string and its place in a dict
 MAX_TEMPLATES_EACH: Final = 200
@@ -43,7 +43,7 @@ class Ambiguous(CacheError):
 
 
 class Place(NamedTuple):
-    """Where an origin's paths appear here.
+    """A route of the proxy and the origin's URL behind it.
 
     ``route`` is ``/m`` or ``/https/host``, ``base`` the origin's URL behind it,
     whose target ends in a slash.
@@ -53,7 +53,7 @@ class Place(NamedTuple):
     base: OriginUrl
 
     def target(self, target: str) -> str | None:
-        """Return what to ask for here to get the origin's *target*; None if it is not there."""
+        """Return the proxy's target for the origin's *target*; None if it is not below base."""
         if not target.startswith(self.base.target):
             return None
         return f"{self.route}/{target[len(self.base.target) :]}"
@@ -64,7 +64,7 @@ Recalled: TypeAlias = tuple[str, Place, Iterable[PathPattern]]
 
 
 class _Named:
-    """What one playlist has named, the latest last: a live one is past the first."""
+    """The paths that one playlist has named, the latest last; the first are dropped first."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
@@ -89,12 +89,12 @@ class _Named:
 
 
 class Signposts:
-    """What the playlists that were served have named; bounded, thread-safe."""
+    """The paths that all served playlists have named; bounded, thread-safe."""
 
     def __init__(
         self, allowed: AllowList, recall: Callable[[], Iterable[Recalled]] = lambda: ()
     ) -> None:
-        """*recall* tells of playlists from before, the last used one first."""
+        """*recall* yields what playlists from before the start name, the last used one first."""
         self._allowed = allowed
         self._recall = recall
         self._has_recalled = False
@@ -111,9 +111,9 @@ class Signposts:
             self._forget()
 
     def lead(self, target: str, *, referer: str, host: str) -> str | None:
-        """Return where the *target* is that a request to *host* asked for; None if unknown.
+        """Return the target to which to redirect a request for *target*; None if unknown.
 
-        What the *referer* came by goes before everything else.
+        *host* is the request's Host. The route that its *referer* is below goes first.
 
         Raises:
             Ambiguous: it may be in several places.
@@ -138,10 +138,10 @@ class Signposts:
         return None
 
     def _recall_once(self) -> None:
-        """Learn what is known from before, as if it had been served before all else.
+        """Learn, once, what playlists from before the start name, as older than all others.
 
-        Before anybody is led anywhere: what two origins name is ambiguous after a
-        restart, too.
+        It is done before the first redirect, as a path that playlists of two origins name
+        is ambiguous after a restart, too.
         """
         with self._recalling:
             if self._has_recalled:
@@ -156,7 +156,7 @@ class Signposts:
             self._has_recalled = True
 
     def _forget(self) -> None:
-        """Forget the playlists that were last used the longest ago, if it is too much."""
+        """Forget the least recently used playlists while all together take too much."""
         while len(self._playlists) > MAX_PLAYLISTS or self._size_bytes() > MAX_BYTES:
             self._playlists.popitem(last=False)
 
@@ -181,10 +181,10 @@ class Signposts:
         pieces: Iterable[_Piece],
         length: int | None,
     ) -> Iterator[_Piece]:
-        """Yield the *pieces* of a playlist, bytes or what yields some, and learn what it names.
+        """Yield the *pieces* of a playlist, bytes or iterables of them, and learn what it names.
 
-        That is known before the client has the last of *length* bytes, or the end of
-        those of an unknown length, and so before it can ask for what is named.
+        It is learnt before the client gets the last of the *length* bytes (or the end, if
+        the length is unknown), and so before it can ask for anything that is named.
         """
         text = bytearray()
         for piece in pieces:

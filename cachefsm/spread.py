@@ -1,4 +1,4 @@
-"""Where more connections than the wants need would do most good. Pure.
+"""Where to begin the connections that an entry has only for speed. Pure.
 
 An entry may have several connections at work on bytes that one could bring, if its
 origin gives each of them less than the line could carry. Each further one takes a
@@ -25,12 +25,12 @@ __all__ = ["spread"]
 
 
 def spread(draft: Draft, limits: Limits) -> None:
-    """Bring the number of connections to the entry's width, as far as there is work for them.
+    """Bring the number of connections to the entry's ``width``, as far as there is work for them.
 
-    Raising it opens connections, lowering it gives those up that only it had opened,
-    the youngest first: they are the ones that have been found to bring nothing. One
-    that is nearly done has its successor opened already, so that the line is not idle
-    while that waits for its answer.
+    If there are too few, opens some. If there are too many, gives up those that were
+    opened for speed only, the youngest first: those were found to bring nothing. For a
+    connection that is nearly done a successor is opened already, so that the line is not
+    idle while the successor waits for its answer.
     """
     view = draft.view
     spare = sorted(claim.stream.id for claim in draft.kept if claim.is_spare and claim.stream)
@@ -55,7 +55,8 @@ def spread(draft: Draft, limits: Limits) -> None:
 
 
 _LATE: Final = 4.0
-"""A successor is kept though its forerunner turns out to need this many times as long."""
+"""A successor is kept even if its forerunner turns out to need up to this many times as
+long as was thought."""
 
 
 def _is_nearly_done(claim: Planned, view: EntryView, factor: float = 1.0) -> bool:
@@ -72,11 +73,12 @@ def _meanwhile_bytes(claim: Planned, view: EntryView) -> float:
 
 
 _Part = tuple[Planned | None, int, int]
-"""What could be begun: whose claim it is, if anybody's, and from where to where it goes."""
+"""A part that a new connection could fetch: the claim that it would be taken from (None if
+no claim covers it), its start, its stop."""
 
 
 def _next_part(draft: Draft, limits: Limits) -> tuple[Planned | None, int] | None:
-    """Return where a further connection is to begin, and whose claim that shortens, if any."""
+    """Return the claim that a further connection would shorten, if any, and where it begins."""
     least = _least_bytes(draft.view, limits)
     readers = [want.start for want in draft.view.wants if want.priority <= Priority.READ_AHEAD]
     if readers:
@@ -96,9 +98,9 @@ def _next_part(draft: Draft, limits: Limits) -> tuple[Planned | None, int] | Non
 def _least_bytes(view: EntryView, limits: Limits) -> int:
     """Return the size of the smallest part that is worth a request.
 
-    On a slow line that is what takes some seconds. In any case, below twice what a
-    connection brings in the time that an answer takes, the others would be done
-    before the new one has earned its keep.
+    On a slow line, a part that takes ``part_s`` seconds. In any case at least twice what a
+    connection brings in the time that an answer takes: with less to do, the others would
+    be done before the new connection has helped.
     """
     rate, latency_s = view.origin.rate_bytes_s, view.origin.latency_s
     lasting = int(limits.part_s * rate) or limits.part_bytes
@@ -106,7 +108,7 @@ def _least_bytes(view: EntryView, limits: Limits) -> int:
 
 
 def _parts(draft: Draft, least: int) -> Iterator[_Part]:
-    """Yield what could be begun: parts without a claim, and claims that can be shared."""
+    """Yield the parts that a new connection could fetch: unclaimed ones, and ends of claims."""
     free = draft.missing.copy()
     for claim in draft.kept:
         free.remove(claim.position, claim.stop)

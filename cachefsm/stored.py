@@ -1,11 +1,11 @@
-"""What of an entry is in its file, and what its row may claim of that.
+"""The content file of an entry, and which of its bytes the row may claim.
 
-Received bytes are made durable before the row claims them; blocks are compared with
-what was stored, and what is damaged or gone is dropped. Nothing here knows who reads or
-fetches.
+Received bytes are made durable before the row claims them. Blocks are compared with
+their checksums, and bytes that are damaged or gone are dropped. Nothing here knows who
+reads or fetches.
 
-Lock order: the flush lock comes before the entry's. File I/O happens under none but the
-flush lock.
+Lock order: the flush lock comes before the entry's. File I/O happens under the flush lock
+or under none.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["StoredEntry"]
 
 @dataclass(frozen=True)
 class Found:
-    """What a look at stored blocks found: bytes checked, and blocks that differ."""
+    """The result of comparing blocks with their checksums: bytes checked, ranges that differ."""
 
     checked_bytes: int
     damaged: tuple[ByteRange, ...]
@@ -49,7 +49,7 @@ class StoredEntry(MovingEntry):
     # -- integrity -------------------------------------------------------------
 
     def check_file(self) -> None:
-        """Compare the file's size with what should be in it; drop what cannot be there."""
+        """Drop ranges that lie beyond the end of the file, as when it was truncated."""
         with self._lock:
             content = self._content
             content.file.retain()
@@ -71,9 +71,9 @@ class StoredEntry(MovingEntry):
         stop: int,
         chosen: Callable[[int], bool] = lambda _index: True,
     ) -> Found:
-        """Compare the blocks touching ``[start, stop)`` with what was stored.
+        """Compare the blocks touching ``[start, stop)`` with their checksums.
 
-        Only blocks that have a checksum and that *chosen* picks, by number, are read.
+        Reads only blocks that have a checksum and for whose number *chosen* returns True.
         """
         with self._lock:
             length = content.length
@@ -98,11 +98,11 @@ class StoredEntry(MovingEntry):
         return Found(checked, damaged)
 
     def drop(self, content: Content, damaged: Iterable[ByteRange], reason: str) -> None:
-        """Forget damaged ranges of *content*, keep the rest; nothing if it is superseded.
+        """Drop damaged ranges of *content* and keep the rest; do nothing if it is superseded.
 
-        That is a new generation of the same file: whoever reads it waits for those
-        ranges to be fetched again. Where they could not be joined to the rest, or
-        nothing is left, all of it goes.
+        That begins a new generation with the same file, and its readers wait for those
+        ranges to be fetched again. If new bytes could not be joined to the rest, or there
+        is no rest, everything is dropped.
 
         Raises:
             StorageError: the database refused; nothing has changed.
@@ -157,7 +157,7 @@ class StoredEntry(MovingEntry):
     # -- flushing --------------------------------------------------------------
 
     def flush(self) -> None:
-        """Make what was written durable, then record it; finish the entry if that is all.
+        """Make the written bytes durable, then record them; finish the entry if it is whole.
 
         Raises:
             StorageError: the disk or the database refused; nothing is recorded.
@@ -203,7 +203,7 @@ class StoredEntry(MovingEntry):
             raise
 
     def _digest(self, content: Content, fresh: RangeSet) -> list[ByteRange]:
-        """Learn the checksums of the blocks that *fresh* bytes made whole; return those blocks."""
+        """Compute the checksums of the blocks that *fresh* bytes made whole; return the blocks."""
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
             missing = content.undigested(fresh)
@@ -266,7 +266,7 @@ class StoredEntry(MovingEntry):
 
 
 def _digest_of(file: ContentFile, block: ByteRange) -> int | None:
-    """Return the checksum of what the file holds there, None where it holds nothing."""
+    """Return the checksum of the block as the file holds it, None if the file ends before it."""
     try:
         return digest(file.read_at(block.start, block.size))
     except StorageError:

@@ -1,8 +1,8 @@
-"""Bytes that pass by the cache: read from one answer of the origin after another.
+"""Reading past the cache: bytes of the origin's answers that are not stored.
 
-For what cannot be stored. An answer is read in order and no further than is
-wanted; a jump asks again, but only where it is provable that both answers are of
-one version, or where nothing of the first one was told to anybody yet.
+For what cannot or may not be stored. An answer is read in order and no further than is
+wanted. A jump takes another request; that is made only if both answers are provably of
+one version, or if the reader has been told nothing of the first one yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .representation import Representation
 __all__ = ["Straight"]
 
 SKIP_BYTES: Final = 1 << 20
-"""How many unwanted bytes are rather received than jumped over by a new request."""
+"""Up to so many unwanted bytes are received and thrown away rather than a request made."""
 
 
 class _Ask(Protocol):
@@ -33,11 +33,11 @@ class _Ask(Protocol):
 
 
 class Straight:
-    """One reader's way past the cache; used by one thread, and closed.
+    """Reads one file past the cache, for one reader and thread; has to be closed.
 
-    *held* is what the reader was told of the representation, if anything, and
-    *given* whether it has handed over bytes of it: everything that comes from here
-    is of that version, or RepresentationChanged is raised.
+    *held* is what the reader was told of the representation so far, if anything, and
+    *given* says whether it has passed on bytes of it. Everything read here is of that
+    version, or RepresentationChanged is raised.
     """
 
     def __init__(self, ask: _Ask, held: Representation | None, *, given: bool) -> None:
@@ -50,25 +50,25 @@ class Straight:
         self._has_brought = False  # the present answer, any byte
 
     def close(self) -> None:
-        """Let the present answer go."""
+        """Close the present answer."""
         fetch, self._fetch = self._fetch, None
         if fetch is not None:
             fetch.close()
 
     def cancel(self) -> None:
-        """End the present answer; called from any thread."""
+        """Break the present answer off; called from any thread."""
         fetch = self._fetch
         if fetch is not None:
             fetch.cancel()
 
     @property
     def fields(self) -> Fields:
-        """The fields of the present answer, all that concern its client."""
+        """The fields of the present answer that its client may get."""
         return self._fetch.fields if self._fetch is not None else ()
 
     @property
     def representation(self) -> Representation:
-        """What was told of the representation, at the latest by the first answer."""
+        """What the origin told of the representation, at the latest in its first answer here."""
         return cast(Representation, self._told)
 
     @property
@@ -78,17 +78,17 @@ class Straight:
         return END if told is None else told
 
     def ask(self, start: int, stop: int) -> None:
-        """Ask for ``[start, stop)``, unless it is on its way already.
+        """Ask the origin for ``[start, stop)``, unless the present answer brings it.
 
         Raises:
-            RepresentationChanged: the answer is of another version than what was told.
-            StorageError: whether it is cannot be known.
+            RepresentationChanged: the answer is of another version than the reader was told.
+            StorageError: nobody can say whether it is of the same version.
             OriginError: there is no acceptable answer.
         """
         self._answer(start, stop)
 
     def take(self, fetch: Fetch) -> None:
-        """Read from *fetch*, an answer to somebody's question; it is closed with this."""
+        """Read from the answer *fetch*, which is closed together with this object."""
         self.close()
         self._fetch, self._left, self._at = fetch, b"", fetch.answer.start
         self._has_brought = False
@@ -108,7 +108,7 @@ class Straight:
     def read(self, position: int, size: int, stop: int = END) -> bytes:
         """Return some bytes at *position*, at most *size*; b"" at the end of the file.
 
-        *stop* is how far bytes are wanted, for as long as nobody jumps.
+        Bytes up to *stop* are asked for at once, as the next reads will want them.
 
         Raises:
             CacheError: they will not come.
@@ -125,7 +125,7 @@ class Straight:
     def _receive(self, position: int, end: int, stop: int) -> bytes:
         """Return some of ``[position, end)``, or b"" where the file ends.
 
-        A connection that breaks is replaced, as long as each brings something.
+        A connection that breaks is replaced, provided that it brought something.
         """
         while True:
             try:
@@ -156,7 +156,7 @@ class Straight:
         return wanted
 
     def _answer(self, start: int, stop: int) -> Fetch:
-        """Return the present answer if it comes to *start* soon enough, or a new one."""
+        """Return the present answer if it will soon be at *start*, or else a new one."""
         fetch, told = self._fetch, self._told
         joinable = told is not None and told.joinable
         if fetch is not None and self._brings(fetch, start, stop, joinable):
@@ -171,7 +171,11 @@ class Straight:
         return fetch
 
     def _brings(self, fetch: Fetch, start: int, stop: int, joinable: bool) -> bool:
-        """Say whether *fetch* comes to *start*, and soon; or to *stop*, if it is the only one."""
+        """Say whether *fetch* will soon be at *start*.
+
+        If answers cannot be joined, there is no other way to *start*, however far it is; but
+        unless bytes have been passed on already, *fetch* has to go on to *stop*.
+        """
         if not self._at <= start < fetch.answer.stop:
             return False
         if joinable:
@@ -189,7 +193,7 @@ class Straight:
 
 
 def _fits(told: Representation, new: Representation) -> bool:
-    """Say whether a body that is all of *new* may follow a head that was made of *told*."""
+    """Say whether a head made from *told* may be followed by a body that is all of *new*."""
     return told.complete_length == new.complete_length and not told.validator.contradicts(
         new.validator
     )

@@ -1,4 +1,4 @@
-"""What an entry is handed: its policy, its directory, clocks, and whom to tell. No locks."""
+"""What an entry is given when it is made: policy, store, clocks, callbacks. No locks."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What an entry is handed: its store, its directory, clocks, and whom to tell.
+    """What an entry is given when it is made, and shares with the other entries of its cache.
 
-    ``clock`` is Unix time, for what is written down; ``ticks`` is monotonic, for
-    what is waited for. The callbacks may be called with the entry's lock held,
-    and must neither block nor take it. ``on_change`` is for what calls for a decision
-    now, ``on_hint`` for what the next one should know, a moment later.
+    ``directory`` is where content files are. ``clock`` returns Unix time, for what is
+    stored; ``ticks`` returns monotonic time, for waits. The callbacks may be called with
+    the entry's lock held, and must neither block nor take it: ``on_change`` when the
+    conductor has to decide anew at once, ``on_hint`` when a moment later is soon enough.
     """
 
     store: Store

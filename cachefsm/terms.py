@@ -1,8 +1,8 @@
-"""On which terms a stored response may be used for one request.
+"""Decides whether a stored response may be used for one request.
 
-Pure: the client's request fields and its mount's rules on one side, the stored
-response and the time on the other; what comes out is whether the origin has to be
-asked first. The rules are RFC 9111's for a private cache, unless the mount has its own.
+Pure: given the client's request fields and its mount's rules (together its *terms*), the
+stored response and the time, it says whether the origin has to be asked first. The rules
+are RFC 9111's for a private cache, unless the mount has its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["ANY_TERMS", "Stored", "Terms", "Use"]
 
 
 class Use(Enum):
-    """What may be done with what is stored."""
+    """What may be done with a stored response."""
 
     NOW = auto()
     """It may be served."""
@@ -42,12 +42,12 @@ class Use(Enum):
     AFTER_ASKING = auto()
     """The origin must be asked first."""
     NEVER = auto()
-    """The origin must be asked, and the client or the mount forbids it."""
+    """The origin would have to be asked first, but the client or the mount forbids that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What is known of a stored response: its representation, and when that was told.
+    """What is known of a stored response: its representation, and when the origin told it.
 
     Times are Unix time, in seconds; *path* is the URL's.
     """
@@ -87,15 +87,15 @@ def _lifetime_s(fields: tuple[tuple[str, str], ...], received_s: float, path: st
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one request asks of stored responses, and what goes to the origin for it.
+    """What one request demands of stored responses, and which fields go to the origin for it.
 
-    ``request_fields`` are the client's. ``forwarded`` go with every request to the
-    origin that is made on its behalf, ``secrets`` as well but only to the origin of
-    the URL itself. A mount that ``hands_on`` leaves redirects to its clients.
-    ``fresh_s`` is the mount's own lifetime, in place of what the origin says; an
-    ``offline`` mount asks no origin. ``cookies`` says that they go between the client
-    and the origin, both ways. ``since_s`` is the monotonic time at which the request
-    came: an answer that came later is recent enough for it.
+    ``request_fields`` are the client's. ``forwarded`` go with every request to the origin
+    that is made on the client's behalf; so do ``secrets``, but only to the origin of the
+    URL itself. ``hands_on``: redirects are left to the client. ``fresh_s``: the mount's own
+    lifetime, which replaces what the origin says. ``offline``: no origin is asked.
+    ``cookies``: cookies are passed on between client and origin, both ways. ``since_s`` is
+    the monotonic time at which the request came: an answer that came later is recent
+    enough for it.
     """
 
     request_fields: Fields = ()
@@ -143,7 +143,7 @@ class Terms:
         return not (self.offline or is_only_if_cached(self.request_fields))
 
     def may_give_again(self, told: Fields, *, lifetime_s: float, age_s: float) -> bool:
-        """Return whether an answer that is no file may be given once more. RFC 9111 §4."""
+        """Return whether a remembered answer without a file may be used again. RFC 9111 §4."""
         return self.offline or not needs_validation(
             self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s
         )
@@ -165,8 +165,8 @@ class Terms:
     def vary_key(self, response_fields: Fields) -> VaryKey | None:
         """Return which of the forwarded fields, with which values, selected the response.
 
-        Source: RFC 9111 §4.1. What is not sent from here, cookies say, selects nothing;
-        secrets tell entries apart by their key already.
+        Fields that are not forwarded, such as cookies, select nothing, and entries with
+        other secrets have other keys already. Source: RFC 9111 §4.1.
         """
         if self.fresh_s is not None:
             return ()
@@ -177,9 +177,9 @@ class Terms:
         return self.lifetime_s(stored) - stored.age_s(now_s)
 
     def lifetime_s(self, stored: Stored) -> float:
-        """Return for how long *stored* is fresh: as its origin says, or the mount."""
+        """Return for how long *stored* is fresh, as the mount says or else its origin."""
         return stored.lifetime_s() if self.fresh_s is None else self.fresh_s
 
 
 ANY_TERMS: Final = Terms()
-"""Those of a plain request."""
+"""The terms of a plain request without any fields."""

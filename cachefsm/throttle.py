@@ -1,7 +1,7 @@
-"""Rate limits kept by those who receive: each asks before every read how much it may be.
+"""Keeps the rate limits: each thread that receives asks before every read how much it may.
 
-TCP does the rest: who does not read is not sent more. Limits may be changed at any
-time; those who wait look again.
+TCP does the rest: if a thread does not read, the origin stops sending. Limits may be
+changed at any time; threads that wait look again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from .buckets import Bucket, RateLimits, delay_s, portion
 __all__ = ["Pace", "Throttle"]
 
 HOSTS: Final = 1000
-"""After so many, what hosts have used up is forgotten: it is worth a fraction of a second."""
+"""How many hosts have a bucket of their own; then all are forgotten, which costs a fraction of
+a second's worth of bytes."""
 
 
 class Throttle:
@@ -47,7 +48,7 @@ class Throttle:
             self._changed.notify_all()
 
     def wake(self) -> None:
-        """Let those who wait look again: what they are for may have changed."""
+        """Let waiting threads look again: readers may now want what they bring."""
         if not self._limits.are_set:
             return  # nobody waits
         with self._changed:
@@ -55,9 +56,9 @@ class Throttle:
             self._changed.notify_all()
 
     def try_take(self, host: str, most_bytes: int, *, background: bool) -> tuple[int, float]:
-        """Return how many bytes may be received from *host* now, which are then counted.
+        """Return how many bytes may be received from *host* now, and count these as received.
 
-        If none, how many seconds it takes until some may.
+        If none, also return how many seconds it takes until some may.
         """
         with self._changed:
             now_s = self.ticks()
@@ -71,7 +72,7 @@ class Throttle:
             return size, 0.0
 
     def give_back(self, host: str, size_bytes: int, *, background: bool) -> None:
-        """Count out bytes that were taken and did not come."""
+        """Uncount bytes that were taken but did not come."""
         with self._changed:
             now_s = self.ticks()
             for bucket in self._buckets(host, now_s, background=background):
@@ -79,7 +80,7 @@ class Throttle:
 
     @property
     def wakes(self) -> int:
-        """How often those who wait were told to look again."""
+        """How often waiting threads were told to look again."""
         with self._changed:
             return self._wakes
 
@@ -123,12 +124,12 @@ class Pace:
 
     @property
     def held_back_s(self) -> float | None:
-        """Until when it was last kept waiting, which may be now; None if it never was."""
+        """The time until which it was last kept waiting (now, if it is); None if it never was."""
         return self._throttle.ticks() if self._held_back else self._went_on_s
 
     @property
     def limit_bytes_s(self) -> int:
-        """The most that may come per second, whoever it has to share that with; 0 if unlimited."""
+        """The limit on bytes per second, which others may share; 0 if there is none."""
         limits = self._throttle.limits
         background_rate = limits.background_rate if self._background else 0
         rates = (limits.rate, limits.rate_per_host, background_rate)
@@ -157,7 +158,7 @@ class Pace:
                 self._went_on_s, self._held_back = self._throttle.ticks(), False
 
     def came(self, size_bytes: int) -> None:
-        """Tell how much of what was allowed was there to be received."""
+        """Tell how many of the allowed bytes were received."""
         if self._taken > size_bytes:
             unused, self._taken = self._taken - size_bytes, 0
             self._throttle.give_back(self._host, unused, background=self._background)

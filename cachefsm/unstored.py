@@ -1,4 +1,4 @@
-"""An entry that the database takes no row for, as on a full disk: served, never stored."""
+"""An entry for which the database accepts no row, as on a full disk: served, never stored."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ __all__ = ["UnstoredEntry"]
 
 
 class UnstoredEntry(LiveEntry):
-    """Lets readers know at once that nothing can be stored, so that they go straight.
+    """Tells readers at once that nothing can be stored, so that they read past the cache.
 
-    It is in memory only, under an *entry_id* below those of all rows, and lasts as
-    long as somebody uses it. Nobody fetches for it, and every order is refused with
-    the *refusal* that it was made for. Who asks for the URL again gets a row as
-    soon as the database takes one.
+    It is in memory only, under a negative *entry_id*, and lasts as long as somebody uses
+    it. Nothing is fetched for it, and every order is refused with *refusal*, the database's
+    error. A later request for the URL gets a row as soon as the database accepts one.
     """
 
     def __init__(

@@ -26,27 +26,27 @@ BLANK_KEPT_S: Final = 7 * 86_400.0
 """How long an entry that holds no byte is kept after somebody asked for it."""
 
 BLANK_MOST: Final = 10_000
-"""Of so many they go sooner, the longest unused first: a client that walks through a site
-must not grow the database for ever. 10,000 take 5 MB."""
+"""If there are more such entries, the longest unused are forgotten sooner, so that a client
+that crawls a site does not grow the database for ever. 10,000 take 5 MB."""
 
 SPARED_S: Final = 2 * TOUCHED_S
-"""Nobody who has just been given an entry's number is to find it gone."""
+"""Entries used within this time are not forgotten: somebody may just have been given the id."""
 
 FORGET_EVERY_S: Final = 600.0
-"""How often there may be something to forget."""
+"""How often to look for entries to forget."""
 
 FORGOTTEN_AT_ONCE: Final = 500
 
 LACK_OF_ROOM_S: Final = 2.0
-"""How often a cache that is too large looks for something to evict."""
+"""How often a cache that exceeds its limit looks for something to evict."""
 
 EVICTED_AT_ONCE: Final = 64
-"""After so many, what has come meanwhile is flushed before more are evicted: dropping
+"""After so many evictions newly received bytes are flushed before the next ones: evicting
 thousands takes a while, in which no download could finish."""
 
 
 class Upkeep:
-    """What one cache may take up, and what it forgets; thread-safe."""
+    """Keeps one cache to its size limit and forgets what is no longer needed; thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Upkeep:
         self._forgot_s = float("-inf")
 
     def step(self) -> float | None:
-        """Write down what has been learnt, and make room; return in how many seconds to go on.
+        """Save what was learnt of origins, forget, evict; return in how many seconds to go on.
 
         None if there is nothing more to do until bytes are added.
         """
@@ -129,10 +129,10 @@ class Upkeep:
         return len(names)
 
     def _make_room(self) -> float | None:
-        """Keep to the size while downloading, too; return in how many seconds to go on with it.
+        """Evict what exceeds the limit; return in how many seconds to go on, if need be.
 
-        And keep few entries in memory: until it was flushed, one that was only looked
-        at is busy.
+        Also drops idle entries from memory: until its accesses have been flushed, an entry
+        that was only looked at counts as busy.
         """
         self._registry.drop_idle()
         if self._max_bytes is None:

@@ -1,4 +1,4 @@
-"""Looking for damage: one entry on order, all of them slowly, the directory at start-up."""
+"""Looks for damage: in one entry on request, in all of them slowly, in the files at start-up."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ __all__ = ["Scrubber", "Verification", "find_orphans", "verify"]
 _log = logging.getLogger(__name__)
 
 STEP_BYTES: Final = 8 * BLOCK_BYTES
-"""What is read between two reports of progress."""
+"""How much is read between two reports of progress."""
 
 PAUSE_S: Final = 60.0
-"""Between two looks at everything: a small cache is not read all day."""
+"""The pause between two rounds, so that a small cache is not read all day."""
 
 DAMAGED: Final = "the stored bytes are damaged"
 
@@ -37,10 +37,10 @@ EVERYWHERE: Final = ByteRange(0, END)
 
 @dataclass(frozen=True)
 class Verification:
-    """What a look at one entry's stored bytes found; sizes in bytes.
+    """The result of comparing one entry's stored blocks with their checksums; in bytes.
 
-    ``damaged`` ranges were dropped, so that nobody is served them. ``unchecked``
-    bytes have no checksum: they are in a block of which a part is missing.
+    ``damaged`` ranges were dropped, so that nobody is served them. ``unchecked`` bytes have
+    no checksum, because a part of their block is missing.
     """
 
     entry_id: int
@@ -186,7 +186,7 @@ class Scrubber(Loop):
                 _log.warning("%s", error)
 
     def _blocks(self) -> Iterator[int]:
-        """Check one entry's blocks after the other's; yield the bytes that each step read."""
+        """Check the blocks of all entries, one by one; yield the bytes that each step read."""
         for entry_id, _, _ in self._store.furthest_bytes():
             position: int | None = 0
             while position is not None:
@@ -214,7 +214,7 @@ class Scrubber(Loop):
 
     @contextmanager
     def _tolerant(self, entry_id: int) -> Iterator[None]:
-        """Let one entry's trouble keep no other from being looked at."""
+        """Log an error in the block about one entry, so that the others are still checked."""
         try:
             yield
         except EntryNotFound:

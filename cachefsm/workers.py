@@ -1,7 +1,7 @@
-"""Threads that each do one piece of work after another, and are waited for at the end.
+"""Threads that do one piece of work after another, and that can be waited for at the end.
 
-To start a thread takes longer than to wake one, and somebody waits for what it is to
-bring: a few that have nothing to do are kept for the next piece.
+Starting a thread takes longer than waking one, and somebody waits for the bytes that it
+will bring; so a few idle threads are kept for the next pieces of work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Workers:
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._waiting = 0
-        """How many of them have no work, nor any on its way to them."""
+        """How many threads are idle and have not been given work yet."""
         self._pieces: SimpleQueue[_Piece | None] = SimpleQueue()
         self._closing = False
 
@@ -72,7 +72,7 @@ class Workers:
                 self._threads.discard(threading.current_thread())
 
     def _do_next(self) -> bool:
-        """Do a piece of work once there is one; False if no more is wanted of this thread."""
+        """Wait for a piece of work and do it; False if this thread should end instead."""
         # A function of its own, so that nothing of the work is held while none is there.
         piece, thread = self._pieces.get(), threading.current_thread()
         if piece is None:

@@ -1,4 +1,4 @@
-"""Use the cache from a program that speaks ``requests``, without changing more than a line.
+"""Let a program that uses ``requests`` read through the cache, by mounting an adapter.
 
 python examples/session.py CACHE_DIR URL
 """
@@ -14,7 +14,7 @@ from cachefsm.requests_adapter import CacheAdapter
 
 
 def main(directory: str, url: str) -> None:
-    """Get *url* twice, and a part of it."""
+    """Get *url* twice and then its last ten bytes; print how the cache answered each."""
     with Cache(directory) as cache, requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, CacheAdapter(cache))

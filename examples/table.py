@@ -1,6 +1,6 @@
 """Add up a column of a CSV file on the web; a second run transfers nothing that is fresh.
 
-    pip install 'cachefsm[fsspec]'
+    pip install '.[fsspec]'
     python examples/table.py CACHE_DIR URL COLUMN
 
 With pandas the same file is

@@ -1,4 +1,4 @@
-"""What goes wrong, what comes of it, and which tests prove it: writes ``docs/faults.md``.
+"""Writes ``docs/faults.md``: which faults there are, what each costs, which tests prove it.
 
 A test that proves what a fault costs says so itself::
 
@@ -55,18 +55,19 @@ GROUPS = {
     "disk": "The disk",
     "database": "The database",
     "process": "The process and its machine",
-    "capacity": "The room there is",
+    "capacity": "The space there is",
 }
 _CLAIMS = ("client", "kept", "next_reader")
 
 _INTRODUCTION = """\
-# What goes wrong, and what comes of it
+# What happens when something fails
 
 A client gets the origin's exact bytes of one version, or an error status, or a
-connection that is visibly cut short. Below, fault by fault: what the client sees, what
-is kept, and what the next one who reads gets. Every line is proven by the tests named
-under its table; this page is made from their marks (`python -m tests.fault_matrix
---write`), and a test fails when it is not current.
+connection that is visibly cut short (called a *cut* below). The tables say, fault by
+fault, what a client that is being served sees, which stored bytes are kept, and what the
+next reader gets. Every line is proven by the tests named under its table; this page is
+generated from their marks (`python -m tests.fault_matrix --write`), and a test fails when
+it is out of date.
 """
 
 
@@ -203,7 +204,7 @@ def page() -> str:
     for group, title in GROUPS.items():
         parts.append("\n".join(_section(title, [f for f in known if f.group == group])))
     parts.append("\n".join(_retries()))
-    return "\n".join(parts)
+    return "\n".join(parts) + "\n"
 
 
 def _section(title: str, found: list[Fault]) -> Iterator[str]:
@@ -234,16 +235,16 @@ def _retries() -> Iterator[str]:
         waits = waits_s(begun=begun)
         seconds = ", ".join(f"{wait_s:g}" for wait_s in waits)
         yield _wrapped(
-            f"An origin that {when} is asked {len(waits) + 1} times, at most {seconds} s apart: "
-            f"{sum(waits):g} s at the longest, half of that on average, as each wait is a "
-            "random part of its longest."
+            f"An origin that {when} for the file is asked {len(waits) + 1} times. The waits in "
+            f"between are random, at most {seconds} s: {sum(waits):g} s together at the "
+            "longest, and half of that on average."
         )
         yield ""
     yield _wrapped(
-        "One received byte that can be kept starts the count anew. The origin's `Retry-After` "
-        f"takes the place of these waits, up to {POLICY.longest_retry_after_s:g} s; a reader "
-        "whose patience ends before it is told at once. A 416 is judged by what is known: it "
-        "tells the length, another version, or that the file is empty."
+        "Each received byte that can be kept starts the count anew. The origin's `Retry-After` "
+        f"replaces these waits, up to {POLICY.longest_retry_after_s:g} s; a reader that would "
+        "time out before that is told at once. A 416 is judged by what is known of the file: it "
+        "tells the length, that there is another version, or that the file is empty."
     )
 
 

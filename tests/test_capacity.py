@@ -378,7 +378,7 @@ def test_thousands_are_evicted_while_others_come(
 @pytest.mark.fault(
     "capacity",
     "there are very many entries",
-    client="nothing of it",
+    client="notices nothing",
     kept="all of them; in memory only those in use, and a few",
     next_reader="what is stored",
 )

@@ -102,7 +102,7 @@ def test_serve_says_what_is_where_without_secrets_and_ends_on_ctrl_c(
             f"  {server.address}b/ is {origin.url('/b/')}",
             f"  {server.address}https/HOST/… is https://HOST/…, where HOST is *.example.org",
         ]
-        assert server.line() == f"  what it holds, in a browser: {server.address}-/"
+        assert server.line() == f"  see what is stored, in a browser: {server.address}-/"
         assert server.line().endswith(f"cachefsm list --cache-dir {cli.cache_dir}")
         assert server.end(signal.SIGINT).status == 0
 
@@ -127,8 +127,16 @@ def test_off_loopback_control_needs_the_token_which_is_printed(cli: CommandLine,
         while "token" not in (line := server.line()):
             assert line
         bearer = {"Authorization": f"Bearer {line.rpartition(' ')[2]}"}
-        assert ask(f"{server.address}-/entries").status == 401
-        assert ask(f"{server.address}-/entries", bearer).status == 200
+        assert server.line() == (
+            "  no origin is mounted or allowed: add --mount /name=https://origin/base/"
+        )
+        page = f"{server.address}-/"
+        assert (
+            server.line()
+            == f"  see what is stored, in a browser: {page} (its password is the token)"
+        )
+        assert ask(f"{page}entries").status == 401
+        assert ask(f"{page}entries", bearer).status == 200
         assert here("list", "--json").json() == []
 
 

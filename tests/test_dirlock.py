@@ -60,7 +60,7 @@ def lock(tmp_path: Path) -> Iterator[DirectoryLock]:
 @pytest.mark.fault(
     "process",
     "a second one wants the same directory",
-    client="nothing of it",
+    client="notices nothing",
     kept="everything",
     next_reader="the second one is told who has it",
 )

@@ -54,8 +54,13 @@ def names(cells: list[str]) -> list[str]:
 
 
 def _public(kind: type) -> set[str]:
-    members = {name for name in vars(kind) if not name.startswith("_")}
-    return {name for name in members if callable(getattr(kind, name))}
+    """Return the names of the public methods and properties of *kind*."""
+    members = {name: member for name, member in vars(kind).items() if not name.startswith("_")}
+    return {
+        name
+        for name, member in members.items()
+        if callable(getattr(kind, name)) or isinstance(member, property)
+    }
 
 
 def test_every_command_is_there() -> None:
@@ -64,8 +69,7 @@ def test_every_command_is_there() -> None:
 
 def test_every_public_method_is_there() -> None:
     assert set(names(rows("`Cache`"))) == _public(Cache)
-    properties = {name for name in vars(Entry) if isinstance(vars(Entry)[name], property)}
-    assert set(names(rows("`Entry`"))) == _public(Entry) | properties | {"id", "url"}
+    assert set(names(rows("`Entry`"))) == _public(Entry) | {"id", "url"}
 
 
 def test_every_state_and_event_is_there() -> None:
@@ -85,6 +89,17 @@ def test_every_setting_and_its_twin_is_there(capsys: pytest.CaptureFixture[str])
     options, documented = names(rows(heading)), names(rows(heading, 1))
     assert set(documented) == twins
     assert [f"CACHEFSM_{option[2:].replace('-', '_').upper()}" for option in options] == documented
+
+
+def test_every_option_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    offered: set[str] = set()
+    for command in ([], *([name] for name in COMMANDS)):
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+        _, _, options = capsys.readouterr().out.partition("options:")
+        offered |= set(re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", options, re.MULTILINE))
+    documented = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", TEXT))
+    assert documented == offered - {"--help"}
 
 
 def test_every_field_of_the_json_is_there(open_cache: OpenCache) -> None:

@@ -349,7 +349,7 @@ def _collect(cache: Cache) -> None:
 @pytest.mark.fault(
     "disk",
     "it is full, and a person makes room",
-    client="nothing of it; readers of what is removed are cut off",
+    client="notices nothing; readers of what is removed are cut off",
     kept="what was not chosen",
     next_reader="what is chosen is fetched again",
 )

@@ -563,7 +563,7 @@ def test_early_hints_are_not_the_answer(cache: Cache, film: Entry, origin: Origi
 @pytest.mark.fault(
     "origin",
     "it refuses HEAD",
-    client="nothing of it: a ranged GET is the first question, also for a client's HEAD",
+    client="notices nothing: a ranged GET is the first question, also for a client's HEAD",
     kept="all of it",
     next_reader="what is stored",
 )

@@ -519,7 +519,7 @@ _GARBAGE = {
 @pytest.mark.fault(
     "database",
     "rows of one entry make no sense",
-    client="nothing of it",
+    client="notices nothing",
     kept="every other entry; of that one, its URL",
     next_reader="the right bytes, fetched again",
 )

@@ -117,7 +117,7 @@ def _schema_that_is_no_text(database: Path) -> None:
 @pytest.mark.fault(
     "database",
     "it is no database, or a part of one",
-    client="nothing of it",
+    client="notices nothing",
     kept="the old one, under another name; entries whose blocks have their checksums",
     next_reader="what was proven; the rest is fetched again",
 )
@@ -170,7 +170,7 @@ def test_every_damaged_database_is_kept_under_a_name_of_its_own(
 @pytest.mark.fault(
     "database",
     "it is gone",
-    client="nothing of it",
+    client="notices nothing",
     kept="nothing: content without rows is deleted",
     next_reader="the right bytes, fetched again",
 )
@@ -213,7 +213,7 @@ def test_a_database_of_the_future_is_refused_and_left_alone(
 @pytest.mark.fault(
     "database",
     "pages of it hold something else",
-    client="nothing of it",
+    client="notices nothing",
     kept="every entry whose row can be read, with exactly the blocks that have their checksums",
     next_reader="what was proven; the rest is fetched again",
 )
@@ -303,7 +303,7 @@ def test_a_whole_proven_file_is_complete_and_costs_the_origin_nothing(
 @pytest.mark.fault(
     "database",
     "taking over from a damaged one is broken off",
-    client="nothing of it",
+    client="notices nothing",
     kept="the damaged one, where it was, and all content",
     next_reader="what was proven: the next start begins the taking over anew",
 )
@@ -420,7 +420,7 @@ def _killed_half_way(origin: Origin, url: str, directory: Path, size_bytes: int)
 @pytest.mark.fault(
     "database",
     "its log is lost",
-    client="nothing of it",
+    client="notices nothing",
     kept="what was in the file itself",
     next_reader="the right bytes: what only the log knew is fetched again",
 )
@@ -469,7 +469,7 @@ def test_an_index_that_contradicts_its_table_is_noticed(
 @pytest.mark.fault(
     "process",
     "it left its lock",
-    client="nothing of it",
+    client="notices nothing",
     kept="everything",
     next_reader="finds the directory free",
 )

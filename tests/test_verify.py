@@ -101,7 +101,7 @@ def test_progress_grows_to_the_total(open_cache: OpenCache, origin: Origin) -> N
 @pytest.mark.fault(
     "file",
     "bytes have flipped, and somebody verifies or scrubs",
-    client="nothing of it",
+    client="notices nothing",
     kept="all sound blocks",
     next_reader="the right bytes: damaged blocks are fetched again",
 )
@@ -436,9 +436,9 @@ def test_files_without_rows_are_removed_on_order_and_no_others(cache: Cache, url
 @pytest.mark.fault(
     "file",
     "a file of ours belongs to no row",
-    client="nothing of it",
+    client="notices nothing",
     kept="it is deleted at the start; files of other names are not",
-    next_reader="nothing of it",
+    next_reader="notices nothing",
 )
 def test_files_without_rows_are_removed_at_the_start_and_no_others(
     open_cache: OpenCache, url: str
