@@ -131,6 +131,23 @@ def test_a_stream_that_meets_stored_bytes_goes_around_them(
     assert _asked(origin)[1:] == ["bytes=0-399999", "bytes=500000-999999"]
 
 
+def test_the_one_answer_of_what_cannot_be_joined_waits_for_its_reader_to_go_on(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
+    cache = open_cache(fill="requested", read_ahead=MIB, grace=0)
+    film = cache.entry(origin.url("/film"))
+    hold = origin.script(hold_after(100_000), nth=2)  # the first answer ends too soon
+    with closing(cache.open_reader(film.id)) as reader:
+        reader.representation(reads_on=True)
+        assert b"".join(reader.pieces(0, 1000)) == content(0, 1000)
+        assert hold.reached.wait(WAIT_S)
+        eventually(lambda: [s["stop"] for s in film.describe()["streams"]] == [100_000])
+        hold.release()
+        assert b"".join(reader.pieces(1000, SIZE)) == content(1000, SIZE)
+    assert _asked(origin) == [f"bytes=0-{MIB - 1}", "bytes=0-"]
+
+
 def _content_of_version_1(start: int, stop: int) -> bytes:
     return content(start + 1, stop + 1)
 
