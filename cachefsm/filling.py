@@ -87,10 +87,7 @@ class FillingEntry(AskingEntry):
                     self._around.on_dirty(self, True)  # the flush will finish it
                 return self._view((), ask) if ask is not Ask.NO else None
             if not wants and not self._claims and ask is Ask.NO:
-                if lapsed and state not in ACTIVE:  # it never came to its turn
-                    self._send("resume" if state is DownloadState.PAUSED else "initialize")
-                if self._lifecycle.state in ACTIVE:
-                    self._send("pause", reason=self._demands.ended)
+                self._come_to_rest(lapsed=lapsed)
                 return None
             if self._demands.fills:
                 opening = facts.opening_ranges(content, self._policy)
@@ -287,6 +284,16 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _come_to_rest(self, *, lapsed: bool) -> None:
+        """Pause, as nobody wants anything; so does what never came to its turn, if it *lapsed*."""
+        state = self._lifecycle.state
+        rest = ("pause", self._move_of(self._demands.ended))
+        if state in ACTIVE:
+            self._send_all(rest)
+        elif lapsed:
+            begin = "resume" if state is DownloadState.PAUSED else "initialize"
+            self._send_all((begin, self._move_of(None)), rest)
 
     def _is_followed(self, claim: Claim) -> bool:
         """Say whether a reader will soon want what comes next of *claim*, and of no other."""

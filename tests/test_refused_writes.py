@@ -24,6 +24,7 @@ from tests.support.origin import Origin, Resource, content, pattern
 
 SIZE = 2 << 20
 HALF = SIZE // 2
+PAUSING = "BEFORE UPDATE OF state ON cache_entries WHEN NEW.state = 'paused'"
 
 
 def database(cache: Cache) -> Path:
@@ -88,6 +89,16 @@ def test_a_download_that_cannot_be_queued_has_not_begun(disk: OneEntry) -> None:
     assert entry.grant(wish) is not None
 
 
+def test_an_order_that_lapsed_before_its_turn_leaves_no_download_half_begun(
+    disk: OneEntry,
+) -> None:
+    disk.entry.start("prefetch", Priority.PREFETCH, within_s=0.0)
+    with aborting(disk.database, PAUSING):
+        with pytest.raises(StorageError):
+            disk.entry.view()
+        assert disk.entry.state is DownloadState.NOT_STARTED
+
+
 # -- answers -------------------------------------------------------------------
 
 
@@ -127,8 +138,7 @@ def test_a_download_comes_to_rest_when_the_database_lets_it(
     origin.put("/film", Resource(SIZE))
     cache = open_cache(fill="requested", grace=0, retries=replace(HASTY, exhausted_s=0.05))
     film = cache.entry(origin.url("/film"))
-    pausing = "BEFORE UPDATE OF state ON cache_entries WHEN NEW.state = 'paused'"
-    with aborting(database(cache), pausing):
+    with aborting(database(cache), PAUSING):
         assert fetch(cache, film, 0, 1000) == content(0, 1000)
         eventually(lambda: "storage refuses" in caplog.text)
         assert film.state is DownloadState.DOWNLOADING
