@@ -256,6 +256,11 @@ class Claims:
     def __iter__(self) -> Iterator[Claim]:
         return iter(list(self._claims.values()))
 
+    @property
+    def stand(self) -> bool:
+        """Whether a connection stands, if only as its thread has yet to hear that it is over."""
+        return bool(self._begun)
+
     def get(self, claim_id: int) -> Claim | None:
         """Return the claim with that id, or None once it is over."""
         return self._claims.get(claim_id)
