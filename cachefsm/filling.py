@@ -424,7 +424,7 @@ class FillingEntry(AskingEntry):
         """Break off streams that bring nothing, or next to nothing, for too long."""
         speed = self._policy.speed
         for claim in self._claims:
-            if not speed.is_enough(claim, now_s):
+            if not (claim.cancelled or speed.is_enough(claim, now_s)):
                 self._claims.cancel(claim)
                 self._try_again(claim, OriginTimeout("the origin's connection is too slow"))
 
@@ -435,6 +435,7 @@ class FillingEntry(AskingEntry):
             begun=self._content.representation is not None,
             # Bytes that the next attempt must throw away are no progress.
             progressed=claim.received_bytes > 0 and claim.content.joinable,
+            asked_s=claim.granted_s,
         )
         cause = error if isinstance(error, CacheError) else unexpected(error)
         if delay_s is None:
