@@ -50,12 +50,12 @@ class Claim:
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
     not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s`` is
-    Unix time, ``granted_s`` monotonic, and ``url`` the link that the entry had then. A
-    claim that is *cancelled* may write and report nothing more; ``cancel_io`` wakes its
-    thread out of a blocking read, and is set by that thread, as is the ``pace`` that keeps
-    it to the rates allowed. One that has waited at its stop for a reader, at last until
-    ``waited_s``, is no measure any more of how fast bytes come. Its connection stands
-    until it *ended*, which only its thread can say.
+    Unix time, ``granted_s`` monotonic, ``url`` the link and ``generation`` the number that
+    the entry had then. A claim that is *cancelled* may write and report nothing more;
+    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread, as is
+    the ``pace`` that keeps it to the rates allowed. One that has waited at its stop for a
+    reader, at last until ``waited_s``, is no measure any more of how fast bytes come. Its
+    connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -80,6 +80,7 @@ class Claim:
     cancelled: bool = False
     ended: bool = False
     granted_s: float = 0.0
+    generation: int | None = None
     received_bytes: int = 0
     answered_s: float | None = None
     heard_s: float = 0.0

@@ -248,7 +248,7 @@ class FillingEntry(AskingEntry):
         """Publish bytes that are in the file now; the claim goes on at *stop*."""
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
-            size = sum(content.present.add(start, end) for start, end in written)
+            size = self._publish(content, written, claim.generation)
             self._claims.received(claim, stop, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True

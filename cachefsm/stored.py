@@ -191,12 +191,16 @@ class StoredEntry(MovingEntry):
     def _sync(self, content: Content, fresh: RangeSet) -> None:
         # Called with only the flush lock held.
         try:
+            if content.lost is not None:
+                raise content.lost.again()
             content.file.flush()
         except StorageError as error:
             # The system may have forgotten those pages, so the next sync would
             # succeed and cover nothing: they have to be written again, after a rest.
+            content.lost = error
             self._around.trouble.note(error)
             self._drop(content, tuple(fresh), "the disk refused to keep them", same_file=True)
+            content.lost = None
             with self._lock:
                 self._hold_off(error)
             self._around.on_change(self)
@@ -255,6 +259,18 @@ class StoredEntry(MovingEntry):
             if columns:
                 self._write(**columns)
                 self._accesses, self._unwritten = 0, {}
+
+    def _publish(
+        self, content: Content, written: Iterable[ByteRange], generation: int | None
+    ) -> int:
+        """Let *written* bytes be read; return how many are new.
+
+        Not where others were dropped since *generation*: these may be lost like those, as
+        they may have been written before.
+        """
+        if generation != self._lifecycle.record.generation:
+            return 0
+        return sum(content.present.add(start, stop) for start, stop in written)
 
     # -- what the layer above does when the ground moves -----------------------
 
