@@ -62,7 +62,8 @@ class StoredEntry(MovingEntry):
         if stored > (size or 0):
             found = "is gone" if size is None else f"ends at {size}, not {stored}"
             self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")
-        content.file.accept_end(size or 0)
+            stored = 0
+        content.file.accept_end(size or 0, stored)
 
     def damaged(
         self,
@@ -224,8 +225,8 @@ class StoredEntry(MovingEntry):
     ) -> None:
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
-            if content is not self._content:
-                return  # invalidated meanwhile: those bytes are gone
+            if content is not self._content or self._removed:
+                return  # meanwhile: those bytes are gone
             durable, grown = content.with_durable(fresh, digested)
             if durable.total == content.complete_length and self._may_finish():
                 self._send(
@@ -256,7 +257,7 @@ class StoredEntry(MovingEntry):
             if self._accesses:
                 columns["access_count"] = self._lifecycle.record.access_count + self._accesses
                 columns["last_accessed_at"] = self._around.clock()
-            if columns:
+            if columns and not self._removed:
                 self._write(**columns)
                 self._accesses, self._unwritten = 0, {}
 

@@ -68,6 +68,19 @@ def test_what_is_recorded_already_is_not_synced_again(
     assert len(syncs) == (1 if durability is Durability.POWER else 0)
 
 
+def test_what_is_removed_while_it_is_synced_is_recorded_nowhere(tmp_path: Path) -> None:
+    class Slow(ContentFile):
+        def flush(self) -> None:
+            super().flush()
+            one.entry.remove()  # as a person does meanwhile
+
+    with closing(OneEntry(tmp_path, Durability.POWER, Slow)) as one:
+        one.entry.detach(one.entry.attach())  # which is to be written down, too
+        one.fetch(0, SIZE)
+        one.entry.flush()
+        assert one.rows() == {}
+
+
 class Refusal:
     """A disk that fails to sync once it is told to, and then no more."""
 

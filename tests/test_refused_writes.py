@@ -5,6 +5,7 @@ The refusals are SQLite's own, by a trigger that another program has made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +213,22 @@ def test_a_file_that_cannot_be_deleted_keeps_no_download_from_going_on(
     film.start()
     assert film.wait_complete(WAIT_S)
     assert fetch(cache, film) == content(0, SIZE)
+
+
+def test_a_file_of_an_earlier_process_that_is_cut_off_is_not_written_on(disk: OneEntry) -> None:
+    """What lay before would read as noughts."""
+    disk.fetch(0, 1000)
+    disk.entry.flush()
+    disk.restart()
+    claim = disk.entry.grant(Open(disk.entry.id, 1000, 2000, Priority.PERSON))
+    assert claim is not None
+    os.truncate(disk.file, 0)
+    with pytest.raises(StorageError, match="cut off"):
+        claim.content.file.write_at(1000, content(1000, 2000))
+    disk.entry.ended(claim, None)
+    disk.entry.check_file()
+    assert disk.entry.ranges() == []
+    disk.fetch(0, 1000)
 
 
 def test_what_comes_after_a_removal_is_recorded_nowhere(disk: OneEntry) -> None:
