@@ -209,9 +209,8 @@ class Registry:
         with self._lock:
             if len(self._idle) <= IDLE_ENTRIES:
                 return
-            for entry_id, entry in list(self._idle.items()):
-                if len(self._idle) <= IDLE_ENTRIES:
-                    return
+            # None of the last, however many are busy: one without a row cannot come back.
+            for entry_id, entry in list(self._idle.items())[:-IDLE_ENTRIES]:
                 if not entry.is_busy:
                     del self._idle[entry_id]
                     self._forget(entry)

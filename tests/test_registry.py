@@ -223,6 +223,20 @@ def test_a_leased_entry_is_never_let_go(registry: Registry) -> None:
     assert registry.acquire(leased.id) is leased
 
 
+def test_what_gets_no_row_is_there_for_who_found_it_however_many_are_busy(
+    registry: Registry, path: Path
+) -> None:
+    """On a full disk nobody's reading can be recorded, so that all of them stay."""
+    for number in range(IDLE_ENTRIES + 3):
+        with registry.lease(registry.find_or_create(URL, f"film-{number}")) as entry:
+            entry.detach(entry.attach())
+    with locked(path):
+        unstored = registry.find_or_create(URL, "new")
+        registry.drop_idle()  # as is done all the time
+        with registry.lease(unstored) as entry:
+            assert entry.id == unstored
+
+
 # -- removal ------------------------------------------------------------------
 
 
