@@ -267,6 +267,7 @@ class AskingEntry(LinkedEntry):
         self._invalidate("changed at the origin")
         self._send("initialize")
         self._claims.adopt(claim, self._content)
+        claim.generation = self._lifecycle.record.generation
         return True
 
     def _hear(self, claim: Claim, new: Representation) -> None:
@@ -362,6 +363,7 @@ class AskingEntry(LinkedEntry):
         if claim.inquiry is not None:
             claim.conditions += terms.directives
         claim.asked_at_s, claim.url = self._around.clock(), self.url
+        claim.generation = self._lifecycle.record.generation
         if claim.inquiry is not None:
             claim.inquiry.claim = claim
         return claim

@@ -50,12 +50,12 @@ class Claim:
     stored is current; ``hands_on`` says that a redirect is an answer like any other.
     Whoever waits for the answer has an ``inquiry``, and a claim that only ``asks`` is
     not among those that fill. ``begun`` is the first byte asked for, ``asked_at_s`` is
-    Unix time, and ``url`` the link that the entry had then. A claim that is *cancelled*
-    may write and report nothing more; ``cancel_io`` wakes its thread out of a blocking
-    read, and is set by that thread, as is the ``pace`` that keeps it to the rates
-    allowed. One that has waited at its stop for a reader, at last until ``waited_s``,
-    is no measure any more of how fast bytes come. Its connection stands until it *ended*,
-    which only its thread can say.
+    Unix time, ``granted_s`` monotonic, ``url`` the link and ``generation`` the number that
+    the entry had then. A claim that is *cancelled* may write and report nothing more;
+    ``cancel_io`` wakes its thread out of a blocking read, and is set by that thread, as is
+    the ``pace`` that keeps it to the rates allowed. One that has waited at its stop for a
+    reader, at last until ``waited_s``, is no measure any more of how fast bytes come. Its
+    connection stands until it *ended*, which only its thread can say.
     """
 
     content: Content
@@ -79,6 +79,8 @@ class Claim:
     id: int = field(default_factory=lambda: next(_ids))
     cancelled: bool = False
     ended: bool = False
+    granted_s: float = 0.0
+    generation: int | None = None
     received_bytes: int = 0
     answered_s: float | None = None
     heard_s: float = 0.0
@@ -256,6 +258,11 @@ class Claims:
     def __iter__(self) -> Iterator[Claim]:
         return iter(list(self._claims.values()))
 
+    @property
+    def stand(self) -> bool:
+        """Whether a connection stands, if only as its thread has yet to hear that it is over."""
+        return bool(self._begun)
+
     def get(self, claim_id: int) -> Claim | None:
         """Return the claim with that id, or None once it is over."""
         return self._claims.get(claim_id)
@@ -365,6 +372,7 @@ class Claims:
             priority=wish.priority,
             meter=RateMeter(now_s),
             heard_s=now_s,
+            granted_s=now_s,
             plain=content.ask_plainly,
             extra=wish.extra,
             begun=start,
@@ -389,6 +397,7 @@ class Claims:
             priority=Priority.BLOCKED,
             meter=RateMeter(now_s),
             heard_s=now_s,
+            granted_s=now_s,
             held=None,
             conditions=tuple(known.validator.request_fields) if known else (),
             inquiry=inquiry,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .errors import CacheError
+from .errors import CacheError, StorageError
 from .integrity import BLOCK_BYTES, Digests, block_at
 from .ranges import END, ByteRange, RangeSet
 from .representation import Representation
@@ -41,6 +41,7 @@ class Content:
     received_s: float = 0.0
     confirmed_s: float = float("-inf")
     superseded: CacheError | None = None
+    lost: StorageError | None = None  # what a sync failed with, until what it was for is dropped
     path: str = ""  # of the URL, without the query: its ending may tell what this is
     asked_past_end: bool = False  # the first question was; the next comes from the front
     ask_plainly: bool = False  # without Range: of no bytes, no part can be asked for

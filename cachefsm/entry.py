@@ -58,7 +58,7 @@ class LiveEntry(FillingEntry):
         """Whether anybody reads, fetches or wants it; read with the lock held."""
         return bool(
             self._readers
-            or self._claims
+            or self._claims.stand
             or self._waiters
             or self._demands
             or self._inquiry

@@ -87,10 +87,7 @@ class FillingEntry(AskingEntry):
                     self._around.on_dirty(self, True)  # the flush will finish it
                 return self._view((), ask) if ask is not Ask.NO else None
             if not wants and not self._claims and ask is Ask.NO:
-                if lapsed and state not in ACTIVE:  # it never came to its turn
-                    self._send("resume" if state is DownloadState.PAUSED else "initialize")
-                if self._lifecycle.state in ACTIVE:
-                    self._send("pause", reason=self._demands.ended)
+                self._come_to_rest(lapsed=lapsed)
                 return None
             if self._demands.fills:
                 opening = facts.opening_ranges(content, self._policy)
@@ -251,7 +248,7 @@ class FillingEntry(AskingEntry):
         """Publish bytes that are in the file now; the claim goes on at *stop*."""
         with self._lock:
             content, now_s = claim.content, self._around.ticks()
-            size = sum(content.present.add(start, end) for start, end in written)
+            size = self._publish(content, written, claim.generation)
             self._claims.received(claim, stop, size, now_s)
             if self._around.trouble.is_on:
                 self._written_in_trouble = True
@@ -287,6 +284,16 @@ class FillingEntry(AskingEntry):
         self._around.on_change(self)
 
     # -- with the lock held ----------------------------------------------------
+
+    def _come_to_rest(self, *, lapsed: bool) -> None:
+        """Pause, as nobody wants anything; so does what never came to its turn, if it *lapsed*."""
+        state = self._lifecycle.state
+        rest = ("pause", self._move_of(self._demands.ended))
+        if state in ACTIVE:
+            self._send_all(rest)
+        elif lapsed:
+            begin = "resume" if state is DownloadState.PAUSED else "initialize"
+            self._send_all((begin, self._move_of(None)), rest)
 
     def _is_followed(self, claim: Claim) -> bool:
         """Say whether a reader will soon want what comes next of *claim*, and of no other."""
@@ -417,7 +424,7 @@ class FillingEntry(AskingEntry):
         """Break off streams that bring nothing, or next to nothing, for too long."""
         speed = self._policy.speed
         for claim in self._claims:
-            if not speed.is_enough(claim, now_s):
+            if not (claim.cancelled or speed.is_enough(claim, now_s)):
                 self._claims.cancel(claim)
                 self._try_again(claim, OriginTimeout("the origin's connection is too slow"))
 
@@ -428,6 +435,7 @@ class FillingEntry(AskingEntry):
             begun=self._content.representation is not None,
             # Bytes that the next attempt must throw away are no progress.
             progressed=claim.received_bytes > 0 and claim.content.joinable,
+            asked_s=claim.granted_s,
         )
         cause = error if isinstance(error, CacheError) else unexpected(error)
         if delay_s is None:

@@ -236,11 +236,13 @@ class Store(RawStore):
         rows = self._rows(query)
         return rows[0][0] if rows else None
 
-    def forget_blank(self, before_s: float, most: int, spare: Container[int]) -> list[str]:
+    def forget_blank(
+        self, before_s: float, moved_before_s: float, most: int, spare: Container[int]
+    ) -> list[str]:
         """Delete up to *most* entries without a byte that nobody has used since *before_s*.
 
-        Not those in *spare*, nor what is pinned, under way, wanted by somebody, or held by
-        a person. Returns their content files.
+        Not those in *spare* or evicted since *moved_before_s*, nor what is pinned, under
+        way, wanted by somebody, or held by a person. Returns their content files.
         """
         queue = CacheDownloadQueue
         wanted = queue.select(SQL("1")).where(queue.entry == CacheEntry.id)
@@ -252,6 +254,7 @@ class Store(RawStore):
             .where(
                 SQL(BLANK_ENTRY),
                 CacheEntry.last_accessed_at <= before_s,
+                CacheEntry.state_since <= moved_before_s,
                 CacheEntry.pinned == False,  # noqa: E712
                 CacheEntry.state.not_in([state.value for state in ACTIVE]),
                 ~held,

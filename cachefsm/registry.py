@@ -172,15 +172,15 @@ class Registry:
                 evicted += 1
         return freed
 
-    def forget(self, before_s: float, most: int) -> list[str]:
+    def forget(self, before_s: float, moved_before_s: float, most: int) -> list[str]:
         """Forget up to *most* entries without bytes that nobody has used since *before_s*.
 
-        Entries that were found by their URL within TOUCHED_S stay. Returns the names of
-        their content files, which may exist.
+        Entries that were found by their URL within TOUCHED_S stay, and those evicted since
+        *moved_before_s*. Returns the names of their content files, which may exist.
         """
         with self._lock:  # so that nobody takes a lease meanwhile
             self._check_open()
-            return self._store.forget_blank(before_s, most, spare=self._live)
+            return self._store.forget_blank(before_s, moved_before_s, most, spare=self._live)
 
     def stop_endless(self, max_bytes: int) -> None:
         """Store no more of files of unknown length that take more than *max_bytes* each."""
@@ -209,9 +209,8 @@ class Registry:
         with self._lock:
             if len(self._idle) <= IDLE_ENTRIES:
                 return
-            for entry_id, entry in list(self._idle.items()):
-                if len(self._idle) <= IDLE_ENTRIES:
-                    return
+            # None of the last, however many are busy: one without a row cannot come back.
+            for entry_id, entry in list(self._idle.items())[:-IDLE_ENTRIES]:
                 if not entry.is_busy:
                     del self._idle[entry_id]
                     self._forget(entry)

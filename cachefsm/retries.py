@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from math import inf
 
 from .content import Content
 from .errors import (
@@ -119,17 +120,23 @@ class RetryPolicy:
 
 
 class Attempts:
-    """One entry's attempts since its last received byte; times are monotonic."""
+    """One entry's attempts since its last received byte; times are monotonic.
+
+    Connections that were all asked for before the first of them failed are one attempt:
+    an outage breaks as many as there are.
+    """
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self.count = 0
         self.not_before_s = 0.0
         self.cause: Exception | None = None
+        self._counted_s = -inf
 
     def reset(self) -> None:
         """Start counting anew: the download is over, or somebody asked for another try."""
         self.count, self.not_before_s, self.cause = 0, 0.0, None
+        self._counted_s = -inf
 
     def excuse(self) -> bool:
         """Forgive one failure in a row that may not be the entry's own."""
@@ -148,14 +155,23 @@ class Attempts:
         self.not_before_s, self.cause = now_s + self._policy.exhausted_s, cause
 
     def failed(
-        self, error: Exception, now_s: float, *, begun: bool, progressed: bool
+        self,
+        error: Exception,
+        now_s: float,
+        *,
+        begun: bool,
+        progressed: bool,
+        asked_s: float = inf,
     ) -> float | None:
         """Count a failure; return the delay before the next attempt, None to give up.
 
         *begun* says that the origin has answered before, *progressed* that this
-        attempt brought at least one byte.
+        attempt brought at least one byte. It was made at *asked_s*.
         """
-        self.count = 1 if progressed else self.count + 1
+        if progressed:
+            self.count = 1
+        elif asked_s >= self._counted_s:
+            self.count, self._counted_s = self.count + 1, now_s
         limit = self._policy.attempts if begun else self._policy.first_attempts
         if self.count >= limit:
             return None

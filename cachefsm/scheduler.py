@@ -219,7 +219,8 @@ def _plan_single(draft: Draft) -> None:
 
 
 def _undisturbed(stream: StreamView) -> Planned:
-    return Planned(stream.position, stream.stop, stream.stop, stream, Priority.BLOCKED)
+    # All the way: it may have been told to wait for a reader, and there is no other one.
+    return Planned(stream.position, stream.reach, stream.reach, stream, Priority.BLOCKED)
 
 
 def _untangle(claims: list[Planned]) -> None:

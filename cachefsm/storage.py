@@ -78,7 +78,7 @@ class ContentFile:
         self._writable = False
         self._users = 1
         self._discarded = False
-        self._end = 0  # of what was written here: the file cannot end before it
+        self._end = 0  # of what was written or found here: the file cannot end before it
 
     def retain(self) -> None:
         """Keep the file open until one more :meth:`release`."""
@@ -216,9 +216,9 @@ class ContentFile:
         except OSError as error:
             raise _storage_error("write", self.path, error) from error
 
-    def accept_end(self, offset: int) -> None:
-        """Take note that nothing behind *offset* is counted on any more."""
-        self._end = min(self._end, offset)
+    def accept_end(self, offset: int, counted: int = 0) -> None:
+        """Take note that nothing behind *offset* is counted on any more, but up to *counted* is."""
+        self._end = max(min(self._end, offset), counted)
 
     def flush(self) -> None:
         """Return once every byte written so far would survive a power loss.

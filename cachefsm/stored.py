@@ -62,7 +62,8 @@ class StoredEntry(MovingEntry):
         if stored > (size or 0):
             found = "is gone" if size is None else f"ends at {size}, not {stored}"
             self.drop(content, [ByteRange(size or 0, stored)], f"the content file {found}")
-        content.file.accept_end(size or 0)
+            stored = 0
+        content.file.accept_end(size or 0, stored)
 
     def damaged(
         self,
@@ -191,12 +192,16 @@ class StoredEntry(MovingEntry):
     def _sync(self, content: Content, fresh: RangeSet) -> None:
         # Called with only the flush lock held.
         try:
+            if content.lost is not None:
+                raise content.lost.again()
             content.file.flush()
         except StorageError as error:
             # The system may have forgotten those pages, so the next sync would
             # succeed and cover nothing: they have to be written again, after a rest.
+            content.lost = error
             self._around.trouble.note(error)
             self._drop(content, tuple(fresh), "the disk refused to keep them", same_file=True)
+            content.lost = None
             with self._lock:
                 self._hold_off(error)
             self._around.on_change(self)
@@ -220,8 +225,8 @@ class StoredEntry(MovingEntry):
     ) -> None:
         # Takes the lock itself: called with only the flush lock held.
         with self._lock:
-            if content is not self._content:
-                return  # invalidated meanwhile: those bytes are gone
+            if content is not self._content or self._removed:
+                return  # meanwhile: those bytes are gone
             durable, grown = content.with_durable(fresh, digested)
             if durable.total == content.complete_length and self._may_finish():
                 self._send(
@@ -252,9 +257,21 @@ class StoredEntry(MovingEntry):
             if self._accesses:
                 columns["access_count"] = self._lifecycle.record.access_count + self._accesses
                 columns["last_accessed_at"] = self._around.clock()
-            if columns:
+            if columns and not self._removed:
                 self._write(**columns)
                 self._accesses, self._unwritten = 0, {}
+
+    def _publish(
+        self, content: Content, written: Iterable[ByteRange], generation: int | None
+    ) -> int:
+        """Let *written* bytes be read; return how many are new.
+
+        Not where others were dropped since *generation*: these may be lost like those, as
+        they may have been written before.
+        """
+        if generation != self._lifecycle.record.generation:
+            return 0
+        return sum(content.present.add(start, stop) for start, stop in written)
 
     # -- what the layer above does when the ground moves -----------------------
 

@@ -117,11 +117,11 @@ class Upkeep:
         now_s = self._clock()
         if self._forgot_s <= now_s < self._forgot_s + FORGET_EVERY_S:
             return 0
-        before_s = now_s - BLANK_KEPT_S
+        before_s, spared_s = now_s - BLANK_KEPT_S, now_s - SPARED_S
         crowded_out_s = self._store.crowded_out_s(BLANK_MOST)
         if crowded_out_s is not None:
-            before_s = max(before_s, min(crowded_out_s, now_s - SPARED_S))
-        names = self._registry.forget(before_s, FORGOTTEN_AT_ONCE)
+            before_s = max(before_s, min(crowded_out_s, spared_s))
+        names = self._registry.forget(before_s, spared_s, FORGOTTEN_AT_ONCE)
         for name in names:
             remove_content(self._directory / name)  # what came may not have been recorded
         if len(names) < FORGOTTEN_AT_ONCE:

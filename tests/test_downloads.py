@@ -7,11 +7,14 @@ import random
 import threading
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cachefsm import ByteRange, Cache, DownloadState, Entry
+from cachefsm.acceptance import Answer
+from cachefsm.claims import SpeedLimits
 from cachefsm.errors import (
     CacheError,
     EntryNotFound,
@@ -21,8 +24,11 @@ from cachefsm.errors import (
 )
 from cachefsm.events import Event
 from cachefsm.origin import OriginOptions
-from cachefsm.scheduler import Limits
-from tests.support.caches import WAIT_S, Clock, OpenCache, eventually, fetch, rows
+from cachefsm.representation import Representation
+from cachefsm.scheduler import Limits, Open, Priority
+from cachefsm.semantics import Validator
+from tests.support.caches import HASTY, WAIT_S, Clock, OpenCache, eventually, fetch, rows
+from tests.support.entries import FIELDS
 from tests.support.faults import (
     cut_after,
     hold_after,
@@ -131,8 +137,60 @@ def test_a_stream_that_meets_stored_bytes_goes_around_them(
     assert _asked(origin)[1:] == ["bytes=0-399999", "bytes=500000-999999"]
 
 
+def test_the_one_answer_of_what_cannot_be_joined_waits_for_its_reader_to_go_on(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.put("/film", Resource(SIZE, etag=None))
+    cache = open_cache(fill="requested", read_ahead=MIB, grace=0)
+    film = cache.entry(origin.url("/film"))
+    hold = origin.script(hold_after(100_000), nth=2)  # the first answer ends too soon
+    with closing(cache.open_reader(film.id)) as reader:
+        reader.representation(reads_on=True)
+        assert b"".join(reader.pieces(0, 1000)) == content(0, 1000)
+        assert hold.reached.wait(WAIT_S)
+        eventually(lambda: [s["stop"] for s in film.describe()["streams"]] == [100_000])
+        hold.release()
+        assert b"".join(reader.pieces(1000, SIZE)) == content(1000, SIZE)
+    assert _asked(origin) == [f"bytes=0-{MIB - 1}", "bytes=0-"]
+
+
 def _content_of_version_1(start: int, stop: int) -> bytes:
     return content(start + 1, stop + 1)
+
+
+def test_connections_that_break_together_are_one_attempt(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(fill="requested", retries=replace(HASTY, attempts=4))
+    film = cache.entry(_serve(origin, 40 * MIB))
+    assert fetch(cache, film, 0, 1000) == content(0, 1000)
+    gate = Gate()
+
+    def cut(exchange: Exchange) -> None:
+        exchange.wait(gate)
+        exchange.close()
+
+    origin.script(cut, times=4)
+    parts = [(start, start + 1000) for start in range(MIB, 40 * MIB, 10 * MIB)]
+    reading = [in_thread(fetch, cache, film, *part) for part in parts]
+    origin.wait_for_requests(5)
+    gate.set()
+    assert [reader.result(WAIT_S) for reader in reading] == [content(*part) for part in parts]
+
+
+def test_a_download_fails_once_though_several_connections_bring_nothing(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    hurried = SpeedLimits(silence_s=0.0)
+    cache = open_cache(start=False, speed=hurried, retries=replace(HASTY, attempts=1))
+    with cache.registry.lease(cache.entry(_serve(origin)).id) as entry:
+        known = Representation(SIZE, Validator.from_fields(FIELDS), FIELDS, accepts_ranges=True)
+        for start in (0, MIB):
+            claim = entry.grant(Open(entry.id, start, start + MIB, Priority.PERSON))
+            assert claim is not None
+            assert entry.answered(claim, Answer(start, start + MIB, known, close_delimited=False))
+        entry.view()  # in which the conductor breaks them off
+        assert entry.state is DownloadState.FAILED
 
 
 def test_a_second_reader_does_not_ask_the_origin_again(cache: Cache, origin: Origin) -> None:

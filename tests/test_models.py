@@ -679,8 +679,8 @@ def test_the_last_but_so_many_is_the_one_that_is_crowded_out(store: Store) -> No
 
 def test_no_more_are_forgotten_than_wanted_and_none_that_is_spared(store: Store) -> None:
     ids = [add_entry(store, f"{number}", now_s=float(number)).id for number in range(5)]
-    assert store.forget_blank(3.0, 2, spare={ids[0]}) == ["1/1"]
-    assert store.forget_blank(3.0, 9, spare=()) == ["0/0", "2/2", "3/3"]
+    assert store.forget_blank(3.0, 9.0, 2, spare={ids[0]}) == ["1/1"]
+    assert store.forget_blank(3.0, 9.0, 9, spare=()) == ["0/0", "2/2", "3/3"]
     assert [entry.id for entry in store.entries()] == ids[4:]
 
 
@@ -704,7 +704,7 @@ USES: dict[str, Callable[[Store, EntryRecord], object]] = {
     "count_by_state": lambda store, film: store.count_by_state(),
     "content_files": lambda store, film: store.content_files(),
     "crowded_out_s": lambda store, film: store.crowded_out_s(0),
-    "forget_blank": lambda store, film: store.forget_blank(5.0, 10, ()),
+    "forget_blank": lambda store, film: store.forget_blank(5.0, 5.0, 10, ()),
     "least_recently_used": lambda store, film: list(store.least_recently_used()),
     "complete_like": lambda store, film: store.complete_like({"url": ["%.m3u8"]}, 1 << 20, 64),
     "chunks": lambda store, film: store.chunks(film.id),

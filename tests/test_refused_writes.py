@@ -5,6 +5,7 @@ The refusals are SQLite's own, by a trigger that another program has made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.support.origin import Origin, Resource, content, pattern
 
 SIZE = 2 << 20
 HALF = SIZE // 2
+PAUSING = "BEFORE UPDATE OF state ON cache_entries WHEN NEW.state = 'paused'"
 
 
 def database(cache: Cache) -> Path:
@@ -88,6 +90,16 @@ def test_a_download_that_cannot_be_queued_has_not_begun(disk: OneEntry) -> None:
     assert entry.grant(wish) is not None
 
 
+def test_an_order_that_lapsed_before_its_turn_leaves_no_download_half_begun(
+    disk: OneEntry,
+) -> None:
+    disk.entry.start("prefetch", Priority.PREFETCH, within_s=0.0)
+    with aborting(disk.database, PAUSING):
+        with pytest.raises(StorageError):
+            disk.entry.view()
+        assert disk.entry.state is DownloadState.NOT_STARTED
+
+
 # -- answers -------------------------------------------------------------------
 
 
@@ -127,8 +139,7 @@ def test_a_download_comes_to_rest_when_the_database_lets_it(
     origin.put("/film", Resource(SIZE))
     cache = open_cache(fill="requested", grace=0, retries=replace(HASTY, exhausted_s=0.05))
     film = cache.entry(origin.url("/film"))
-    pausing = "BEFORE UPDATE OF state ON cache_entries WHEN NEW.state = 'paused'"
-    with aborting(database(cache), pausing):
+    with aborting(database(cache), PAUSING):
         assert fetch(cache, film, 0, 1000) == content(0, 1000)
         eventually(lambda: "storage refuses" in caplog.text)
         assert film.state is DownloadState.DOWNLOADING
@@ -202,6 +213,22 @@ def test_a_file_that_cannot_be_deleted_keeps_no_download_from_going_on(
     film.start()
     assert film.wait_complete(WAIT_S)
     assert fetch(cache, film) == content(0, SIZE)
+
+
+def test_a_file_of_an_earlier_process_that_is_cut_off_is_not_written_on(disk: OneEntry) -> None:
+    """What lay before would read as noughts."""
+    disk.fetch(0, 1000)
+    disk.entry.flush()
+    disk.restart()
+    claim = disk.entry.grant(Open(disk.entry.id, 1000, 2000, Priority.PERSON))
+    assert claim is not None
+    os.truncate(disk.file, 0)
+    with pytest.raises(StorageError, match="cut off"):
+        claim.content.file.write_at(1000, content(1000, 2000))
+    disk.entry.ended(claim, None)
+    disk.entry.check_file()
+    assert disk.entry.ranges() == []
+    disk.fetch(0, 1000)
 
 
 def test_what_comes_after_a_removal_is_recorded_nowhere(disk: OneEntry) -> None:

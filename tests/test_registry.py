@@ -19,7 +19,7 @@ from cachefsm.errors import CacheClosed, EntryNotFound, StorageError
 from cachefsm.models import EntryRecord, Store
 from cachefsm.ranges import ByteRange
 from cachefsm.registry import IDLE_ENTRIES, Registry
-from cachefsm.scheduler import Priority
+from cachefsm.scheduler import Open, Priority
 from cachefsm.storage import ContentFile
 from cachefsm.surroundings import Surroundings
 from cachefsm.unstored import UnstoredEntry
@@ -183,23 +183,58 @@ def test_a_busy_entry_is_never_let_go(registry: Registry) -> None:
     busy = registry.find_or_create(URL, "busy")
     with registry.lease(busy) as entry:
         entry.start("person", Priority.PERSON)
-    for number in range(IDLE_ENTRIES + 3):
-        with registry.lease(registry.find_or_create(URL, f"film-{number}")):
-            pass
+    look_at_many(registry)
     assert busy in [live.id for live in registry.live()]
     with registry.lease(busy) as again:
         assert again is entry
+
+
+def test_an_entry_is_not_let_go_while_a_download_that_was_ended_still_writes(
+    registry: Registry,
+) -> None:
+    """It would be recorded beside what its successor in memory knows of the same file."""
+    film = registry.find_or_create(URL, "film")
+    with registry.lease(film) as entry:
+        claim = entry.grant(Open(film, 0, 1000, Priority.PERSON))
+        assert claim is not None
+        entry.pause()
+    look_at_many(registry)
+    with registry.lease(film) as again:
+        assert again is entry
+    entry.ended(claim, None)
+    entry.flush()
+    look_at_many(registry)
+    assert entry not in registry.live()
+
+
+def look_at_many(registry: Registry) -> None:
+    """Bring so many entries to memory that none stays there for being idle."""
+    for number in range(IDLE_ENTRIES + 3):
+        with registry.lease(registry.find_or_create(URL, f"film-{number}")):
+            pass
 
 
 def test_a_leased_entry_is_never_let_go(registry: Registry) -> None:
     leased = registry.acquire(registry.find_or_create(URL, "leased"))
     registry.release(leased)
     assert registry.acquire(leased.id) is leased  # no longer idle
-    for number in range(IDLE_ENTRIES + 3):
-        with registry.lease(registry.find_or_create(URL, f"film-{number}")):
-            pass
+    look_at_many(registry)
     assert leased in registry.live()
     assert registry.acquire(leased.id) is leased
+
+
+def test_what_gets_no_row_is_there_for_who_found_it_however_many_are_busy(
+    registry: Registry, path: Path
+) -> None:
+    """On a full disk nobody's reading can be recorded, so that all of them stay."""
+    for number in range(IDLE_ENTRIES + 3):
+        with registry.lease(registry.find_or_create(URL, f"film-{number}")) as entry:
+            entry.detach(entry.attach())
+    with locked(path):
+        unstored = registry.find_or_create(URL, "new")
+        registry.drop_idle()  # as is done all the time
+        with registry.lease(unstored) as entry:
+            assert entry.id == unstored
 
 
 # -- removal ------------------------------------------------------------------

@@ -198,6 +198,15 @@ def test_an_attempt_that_progressed_and_then_failed_counts_as_the_first() -> Non
     assert outcomes == [False, False, False, True]
 
 
+def test_connections_that_were_asked_for_together_are_one_attempt() -> None:
+    attempts = Attempts(UNLUCKY)
+    for round_s in (10.0, 20.0):
+        for later_s in (1.0, 2.0, 9.0):
+            now_s = round_s + later_s
+            attempts.failed(PASSING, now_s, begun=True, progressed=False, asked_s=round_s)
+    assert attempts.count == 2
+
+
 def test_the_next_attempt_is_not_before_the_wait_is_over() -> None:
     attempts = Attempts(UNLUCKY)
     delay_s = attempts.failed(PASSING, 100.0, begun=True, progressed=False)

@@ -147,6 +147,24 @@ def test_a_url_that_is_asked_for_is_not_forgotten_before_it_is_read(
     assert fetch(cache, cache.find(film.id)) == content(0, 1000)
 
 
+def test_what_was_found_and_then_evicted_is_not_forgotten_at_once(
+    reopened: Callable[[], Cache], blank: Blank, clock: Clock, origin: Origin
+) -> None:
+    origin.put("/film", Resource(1000))
+    cache = reopened()
+    assert cache.entry(origin.url("/film")).wait_complete(WAIT_S)
+    cache.close()
+    clock.now_s += BLANK_KEPT_S + 1
+    cache = reopened()
+    film = cache.entry(origin.url("/film"))
+    assert cache.collect(0)["evicted_bytes"] == 1000
+    cache.close()  # as if many others were in memory by now
+    blank("gone")
+    cache = reopened()
+    eventually(lambda: "gone" not in names(cache))
+    assert fetch(cache, cache.find(film.id)) == content(0, 1000)
+
+
 def test_a_client_that_walks_through_a_site_leaves_nothing_behind(
     reopened: Callable[[], Cache], clock: Clock, origin: Origin
 ) -> None:

@@ -17,12 +17,13 @@ from cachefsm.acceptance import Answer
 from cachefsm.buckets import RateLimits
 from cachefsm.claims import Claim
 from cachefsm.demands import Demands, Fill
+from cachefsm.fields import Fields
 from cachefsm.loop import Loop
 from cachefsm.origin import OriginClient
 from cachefsm.ranges import ByteRange
 from cachefsm.reader import Reader, ReaderOptions
 from cachefsm.representation import Representation
-from cachefsm.scheduler import Open, Priority, SetStop
+from cachefsm.scheduler import Limits, Open, Priority, SetStop, plan
 from cachefsm.semantics import Validator
 from cachefsm.states import DownloadState
 from cachefsm.throttle import Throttle
@@ -226,11 +227,31 @@ def test_who_waits_where_a_stream_ends_wakes_the_conductor_at_once(one: OneEntry
     one.entry.ended(claim, None)
 
 
-def begun(one: OneEntry, stop: int) -> Claim:
+def test_the_one_answer_that_there_is_goes_on_once_its_reader_comes_on(one: OneEntry) -> None:
+    """Nothing else could bring the rest of what cannot be joined."""
+    claim = begun(one, HALF, fields=())
+    demand = one.entry.want(None, 0, 1000, blocked=False)
+    one.entry.want(demand, HALF, SIZE, blocked=True)
+    conduct(one)
+    assert not claim.cancelled
+    assert one.entry.accept(claim, 1000) == (1000, [ByteRange(HALF, HALF + 1000)])
+    one.entry.ended(claim, None)
+
+
+def conduct(one: OneEntry) -> None:
+    """Do to its streams what the conductor does."""
+    view = one.entry.view()
+    assert view is not None
+    for action in plan([view], Limits()):
+        assert isinstance(action, SetStop)
+        one.entry.set_stop(action)
+
+
+def begun(one: OneEntry, stop: int, fields: Fields = FIELDS) -> Claim:
     """Return a claim on all of it that is to bring no more than up to *stop*, and has."""
     claim = one.entry.grant(Open(one.entry.id, 0, SIZE, Priority.PERSON))
     assert claim is not None
-    known = Representation(SIZE, Validator.from_fields(FIELDS), FIELDS, accepts_ranges=True)
+    known = Representation(SIZE, Validator.from_fields(fields), fields, accepts_ranges=True)
     assert one.entry.answered(claim, Answer(0, SIZE, known, close_delimited=False))
     one.entry.set_stop(SetStop(one.entry.id, claim.id, stop))
     claim.content.file.write_at(0, content(0, stop))
