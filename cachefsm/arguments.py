@@ -18,7 +18,7 @@ from .access import parse_mount
 from .getting import add_get, add_prefetch, json_option, links_options, max_size_option
 from .pacing import add_explain, add_limits, connection_options, rate_options
 from .pages import parse_page
-from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
+from .rules import parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
 from .values import (
@@ -293,7 +293,7 @@ def _rules(command: Parser) -> None:
             default=(),
             metavar="/NAME",
             nargs="?",
-            const=EVERY_MOUNT,
+            const="yes",  # which argparse has read like any other value
             help=f"{help_}; without a name: all mounts; repeatable",
         )
     setting(
