@@ -17,7 +17,7 @@ from functools import partial
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Protocol, cast
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote
 
 import requests
 from urllib3.util import SKIP_HEADER
@@ -41,7 +41,7 @@ from .representation import Representation
 from .semantics import format_range
 from .throttle import Pace, Throttle
 from .transport import Canceller, MayConnect, exchange, make_session
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, resolve
 
 __all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Sent"]
 
@@ -402,8 +402,8 @@ class OriginClient:
         if location is None:
             raise OriginError(f"the origin answered {response.status_code} without a Location")
         try:
-            return parse_url(urljoin(str(url), location))
-        except (UsageError, ValueError) as error:
+            return resolve(url, location, "latin-1")
+        except UsageError as error:
             raise OriginRefused("the origin redirects to what is no http(s) URL") from error
 
     def _checkout(self, origin: str) -> requests.Session:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
-from urllib.parse import urljoin
 
 from .bodies import Relayed
 from .errors import OriginError, UsageError, WaitCancelled
 from .fields import Fields, value_of, without
 from .origin import OriginClient
 from .transport import Canceller
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, resolve
 from .web import Request, Response
 
 __all__ = ["outdated_by", "relay"]
@@ -80,8 +79,8 @@ def outdated_by(answer: Relayed, url: OriginUrl) -> list[OriginUrl]:
     found = [url]
     for text in filter(None, named):
         try:
-            other = parse_url(urljoin(str(url), text))
-        except (UsageError, ValueError):
+            other = resolve(url, text, "latin-1")
+        except UsageError:
             continue  # it names nothing that could be stored here
         if other.origin == url.origin:
             found.append(other)
