@@ -40,7 +40,7 @@ from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
 from .throttle import Pace, Throttle
-from .transport import Canceller, MayConnect, exchange, make_session
+from .transport import Canceller, exchange, make_session
 from .urls import OriginUrl, resolve
 
 __all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Sent"]
@@ -72,7 +72,7 @@ class OriginOptions:
     redirects: int = 10
     user_agent: str = "cachefsm"
     may_visit: Callable[[OriginUrl], bool] = lambda _url: True
-    may_connect: MayConnect = lambda _host, _address: True
+    may_connect: Callable[[str, str], bool] = lambda _host, _address: True
     fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda _url: {}
 
 
@@ -391,7 +391,9 @@ class OriginClient:
                     url.target,
                     canceller,
                     timeout,
-                    self._options.may_connect,
+                    # The host as the URL names it, by which it was allowed: urllib3 has its own way
+                    # to write it.
+                    partial(self._options.may_connect, url.host),
                 )
         except BaseException:
             session.close()

@@ -61,7 +61,9 @@ class Routes:
                 raise UsageError("a URL asked for here cannot hold credentials")
             if self._allowed.names(url):
                 return None, url
-            raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
+            raise NotAllowed(
+                f"{url.origin} is not allowed here; name it with --allow {url.authority}"
+            )
         known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
 

@@ -25,7 +25,12 @@ _SHOWN = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#@]*@)?"
     r"(?P<host>(?:\[[^\[\]/?#]*\]|[^\[\]:@/?#]+)(?::\d*)?)(?P<path>(?:/[^?#]*)?)(?=[?#]|\Z)"
 )
-_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]+\Z")
+# Not in percent-encoding, which no name needs: what is looked up is the name decoded, and
+# %31%32%37.0.0.1 would be no address to those who decide where a client may go.
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_~!$&'()+,;=-]{1,63}\.)*[A-Za-z0-9_~!$&'()+,;=-]{1,63}\.?\Z"
+    r"|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%(?:25)?[A-Za-z0-9._~-]+)?\Z"  # RFC 6874
+)
 
 
 class OriginUrl(NamedTuple):
