@@ -27,7 +27,9 @@ from .values import (
     read_directory,
     read_entry,
     read_host,
+    read_host_name,
     read_port,
+    read_token,
 )
 
 __all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
@@ -205,6 +207,7 @@ def _clients(command: Parser) -> None:
     setting = command.setting
     setting(
         "--host-name",
+        read=read_host_name,
         many=True,
         default=(),
         metavar="NAME",
@@ -220,7 +223,9 @@ def _clients(command: Parser) -> None:
         "served here; null is for pages from files, * for all; repeatable",
     )
     setting(
-        "--token", help="the secret that control needs off loopback (default: a new one, printed)"
+        "--token",
+        read=read_token,
+        help="the secret that control needs off loopback (default: a new one, printed)",
     )
 
 
