@@ -137,7 +137,7 @@ _current: ContextVar[_Exchange | None] = ContextVar("cachefsm_exchange", default
 
 
 class _HeadLines:
-    """What a response's head is read from: the end of the connection is no end of a line."""
+    """What a response's head is read from: no line ends in a bare CR, or with the connection."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -147,6 +147,9 @@ class _HeadLines:
         line: bytes = self.source.readline(limit)
         if len(line) < limit and not line.endswith(b"\n"):
             raise http.client.RemoteDisconnected("the head broke off")
+        if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+            # email.parser, which reads the fields, would begin another one there.
+            raise InvalidHeader("a bare CR")
         return line
 
 

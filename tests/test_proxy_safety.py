@@ -389,6 +389,14 @@ def test_an_origins_folded_line_never_becomes_a_line_of_its_own(origin, proxy) -
     assert not any(line.strip().lower().startswith("x-evil") for line in lines)
 
 
+@pytest.mark.parametrize("value", ["a\rX-Evil: 1", "a\r", "a\r\rX-Evil: 1"])
+def test_an_origins_bare_cr_never_begins_a_line_of_its_own(origin, proxy, value: str) -> None:
+    origin.script(extra_headers(("X-Broken", value)))
+    code, lines, _ = raw(proxy, "/m/film")
+    assert code in (200, 502)  # the next answer has none
+    assert not any(line.lower().startswith("x-evil") for line in lines)
+
+
 def test_content_files_are_named_by_hashes_only(origin, proxy, cache) -> None:
     for target in ("/m/film", "/m/a%2fb..c", f"/m/{'x' * 3000}", "/m/x?../../y"):
         origin.put("/base" + target[2:].partition("?")[0], Resource(SIZE))
