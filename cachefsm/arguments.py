@@ -18,7 +18,7 @@ from .access import parse_mount
 from .getting import add_get, add_prefetch, json_option, links_options, max_size_option
 from .pacing import add_explain, add_limits, connection_options, rate_options
 from .pages import parse_page
-from .rules import EVERY_MOUNT, parse_fresh, parse_header, parse_which
+from .rules import parse_fresh, parse_header, parse_which
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
 from .values import (
@@ -27,7 +27,9 @@ from .values import (
     read_directory,
     read_entry,
     read_host,
+    read_host_name,
     read_port,
+    read_token,
 )
 
 __all__ = ["COMMANDS", "ORDERS", "default_cache_dir", "parse_arguments"]
@@ -205,6 +207,7 @@ def _clients(command: Parser) -> None:
     setting = command.setting
     setting(
         "--host-name",
+        read=read_host_name,
         many=True,
         default=(),
         metavar="NAME",
@@ -220,7 +223,9 @@ def _clients(command: Parser) -> None:
         "served here; null is for pages from files, * for all; repeatable",
     )
     setting(
-        "--token", help="the secret that control needs off loopback (default: a new one, printed)"
+        "--token",
+        read=read_token,
+        help="the secret that control needs off loopback (default: a new one, printed)",
     )
 
 
@@ -293,7 +298,7 @@ def _rules(command: Parser) -> None:
             default=(),
             metavar="/NAME",
             nargs="?",
-            const=EVERY_MOUNT,
+            const="yes",  # which argparse has read like any other value
             help=f"{help_}; without a name: all mounts; repeatable",
         )
     setting(

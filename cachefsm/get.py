@@ -34,6 +34,9 @@ FIRST_LOOK_S: Final = 0.02
 LAST_LOOK_S: Final = 0.2
 """How soon to look again at a download: soon at first, for small files, then less so."""
 
+ITEMS: Final = 3
+"""How many items of a playlist are prefetched, if nobody says."""
+
 HANDOVERS: Final = 10
 """How often the process that holds the directory may change before we give up."""
 
@@ -63,6 +66,8 @@ def prefetch(options: argparse.Namespace) -> int:
     """Have each URL downloaded by the server, or here if there is none."""
     if options.playlist and (options.head is not None or options.ranges):
         options.fail("--head and --range are of files, not of playlists")
+    if not options.playlist and (options.items or options.after or options.allow):
+        options.fail("--items, --after and --allow are of playlists: add --playlist")
     parts: Parts | None = None
     if options.head is not None or options.ranges:
         parts = [*((0, head) for head in [options.head] if head), *(options.ranges or ())]
@@ -182,7 +187,8 @@ class _Downloads:
             with self._failing(playlist):
                 allowed = AllowList(options.allow)
                 url = parse_url(playlist.url)
-                found = upcoming(url, options.items, read, after=after, allowed=allowed)
+                count = options.items or ITEMS
+                found = upcoming(url, count, read, after=after, allowed=allowed)
                 wishes += [_Wish(item, None, parts) for item, parts in found.parts.items()]
                 for origin in found.refused:
                     self._failures += 1

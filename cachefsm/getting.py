@@ -7,7 +7,7 @@ from .parts import parse_part
 from .resolvers import command_resolver
 from .settings import Parser, typed
 from .units import parse_duration, parse_size
-from .values import read_count, read_host, read_url
+from .values import read_count, read_host, read_output, read_url
 
 __all__ = ["add_get", "add_prefetch", "json_option", "links_options", "max_size_option"]
 
@@ -22,6 +22,7 @@ def add_get(command: Parser) -> None:
     command.add_argument(
         "-o",
         "--output",
+        type=typed(read_output),
         metavar="FILE",
         help="write the file there too, once it is complete; if it is a directory, into that "
         "under the URL's own name; - is stdout, as the bytes arrive",
@@ -66,7 +67,6 @@ def add_prefetch(command: Parser) -> None:
     command.add_argument(
         "--items",
         type=typed(read_count),
-        default=3,
         metavar="N",
         help="how many items of a playlist (default: 3): the first ones, or the last ones of a "
         "live playlist, or those after --after",

@@ -11,13 +11,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
-from urllib.parse import urljoin
 
 from .access import AllowList
 from .errors import UsageError
 from .parts import Parts
 from .ranges import ByteRange
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, resolve
 
 __all__ = ["Item", "Playlist", "Upcoming", "parse_m3u", "read_text", "upcoming"]
 
@@ -152,8 +151,8 @@ class _Reading:
 
     def _resolve(self, reference: str) -> OriginUrl | None:
         try:
-            return parse_url(urljoin(str(self._base), reference))
-        except (UsageError, ValueError):
+            return resolve(self._base, reference)
+        except UsageError:
             return None  # another scheme, or nothing that could be asked for
 
 

@@ -14,15 +14,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Protocol, cast
-from urllib.parse import unquote, urljoin
+from urllib.parse import unquote
 
 import requests
+from urllib3.util import SKIP_HEADER
 
 from .acceptance import Answer, read_answer, read_length
 from .bodies import PIECE_BYTES, Begun, Relayed, RequestBody, begin_body
 from .errors import (
+    BadAnswer,
     NotModified,
     OriginError,
     OriginRefused,
@@ -37,8 +40,8 @@ from .ranges import END, ByteRange
 from .representation import Representation
 from .semantics import format_range
 from .throttle import Pace, Throttle
-from .transport import Canceller, MayConnect, exchange, make_session
-from .urls import OriginUrl, parse_url
+from .transport import Canceller, exchange, make_session
+from .urls import OriginUrl, resolve
 
 __all__ = ["Fetch", "Fetches", "OriginClient", "OriginOptions", "Sent"]
 
@@ -46,6 +49,9 @@ IDLE_PER_ORIGIN: Final = 4
 IDLE_MOST: Final = 32
 """How many idle connections are kept for reuse, to all origins together: each costs a
 descriptor, and some programs visit ever more origins."""
+
+_URLLIB3S_OWN: Final = ("Accept-Encoding", "User-Agent")
+"""What urllib3 would say where the client says nothing."""
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
@@ -66,7 +72,7 @@ class OriginOptions:
     redirects: int = 10
     user_agent: str = "cachefsm"
     may_visit: Callable[[OriginUrl], bool] = lambda _url: True
-    may_connect: MayConnect = lambda _host, _address: True
+    may_connect: Callable[[str, str], bool] = lambda _host, _address: True
     fields_for: Callable[[OriginUrl], Mapping[str, str]] = lambda _url: {}
 
 
@@ -284,6 +290,8 @@ class OriginClient:
             raise OriginRefused(f"{url.origin} is not an origin that this cache may visit")
         named = {"Host": url.authority, **dict(fields), **self._options.fields_for(url)}
         named["Via"] = self._via_of(fields)
+        present = {name.lower() for name in named}
+        named.update({name: SKIP_HEADER for name in _URLLIB3S_OWN if name.lower() not in present})
         prepared = requests.Request(method, f"{url.origin}/", headers=named).prepare()
         prepared.method = method  # in capitals as it came
         prepared.headers.pop("Content-Length", None)
@@ -293,6 +301,8 @@ class OriginClient:
                 prepared.headers["Content-Length"] = str(body.length)
         session, response = self._exchange(prepared, url, canceller)
         try:
+            if response.status_code < HTTPStatus.OK:
+                raise BadAnswer(f"the origin answered {response.status_code}")
             told = list(response.raw.headers.items())
             length = read_length(method, response.status_code, told, response.raw.version)
             yield self._relayed(url, session, response, canceller, Begun(length))
@@ -381,7 +391,9 @@ class OriginClient:
                     url.target,
                     canceller,
                     timeout,
-                    self._options.may_connect,
+                    # The host as the URL names it, by which it was allowed: urllib3 has its own way
+                    # to write it.
+                    partial(self._options.may_connect, url.host),
                 )
         except BaseException:
             session.close()
@@ -392,8 +404,8 @@ class OriginClient:
         if location is None:
             raise OriginError(f"the origin answered {response.status_code} without a Location")
         try:
-            return parse_url(urljoin(str(url), location))
-        except (UsageError, ValueError) as error:
+            return resolve(url, location, "latin-1")
+        except UsageError as error:
             raise OriginRefused("the origin redirects to what is no http(s) URL") from error
 
     def _checkout(self, origin: str) -> requests.Session:

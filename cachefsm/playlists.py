@@ -21,6 +21,7 @@ from xml.parsers import expat
 
 from .fields import Fields, value_of
 from .representation import is_coded
+from .urls import encoded
 
 __all__ = ["MAX_PLAYLIST_BYTES", "PathPattern", "is_playlist", "paths_named"]
 
@@ -99,9 +100,9 @@ def _kind(path: str, fields: Fields) -> str | None:
 
 def _pattern(reference: str, kind: str) -> PathPattern | None:
     """Return which paths *reference* stands for, or None if it is not an absolute one."""
-    path = re.split(r"[?#]", reference.strip(), maxsplit=1)[0]
+    path = encoded(re.split(r"[?#]", reference.strip(), maxsplit=1)[0])
     is_absolute = path.startswith("/") and not path.startswith("//")
-    if not is_absolute or not path.isascii() or len(path) > _LONGEST_PATH:
+    if not is_absolute or len(path) > _LONGEST_PATH:
         return None
     variable = _HLS_VARIABLE if kind == "hls" else _DASH_VARIABLE
     parts = variable.split(path)

@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Final
-from urllib.parse import urljoin
 
 from .bodies import Relayed
-from .errors import UsageError
+from .errors import OriginError, UsageError, WaitCancelled
 from .fields import Fields, value_of, without
 from .origin import OriginClient
 from .transport import Canceller
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, resolve
 from .web import Request, Response
 
 __all__ = ["outdated_by", "relay"]
 
 _UPLOAD_PIECE_BYTES: Final = 64 << 10
+_LEFT: Final = "the client has left"
 
 
 def relay(
@@ -42,14 +42,20 @@ def relay(
 
     Raises:
         OriginError: there was no answer, or its framing cannot be trusted.
+        WaitCancelled: the client has left.
     """
     canceller = Canceller()
     with ExitStack() as stack:
         stack.enter_context(watch(canceller.cancel))
         body = _Body(request) if _has_body(request) else None
-        answer = stack.enter_context(
-            origin.relay(request.method, url, fields, body, canceller=canceller)
-        )
+        try:
+            answer = stack.enter_context(
+                origin.relay(request.method, url, fields, body, canceller=canceller)
+            )
+        except OriginError as error:
+            if canceller.is_cancelled:  # which is why that broke
+                raise WaitCancelled(_LEFT) from error
+            raise
         passed = rewrite(without(answer.fields, {"content-length"}))
         status = f"cachefsm; fwd=method; fwd-status={answer.status}"
         response = Response(
@@ -73,8 +79,8 @@ def outdated_by(answer: Relayed, url: OriginUrl) -> list[OriginUrl]:
     found = [url]
     for text in filter(None, named):
         try:
-            other = parse_url(urljoin(str(url), text))
-        except (UsageError, ValueError):
+            other = resolve(url, text, "latin-1")
+        except UsageError:
             continue  # it names nothing that could be stored here
         if other.origin == url.origin:
             found.append(other)
@@ -101,7 +107,10 @@ class _Body:
         left = self.length
         while left is None or left > 0:
             size = _UPLOAD_PIECE_BYTES if left is None else min(left, _UPLOAD_PIECE_BYTES)
-            data = self._read(size)
+            try:
+                data = self._read(size)
+            except OSError as error:  # no fault of the origin's
+                raise WaitCancelled(_LEFT) from error
             if not data:
                 return
             if left is not None:

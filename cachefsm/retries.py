@@ -55,8 +55,11 @@ def judge(error: Exception, content: Content, position: int) -> Verdict:
 
 def _judge_416(error: UnsatisfiedByOrigin, content: Content, position: int) -> Verdict:
     known, told = content.complete_length, error.complete_length
-    if content.representation is None and position == 0 and not content.ask_plainly:
-        return Verdict.ASK_PLAINLY
+    if content.representation is None and position == 0:
+        if not content.ask_plainly:
+            return Verdict.ASK_PLAINLY
+        if told is None:
+            return Verdict.FAIL  # no range was asked for: that tells nothing of the file
     stored = max((run.stop for run in content.present), default=0)
     if known is None and told is None and content.has(0, position):
         return Verdict.LENGTH_TOLD

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import urljoin
 
 from .access import AllowList, Mount, check_path
 from .errors import CacheError, UsageError
 from .fields import Fields
 from .signposts import Place
-from .urls import OriginUrl, parse_url
+from .urls import OriginUrl, parse_url, resolve
 
 __all__ = ["NotAllowed", "NotFound", "Routes"]
 
@@ -62,7 +61,9 @@ class Routes:
                 raise UsageError("a URL asked for here cannot hold credentials")
             if self._allowed.names(url):
                 return None, url
-            raise NotAllowed(f"{url.origin} is not allowed here; name it with --allow {url.host}")
+            raise NotAllowed(
+                f"{url.origin} is not allowed here; name it with --allow {url.authority}"
+            )
         known = ", ".join(f"{mount}/" for mount in sorted(self._mounts)) or "none"
         raise NotFound(f"nothing is mounted at /{name}; mounts: {known}")
 
@@ -113,8 +114,8 @@ class Routes:
 
     def _rewrite(self, asked: str, url: OriginUrl, location: str) -> str:
         try:
-            target = parse_url(urljoin(str(url), location))
-        except (UsageError, ValueError):
+            target = resolve(url, location, "latin-1")
+        except UsageError:
             return location  # no business of ours, as are other schemes
         path = self._path_of(target, asked[: asked.find("/", 1)])
         if path is None and self._allowed.names(target):

@@ -48,7 +48,7 @@ from urllib3.util.response import assert_header_parsing
 
 from .errors import OriginRefused, OriginUntrusted
 
-__all__ = ["Canceller", "MayConnect", "exchange", "make_session"]
+__all__ = ["Canceller", "exchange", "make_session"]
 
 _LONGEST_INTERIM_FIELDS: Final = 100
 _MOST_INTERIM_ANSWERS: Final = 20
@@ -92,12 +92,10 @@ class Canceller:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-MayConnect = Callable[[str, str], bool]
-"""Says whether a host, as a URL names it, may be connected to at an address."""
-
-
 class _Exchange:
-    def __init__(self, target: str, canceller: Canceller, may_connect: MayConnect) -> None:
+    def __init__(
+        self, target: str, canceller: Canceller, may_connect: Callable[[str], bool]
+    ) -> None:
         self.target = target
         self.canceller = canceller
         self.may_connect = may_connect
@@ -113,7 +111,7 @@ def _connect(host: str, port: int, timeout: Any, current: _Exchange) -> socket.s
     refused = 0
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for family, kind, protocol, _, address in found:
-        if not current.may_connect(host, str(address[0])):
+        if not current.may_connect(str(address[0])):
             refused += 1
             continue
         sock = socket.socket(family, kind, protocol)
@@ -139,7 +137,7 @@ _current: ContextVar[_Exchange | None] = ContextVar("cachefsm_exchange", default
 
 
 class _HeadLines:
-    """What a response's head is read from: the end of the connection is no end of a line."""
+    """What a response's head is read from: no line ends in a bare CR, or with the connection."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -149,6 +147,9 @@ class _HeadLines:
         line: bytes = self.source.readline(limit)
         if len(line) < limit and not line.endswith(b"\n"):
             raise http.client.RemoteDisconnected("the head broke off")
+        if b"\r" in line.removesuffix(b"\n").removesuffix(b"\r"):
+            # email.parser, which reads the fields, would begin another one there.
+            raise InvalidHeader("a bare CR")
         return line
 
 
@@ -299,7 +300,7 @@ def exchange(
     target: str,
     canceller: Canceller,
     timeout: tuple[float, float],
-    may_connect: MayConnect = lambda _host, _address: True,
+    may_connect: Callable[[str], bool] = lambda _address: True,
 ) -> requests.Response:
     """Send *prepared* with *target* on its request line; the body is left unread.
 

@@ -11,20 +11,26 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from .errors import UsageError
 
-__all__ = ["OriginUrl", "parse_url", "redact"]
+__all__ = ["OriginUrl", "encoded", "parse_url", "redact", "resolve"]
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+_RAW = re.compile(r"[^\x00-\x1f!-\x7f]+")
 _AUTHORITY = re.compile(r"(?:[^@]*@)?(?:\[[^\[\]]*\]|[^\[\]:@]*)(?::\d*)?\Z")
 _SHOWN = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?:[^/?#@]*@)?"
     r"(?P<host>(?:\[[^\[\]/?#]*\]|[^\[\]:@/?#]+)(?::\d*)?)(?P<path>(?:/[^?#]*)?)(?=[?#]|\Z)"
 )
-_HOST = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:%-]+\Z")
+# Not in percent-encoding, which no name needs: what is looked up is the name decoded, and
+# %31%32%37.0.0.1 would be no address to those who decide where a client may go.
+_HOST = re.compile(
+    r"(?:[A-Za-z0-9_~!$&'()+,;=-]{1,63}\.)*[A-Za-z0-9_~!$&'()+,;=-]{1,63}\.?\Z"
+    r"|[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%(?:25)?[A-Za-z0-9._~-]+)?\Z"  # RFC 6874
+)
 
 
 class OriginUrl(NamedTuple):
@@ -92,6 +98,30 @@ def parse_url(text: str) -> OriginUrl:
     return OriginUrl(
         scheme, userinfo, parts.hostname.lower(), port or _DEFAULT_PORTS[scheme], target
     )
+
+
+def resolve(base: OriginUrl, reference: str, charset: str = "utf-8") -> OriginUrl:
+    """Return what *reference* leads to, as something that came from *base* has it.
+
+    *charset* is what its text was read in: Latin-1, if it is a field's.
+
+    Raises:
+        UsageError: that is no http(s) URL.
+    Source: RFC 3986 §5, RFC 9110 §10.2.2.
+    """
+    try:
+        url = urljoin(str(base), encoded(reference, charset))
+    except ValueError as error:
+        raise UsageError("that is no URL") from error
+    return parse_url(url)
+
+
+def encoded(reference: str, charset: str = "utf-8") -> str:
+    """Return *reference* with spaces, and what is not ASCII, in the form that clients ask for.
+
+    Origins write names as they are, and every client makes a URL of them.
+    """
+    return _RAW.sub(lambda match: quote(match[0], safe="", encoding=charset), reference)
 
 
 def redact(text: str) -> str:

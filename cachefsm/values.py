@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,9 +18,16 @@ __all__ = [
     "read_directory",
     "read_entry",
     "read_host",
+    "read_host_name",
+    "read_output",
     "read_port",
+    "read_token",
     "read_url",
 ]
+
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f.]*")
+_TOKEN = re.compile(r"[!-~]+")
 
 
 def read_url(text: str) -> str:
@@ -46,6 +54,27 @@ def read_port(text: str) -> int:
 def read_host(text: str) -> str:
     """Return a pattern for hosts, once it is known to be one."""
     AllowList([text])
+    return text
+
+
+def read_host_name(text: str) -> str:
+    """Return a name or an address that a proxy is known by: a Host field without its port."""
+    if not _HOST_NAME.fullmatch(text):
+        raise UsageError(f"{text!r} is no host's name: leave out scheme, port and path")
+    return text
+
+
+def read_token(text: str) -> str:
+    """Return a token that any client can send; a refusal does not tell it."""
+    if not _TOKEN.fullmatch(text):
+        raise UsageError("a token has letters, digits and signs of ASCII, and no spaces")
+    return text
+
+
+def read_output(text: str) -> str:
+    """Return the name of a file to write."""
+    if not text:
+        raise UsageError("a file has a name")  # as a directory has
     return text
 
 

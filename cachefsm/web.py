@@ -69,23 +69,35 @@ class Request:
         Raises:
             UsageError: it is not, or it is too long.
         """
-        try:
-            length = int(self.environ.get("CONTENT_LENGTH") or 0)
-        except ValueError as error:
-            raise UsageError("the request's Content-Length is not a number") from error
-        if length > _LONGEST_BODY_BYTES:
-            raise UsageError(f"a request body may have {_LONGEST_BODY_BYTES} bytes")
-        if length == 0:
+        body = self._short_body()
+        if not body:
             return {}
         try:
-            value = json.loads(self.environ["wsgi.input"].read(length))
-        except OSError as error:
-            raise UsageError("the request body did not come whole") from error
+            value = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise UsageError("the request body is not JSON") from error
         if not isinstance(value, dict):
             raise UsageError("the request body is not a JSON object")
         return value
+
+    def _short_body(self) -> bytes:
+        """Return the body; one without a length where the server says that it ends."""
+        told, body = self.environ.get("CONTENT_LENGTH"), b""
+        try:
+            length = int(told or 0)
+        except ValueError as error:
+            raise UsageError("the request's Content-Length is not a number") from error
+        wanted = length
+        if not told and self.environ.get("wsgi.input_terminated"):
+            wanted = _LONGEST_BODY_BYTES + 1
+        try:
+            if length <= _LONGEST_BODY_BYTES:
+                body = self.environ["wsgi.input"].read(wanted)
+        except OSError as error:
+            raise UsageError("the request body did not come whole") from error
+        if max(length, len(body)) > _LONGEST_BODY_BYTES:
+            raise UsageError(f"a request body may have {_LONGEST_BODY_BYTES} bytes")
+        return body
 
 
 class Response:

@@ -440,6 +440,20 @@ def test_a_body_that_makes_no_sense_is_refused_in_json(cache, body: bytes) -> No
     assert cache.entries() == []
 
 
+def test_a_body_in_chunks_is_read_as_well(proxy) -> None:
+    def order(body: bytes) -> tuple[int, bytes]:
+        head = request_bytes("/-/limits", "Transfer-Encoding: chunked", method="POST")
+        code, _, told = split(
+            exchange(proxy.url, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        )
+        return code, told
+
+    code, told = order(b'{"rate": "5M"}')
+    assert (code, json.loads(told)["rate"]) == (200, 5 << 20)
+    assert order(b" " * 70_000 + b"{}")[0] == 400
+    assert order(b"")[0] == 200
+
+
 def test_a_priority_that_does_not_exist_is_refused_and_adds_nothing(cache, origin) -> None:
     with cache.serve(allow=[f"{origin.host}:{origin.port}"]) as proxy:
         reply = add(proxy, url_body(origin.url("/film"), priority="urgent"))

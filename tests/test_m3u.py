@@ -86,6 +86,13 @@ def test_references_are_resolved_and_what_cannot_be_fetched_is_left_out() -> Non
     ]
 
 
+def test_names_written_as_they_are_are_asked_for_as_a_url_has_them() -> None:
+    assert items_of("#EXTM3U\nvid\u00e9o 1.mp4\n100%25.mp4\n") == [
+        "https://media.example/live/vid%C3%A9o%201.mp4",
+        "https://media.example/live/100%25.mp4",
+    ]
+
+
 def test_parts_of_a_file_follow_each_other() -> None:
     init = Item(url("https://media.example/live/init.mp4"), ByteRange(0, 720))
     other = Item(url("https://media.example/live/other-init.mp4"))

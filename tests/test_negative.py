@@ -60,6 +60,13 @@ def test_any_status_comes_through_as_it_is(origin, url, code: int) -> None:
     assert len(origin.requests) == 1
 
 
+def test_a_416_to_all_of_a_file_does_not_make_it_empty(origin, url) -> None:
+    origin.script(status(416, body=b"because"), times=None)
+    reply = ask(url)
+    assert (reply.status, reply.body) == (416, b"because")
+    assert [request.range for request in origin.requests] == ["bytes=0-", None]
+
+
 @pytest.mark.parametrize("code", [204, 404])
 def test_the_head_of_any_status_is_the_same(origin, url, code: int) -> None:
     origin.script(status(code, ("X-Why", "so"), body=b"because"))

@@ -43,6 +43,16 @@ def exactly(*paths: str) -> set[PathPattern]:
 # -- HLS --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["/vid\u00e9o/1 a.ts", "<MPD><Period><AdaptationSet><Representation>"
+     "<BaseURL>/vid\u00e9o/1 a.ts</BaseURL></Representation></AdaptationSet></Period></MPD>"],
+)  # fmt: skip
+def test_names_written_as_they_are_are_named_as_players_ask_for_them(text: str) -> None:
+    media_type = DASH if text.startswith("<") else HLS
+    assert named(text, media_type) == exactly("/vid%C3%A9o/1%20a.ts")
+
+
 def test_hls_lines_and_attributes_that_are_absolute_paths_are_named() -> None:
     text = (
         "#EXTM3U\n"
@@ -72,7 +82,7 @@ def test_hls_lines_and_attributes_that_are_absolute_paths_are_named() -> None:
     "reference",
     [
         *("seg/1.ts", "../1.ts", "./1.ts", "?x=/a", "#/a", "", " ", "{$base}/1.ts"),
-        *("http://other.test/1.ts", "//other.test/1.ts", "data:,/x", "/ü.ts"),
+        *("http://other.test/1.ts", "//other.test/1.ts", "data:,/x"),
     ],
 )
 def test_hls_references_that_are_no_absolute_path_are_not_named(reference: str) -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 from cachefsm import Cache
 from cachefsm.access import AllowList
 from cachefsm.addresses import AddressGuard
-from cachefsm.errors import UsageError
-from cachefsm.origin import OriginOptions
+from cachefsm.errors import OriginRefused, UsageError
+from cachefsm.origin import OriginClient, OriginOptions
 from cachefsm.proxy import Server
+from cachefsm.transport import Canceller
+from cachefsm.urls import OriginUrl
 from tests.support.caches import OpenCache
 from tests.support.clients import ask, exchange, request_bytes, serve_mounted, split
 from tests.support.faults import cut_after, extra_headers, redirect, status
@@ -200,7 +203,7 @@ def test_this_machine_is_not_any_host(cache, elsewhere, host: str) -> None:
     with cache.serve(allow=["*:*", "*"]) as proxy:
         reply = ask(f"{proxy.url}http/{authority}/film")
         assert reply.status == 403
-        assert "is not allowed here; name it with --allow" in reply.text
+        assert reply.text.endswith(f" is not allowed here; name it with --allow {authority}\n")
     assert elsewhere.requests == []
     with cache.serve(allow=["*:*", authority]) as proxy:
         assert ask(f"{proxy.url}http/{authority}/film").status == 200
@@ -294,6 +297,25 @@ def test_an_allowed_name_does_not_lead_to_this_machine_unless_it_may(
     assert len(origin.requests) == (code == 200)
 
 
+@pytest.mark.parametrize(
+    "host", ["%31%32%37.0.0.1", "127.0.0.%31", "loc%61lhost", "127.1", "2130706433", "0x7f.1", "0"]
+)
+def test_no_spelling_of_this_machine_is_any_host(origin, open_cache: OpenCache, host: str) -> None:
+    allow = AllowList(["*:*"])
+    options = OriginOptions(may_visit=allow.__contains__, may_connect=AddressGuard())
+    with open_cache(origin=options).serve(allow=allow) as proxy:
+        assert ask(f"{proxy.url}http/{host}:{origin.port}/film").status in (400, 403)
+    assert origin.requests == []
+
+
+def test_an_address_is_judged_by_the_host_as_its_url_names_it(origin) -> None:
+    client = OriginClient(OriginOptions(may_connect=AddressGuard()))
+    spelled = OriginUrl("http", None, "%31%32%37.0.0.1", origin.port, "/film")
+    with closing(client), pytest.raises(OriginRefused):
+        client.fetch(spelled, None, held=None, canceller=Canceller())
+    assert origin.requests == []
+
+
 # -- redirects --------------------------------------------------------------------
 
 
@@ -365,6 +387,14 @@ def test_an_origins_folded_line_never_becomes_a_line_of_its_own(origin, proxy) -
     code, lines, body = raw(proxy, "/m/film")
     assert (code, body) == (200, content(0, SIZE))
     assert not any(line.strip().lower().startswith("x-evil") for line in lines)
+
+
+@pytest.mark.parametrize("value", ["a\rX-Evil: 1", "a\r", "a\r\rX-Evil: 1"])
+def test_an_origins_bare_cr_never_begins_a_line_of_its_own(origin, proxy, value: str) -> None:
+    origin.script(extra_headers(("X-Broken", value)))
+    code, lines, _ = raw(proxy, "/m/film")
+    assert code in (200, 502)  # the next answer has none
+    assert not any(line.lower().startswith("x-evil") for line in lines)
 
 
 def test_content_files_are_named_by_hashes_only(origin, proxy, cache) -> None:

@@ -63,6 +63,12 @@ def test_a_redirect_is_followed_and_its_end_is_stored(origin, serve, code: int) 
     assert [request.target for request in origin.requests] == ["/base/film", "/base/new"]
 
 
+def test_a_name_written_as_it_is_is_asked_for_as_a_url_has_it(origin, serve) -> None:
+    origin.put("/base/n%C3%A9w%20film", Resource(SIZE))
+    origin.script(redirect("n\xc3\xa9w film"), path="/base/film")  # UTF-8, as the wire has it
+    assert ask(f"{serve(hands_on=False)}m/film").body == content(0, SIZE)
+
+
 def test_where_a_redirect_leads_is_asked_anew_when_it_is_stale(origin, clock, serve) -> None:
     origin.put("/base/new", Resource(SIZE, headers=(("Cache-Control", "max-age=60"),)))
     origin.script(redirect("new"), path="/base/film", times=None)
@@ -100,6 +106,7 @@ def test_a_redirect_that_is_handed_on_is_an_answer_like_any_other(origin, serve,
         ("new", "/m/new"),
         ("../base/x/new?a=%2f#t=5", "/m/x/new?a=%2f#t=5"),
         ("/base/new", "/m/new"),
+        ("n\xc3\xa9w film", "/m/n%C3%A9w%20film"),
         ("/elsewhere", "/elsewhere"),
         ("{origin}/base/new", "/m/new"),
         ("//{authority}/base/new", "/m/new"),

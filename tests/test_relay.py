@@ -109,6 +109,14 @@ def test_an_empty_body_keeps_its_length(origin, proxy) -> None:
     assert origin.requests[0].header("Content-Length") == "0"
 
 
+def test_nothing_is_said_that_the_client_did_not_say(origin, proxy) -> None:
+    origin.script(status(204))
+    exchange(proxy.url, request_bytes("/m/film", method="DELETE"))
+    (request,) = origin.requests
+    names = {name.lower() for name, _ in request.headers}
+    assert names <= {"host", "via", "connection"}
+
+
 def test_the_origin_is_told_who_passed_it_on(origin, cache: Cache, url) -> None:
     origin.script(status(204), times=None)
     ask(url, method="POST")
@@ -289,6 +297,7 @@ def test_early_hints_are_not_the_answer(origin, url) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -3\r\n\r\nabc",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: cow\r\n\r\nabc",
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
         b"nonsense\r\n\r\n",
         b"",
@@ -327,6 +336,16 @@ def test_a_client_that_leaves_ends_the_wait(origin, proxy) -> None:
     assert hold.reached.wait(WAIT_S)
     reset(client)
     origin.wait_until(lambda: origin.requests[0].ended)
+
+
+@pytest.mark.parametrize("lines", [["Content-Length: 9"], ["Transfer-Encoding: chunked"], []])
+def test_a_client_that_leaves_is_not_called_the_origins_fault(origin, proxy, lines) -> None:
+    origin.script(hold_before_headers())
+    with connect(proxy.url) as client:
+        client.sendall(request_bytes("/m/film", *lines, method="PUT") + b"5\r\nhal" * bool(lines))
+        client.shutdown(socket.SHUT_WR)  # so that it can be told what it is taken for
+        code, _, line = split(read_all(client))
+    assert (code, line) == (503, b"the client has left\n")
 
 
 def test_a_cache_that_closes_ends_the_wait(origin, cache: Cache, proxy, url) -> None:

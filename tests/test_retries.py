@@ -101,12 +101,14 @@ def test_a_416_is_weighed_against_what_is_known(
     assert judge(UnsatisfiedByOrigin(told), content, position) is verdict
 
 
-@pytest.mark.parametrize("told", [None, 0])
-def test_a_416_to_the_very_first_byte_is_asked_about_plainly_once(told: int | None) -> None:
+@pytest.mark.parametrize(("told", "verdict"), [(None, Verdict.FAIL), (0, Verdict.LENGTH_TOLD)])
+def test_a_416_to_the_very_first_byte_is_asked_about_plainly_once(
+    told: int | None, verdict: Verdict
+) -> None:
     content = content_of(length=None, present=0, answered=False)
     assert judge(UnsatisfiedByOrigin(told), content, 0) is Verdict.ASK_PLAINLY
     content.ask_plainly = True
-    assert judge(UnsatisfiedByOrigin(told), content, 0) is Verdict.LENGTH_TOLD
+    assert judge(UnsatisfiedByOrigin(told), content, 0) is verdict
 
 
 def test_a_first_question_past_the_end_is_put_again_from_the_front() -> None:

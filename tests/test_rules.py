@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cachefsm.access import Rules, parse_mount
+from cachefsm.arguments import parse_arguments
 from cachefsm.errors import UsageError
 from cachefsm.rules import EVERY_MOUNT, furnish, parse_fresh, parse_header, parse_which
 from tests.support.clients import ask
@@ -147,6 +148,14 @@ def test_serve_gives_each_mount_its_rules(command: CommandLine, origin: Origin) 
         assert SECRET not in shown
         server.process.terminate()
         assert SECRET not in server.wait().stderr
+
+
+@pytest.mark.parametrize("option", ["--offline", "--pass-methods", "--hand-on-redirects"])
+def test_an_option_without_a_mount_is_for_every_mount(option: str) -> None:
+    name = option[2:].replace("-", "_")
+    alone = parse_arguments(["serve", option, "--mount=/a=http://origin.test/"], {})
+    twin = parse_arguments(["serve"], {f"CACHEFSM_{name.upper()}": "1"})
+    assert [getattr(options, name) for options in (alone, twin)] == [[EVERY_MOUNT]] * 2
 
 
 def test_the_environment_gives_rules_too(command: CommandLine, origin: Origin) -> None:
