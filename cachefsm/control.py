@@ -8,6 +8,9 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.routing import Map, Rule
+
 from . import dashboard
 from .access import AllowList, is_same_origin
 from .buckets import RateLimits
@@ -90,64 +93,31 @@ class Control:
             return json_response({"error": str(error)}, error_status(error), error_fields(error))
 
     def _route(self, request: Request) -> Response:
-        match request.method, request.path.strip("/").split("/")[1:]:
-            case "GET" | "HEAD", []:
-                return self._overview(request)
-            case "GET" | "HEAD", ["entries"]:
-                return json_response(self._list(parse_qs(request.query)))
-            case "POST", ["entries"]:
-                return self._add(request)
-            case "GET" | "HEAD", ["entries", number]:
-                return json_response(self._entry(number).describe())
-            case "DELETE", ["entries", number]:
-                self._entry(number).remove()
-                return Response(HTTPStatus.NO_CONTENT)
-            case "GET" | "HEAD", ["entries", number, "content"]:
-                return self._serve(request, lambda: self._entry(number).id)
-            case "POST", ["entries", number, "start"]:
-                return self._start(request, self._entry(number))
-            case "POST", ["entries", number, "verify"]:
-                first, stop = _offsets(request.json())
-                found = self._entry(number).verify(start=first, stop=stop)
-                return json_response(found.describe())
-            case "POST", ["entries", number, order] if order in _ORDERS:
-                entry = self._entry(number)
-                if order in ("resume", "retry"):
-                    self._allow(entry)
-                _ORDERS[order](entry)
-                return json_response(entry.describe())
-            case "GET" | "HEAD", ["entries", number, "explain"]:
-                offset = _number(parse_qs(request.query), "offset")
-                if offset is None:
-                    raise UsageError("which byte? Ask with ?offset=<n>")
-                return json_response(self._entry(number).explain(offset))
-            case "GET" | "HEAD", ["limits"]:
-                return json_response(asdict(self._cache.rate_limits()))
-            case "POST", ["limits"]:
-                changes = _rates(request.json())
-                return json_response(asdict(self._cache.set_rate_limits(**changes)))
-            case "GET" | "HEAD", ["stats"]:
-                return json_response(self._cache.stats())
-            case "GET" | "HEAD", ["events"]:
-                return event_response(request, self._cache.listen())
-            case "GET" | "HEAD", ["metrics"]:
-                traffic = request.environ.get("cachefsm.traffic")
-                return text_response(render(self._cache.stats(), traffic), CONTENT_TYPE)
-            case "POST", ["gc"]:
-                return json_response(self._cache.collect(_size(request.json(), "max_size")))
-        return json_response(
-            {"error": f"there is no {request.method} {request.path}"}, HTTPStatus.NOT_FOUND
-        )
+        routes = _ROUTES.bind("")
+        try:
+            handler, values = routes.match(f"/{request.path.strip('/')}", request.method)
+        except MethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.valid_methods or ()))
+            return json_response(
+                {"error": f"{request.path} does not take {request.method}, but {allowed}"},
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                [("Allow", allowed)],
+            )
+        except NotFound:
+            return json_response({"error": f"there is no {request.path}"}, HTTPStatus.NOT_FOUND)
+        response: Response = handler(self, request, **values)
+        return response
 
-    def _list(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+    def _list(self, request: Request) -> Response:
         """Return every entry, a page of them, or those of some URLs.
 
         The URLs are in full, as no description can be found by what it shows.
         """
+        query = parse_qs(request.query)
         if "url" in query:
-            return [self._cache.find(url).describe() for url in query["url"]]
+            return json_response([self._cache.find(url).describe() for url in query["url"]])
         after, limit = _number(query, "after"), _number(query, "limit")
-        return self._cache.describe_all(after=after or 0, limit=limit)
+        return json_response(self._cache.describe_all(after=after or 0, limit=limit))
 
     def _overview(self, request: Request) -> Response:
         """Return the entries as a page for browsers, and as a table for others."""
@@ -182,13 +152,60 @@ class Control:
             entry.start(priority)
         return json_response(entry.describe(), HTTPStatus.CREATED)
 
-    def _start(self, request: Request, entry: Entry) -> Response:
-        body = request.json()
+    def _describe(self, _request: Request, number: str) -> Response:
+        return json_response(self._entry(number).describe())
+
+    def _remove(self, _request: Request, number: str) -> Response:
+        self._entry(number).remove()
+        return Response(HTTPStatus.NO_CONTENT)
+
+    def _read(self, request: Request, number: str) -> Response:
+        return self._serve(request, lambda: self._entry(number).id)
+
+    def _start(self, request: Request, number: str) -> Response:
+        entry, body = self._entry(number), request.json()
         first, stop = _offsets(body)
         priority = _priority(body)
         self._allow(entry)
         entry.start(priority, first, stop)
         return json_response(entry.describe())
+
+    def _verify(self, request: Request, number: str) -> Response:
+        first, stop = _offsets(request.json())
+        return json_response(self._entry(number).verify(start=first, stop=stop).describe())
+
+    def _order(self, _request: Request, number: str, order: str) -> Response:
+        entry = self._entry(number)
+        if order in ("resume", "retry"):
+            self._allow(entry)
+        _ORDERS[order](entry)
+        return json_response(entry.describe())
+
+    def _explain(self, request: Request, number: str) -> Response:
+        offset = _number(parse_qs(request.query), "offset")
+        if offset is None:
+            raise UsageError("which byte? Ask with ?offset=<n>")
+        return json_response(self._entry(number).explain(offset))
+
+    def _limits(self, _request: Request) -> Response:
+        return json_response(asdict(self._cache.rate_limits()))
+
+    def _set_limits(self, request: Request) -> Response:
+        changes = _rates(request.json())
+        return json_response(asdict(self._cache.set_rate_limits(**changes)))
+
+    def _stats(self, _request: Request) -> Response:
+        return json_response(self._cache.stats())
+
+    def _events(self, request: Request) -> Response:
+        return event_response(request, self._cache.listen())
+
+    def _metrics(self, request: Request) -> Response:
+        traffic = request.environ.get("cachefsm.traffic")
+        return text_response(render(self._cache.stats(), traffic), CONTENT_TYPE)
+
+    def _collect(self, request: Request) -> Response:
+        return json_response(self._cache.collect(_size(request.json(), "max_size")))
 
     def _allow(self, entry: Entry) -> None:
         """Let the entry's origin be visited: it may have come here from a cache that did."""
@@ -202,6 +219,34 @@ class Control:
 
     def _has_token(self, request: Request) -> bool:
         return carries(request.field("Authorization") or "", self._token)
+
+
+def _on(method: str, path: str, handler: Callable[..., Response]) -> Rule:
+    return Rule(path, methods=[method], endpoint=handler)
+
+
+_ROUTES: Final = Map(
+    [
+        _on("GET", "/-", Control._overview),
+        _on("GET", "/-/entries", Control._list),
+        _on("POST", "/-/entries", Control._add),
+        _on("GET", "/-/entries/<number>", Control._describe),
+        _on("DELETE", "/-/entries/<number>", Control._remove),
+        _on("GET", "/-/entries/<number>/content", Control._read),
+        _on("GET", "/-/entries/<number>/explain", Control._explain),
+        _on("POST", "/-/entries/<number>/start", Control._start),
+        _on("POST", "/-/entries/<number>/verify", Control._verify),
+        _on("POST", f"/-/entries/<number>/<any({', '.join(_ORDERS)}):order>", Control._order),
+        _on("GET", "/-/limits", Control._limits),
+        _on("POST", "/-/limits", Control._set_limits),
+        _on("GET", "/-/stats", Control._stats),
+        _on("GET", "/-/events", Control._events),
+        _on("GET", "/-/metrics", Control._metrics),
+        _on("POST", "/-/gc", Control._collect),
+    ],
+    merge_slashes=False,
+)
+"""Which of its methods answers what; a GET is answered for a HEAD, too."""
 
 
 def _is_number(text: str) -> bool:

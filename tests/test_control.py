@@ -173,7 +173,7 @@ def test_a_head_of_a_control_route_has_no_body(proxy, entry) -> None:
         ("entries/%31", 400),
         ("entries/\u00b2", 400),
         ("entries/1/nothing", 404),
-        ("entries/1/pause", 404),
+        ("entries/1/pause", 405),
         ("nothing", 404),
     ],
 )
@@ -536,3 +536,21 @@ def test_where_a_token_is_needed_nothing_but_health_goes_without(cache, origin) 
         assert ask(f"{proxy.url}-/", as_a_browser).status == 200
         assert ask(f"{proxy.url}-/entries/1/pin", bearer, method="POST").status == 200
         assert ask(f"{proxy.url}-/health").status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "allowed"),
+    [
+        ("GET", "entries/1/pause", "POST"),
+        ("PUT", "limits", "GET, HEAD, POST"),
+        ("OPTIONS", "entries", "GET, HEAD, POST"),
+        ("POST", "entries/1", "DELETE, GET, HEAD"),
+        ("DELETE", "", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_does_not_fit_is_answered_with_those_that_do(
+    proxy, entry, method: str, target: str, allowed: str
+) -> None:
+    reply = ask(f"{proxy.url}-/{target}", method=method)
+    assert (reply.status, reply["Allow"]) == (405, allowed)
+    assert allowed in reply.json()["error"]

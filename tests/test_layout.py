@@ -77,7 +77,7 @@ FOREIGN: Final = {
     "statemachine": {"lifecycle", "diagrams"},
     "requests": {"bodies", "mishaps", "origin", "transport", "requests_adapter"},
     "urllib3": {"mishaps", "origin", "transport", "requests_adapter"},
-    "werkzeug": {"server"},
+    "werkzeug": {"server", "control"},
 }
 
 # SQLite is a thing of `database`; `salvage` reads what that cannot open any more.
