@@ -39,6 +39,7 @@ class _Setting:
     default: Any
     many: bool
     separator: str | None = None  # of a list in the environment: any white space
+    stands_alone: bool = False  # a list that may be given without a value, as a switch
 
     @property
     def twin(self) -> str:
@@ -51,6 +52,8 @@ class _Setting:
             return text.lower() in YES
         if not self.many:
             return self.read(text)
+        if self.stands_alone and text.lower() in _NO:
+            return []
         return [self.read(part.strip()) for part in text.split(self.separator) if part.strip()]
 
 
@@ -89,7 +92,8 @@ class Parser(argparse.ArgumentParser):
 
         A repeatable one's values stand in the environment between *separator*s.
         """
-        setting = _Setting(flag[2:].replace("-", "_"), read, default, many, separator)
+        name, stands_alone = flag[2:].replace("-", "_"), more.get("nargs") == "?"
+        setting = _Setting(name, read, default, many, separator, stands_alone)
         self._settings.append(setting)
         if read is None:
             more["action"] = "store_true"

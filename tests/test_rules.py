@@ -156,6 +156,8 @@ def test_an_option_without_a_mount_is_for_every_mount(option: str) -> None:
     alone = parse_arguments(["serve", option, "--mount=/a=http://origin.test/"], {})
     twin = parse_arguments(["serve"], {f"CACHEFSM_{name.upper()}": "1"})
     assert [getattr(options, name) for options in (alone, twin)] == [[EVERY_MOUNT]] * 2
+    off = parse_arguments(["serve"], {f"CACHEFSM_{name.upper()}": "0"})
+    assert getattr(off, name) == []
 
 
 def test_the_environment_gives_rules_too(command: CommandLine, origin: Origin) -> None:
