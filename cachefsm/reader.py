@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -247,6 +247,15 @@ class Reader:
                 options.stall_timeout_s if self._started else options.first_byte_timeout_s,
                 f"byte {position} has not arrived",
             )
+
+    def check_stored(self, ranges: Iterable[ByteRange]) -> None:
+        """Raise NotStored if *ranges* are not all here and the client wants nothing fetched.
+
+        From an offline mount, a part is better than nothing: that is served as far as it goes.
+        """
+        missing = (each.start for each in ranges if not self.entry.has(*each))
+        if self._terms.only_stored and (position := next(missing, None)) is not None:
+            raise self._not_stored(position)
 
     def ready(self, start: int, stop: int) -> None:
         """Return once the first byte of ``[start, stop)`` can be read.

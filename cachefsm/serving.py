@@ -100,6 +100,7 @@ def respond(
     first = body.parts[0].range
     if request.method == "GET" and first.size:
         # An error that can still be told by a status is better than a cut connection.
+        reader.check_stored(part.range for part in body.parts)
         reader.ready(*first)
     sendfile = bool(request.environ.get("cachefsm.sendfile"))
     pieces: Iterable[Any] = _body(reader, body, sendfile=sendfile)

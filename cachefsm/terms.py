@@ -132,15 +132,20 @@ class Terms:
         age_s, lifetime_s = stored.age_s(now_s), self.lifetime_s(stored)
         if not needs_validation(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
             return Use.NOW
-        if is_only_if_cached(self.request_fields):
+        if self.only_stored:
             return Use.NEVER
         if may_serve_meanwhile(self.request_fields, told, lifetime_s=lifetime_s, age_s=age_s):
             return Use.MEANWHILE
         return Use.AFTER_ASKING
 
+    @property
+    def only_stored(self) -> bool:
+        """Whether the client wants what is stored, or an error at once. RFC 9111 §5.2.1.7."""
+        return is_only_if_cached(self.request_fields)
+
     def may_ask(self) -> bool:
         """Return whether the origin may be asked at all."""
-        return not (self.offline or is_only_if_cached(self.request_fields))
+        return not (self.offline or self.only_stored)
 
     def may_give_again(self, told: Fields, *, lifetime_s: float, age_s: float) -> bool:
         """Return whether a remembered answer without a file may be used again. RFC 9111 §4."""

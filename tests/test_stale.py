@@ -362,6 +362,11 @@ def test_who_wants_only_what_is_stored_gets_no_byte_fetched(
         only = {"Cache-Control": "only-if-cached"}
         assert ask(url, {"Range": "bytes=100-199", **only}).body == content(100, 200)
         assert ask(url, {"Range": "bytes=300-399", **only}).status == 504
+        # Nor a part of it, and then a cut.
+        for wanted in ("bytes=150-249", "bytes=100-149,300-399", "bytes=100-"):
+            assert ask(url, {"Range": wanted, **only}).status == 504
+        assert ask(url, only).status == 504
+        assert ask(url, only, method="HEAD").status == 200
         assert len(origin.requests) == 1
 
 
