@@ -301,7 +301,7 @@ class Cache:
         warning, unless *allow* names them; see :class:`cachefsm.access.AllowList`.
 
         Raises:
-            UsageError: it is no playlist, or *after* is not in it.
+            UsageError: it is no playlist, *after* is not in it, or *items* is no number.
             CacheError: the reason why the playlist cannot be read.
         """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,14 @@ from typing import Any
 import pytest
 
 from cachefsm import Cache, DownloadState, Entry, KeyRule, Progress, Transition
-from cachefsm.errors import CacheBusy, CacheClosed, EntryNotFound, StorageError, UsageError
+from cachefsm.errors import (
+    CacheBusy,
+    CacheClosed,
+    EntryNotFound,
+    OriginStatus,
+    StorageError,
+    UsageError,
+)
 from cachefsm.scheduler import Priority
 from tests.support.caches import WAIT_S, OpenCache, live_threads
 from tests.support.faults import hold_after, hold_before_headers, status
@@ -107,6 +115,24 @@ def test_a_directory_in_the_home_of_nobody_is_an_error_of_storage() -> None:
         Cache("~no-such-person/cache")
 
 
+def test_the_hosts_to_allow_are_a_list_not_letters(cache: Cache, origin: Origin) -> None:
+    with pytest.raises(UsageError, match="list"):
+        cache.serve(allow="example.test")
+    with pytest.raises(UsageError, match="list"):
+        cache.prefetch_playlist(origin.url("/list.m3u8"), allow="example.test")
+    assert origin.requests == []
+
+
+@pytest.mark.parametrize("items", [-1, 1.5, "3", None])
+def test_so_many_items_of_a_playlist_cannot_be_prefetched(
+    cache: Cache, origin: Origin, items: Any
+) -> None:
+    origin.put("/list.m3u8", Resource.of(b"#EXTM3U\n#EXTINF:4,\n1.ts\n#EXTINF:4,\n2.ts\n"))
+    with pytest.raises(UsageError, match="no number of items"):
+        cache.prefetch_playlist(origin.url("/list.m3u8"), items)
+    assert origin.requests == []
+
+
 # -- closed files and caches -------------------------------------------------------
 
 
@@ -159,6 +185,15 @@ def test_a_resolver_may_close_the_cache(open_cache: OpenCache, origin: Origin) -
     assert closed.wait(WAIT_S)
     assert live_threads() == []
     open_cache().close()  # its directory was let go
+
+
+def test_a_resolver_that_leaves_its_thread_has_no_link(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    origin.script(status(403), times=None)
+    cache = open_cache(resolver=lambda _url, _error: sys.exit("no link"))
+    waiting = in_thread(cache.entry(origin.url("/film")).wait_complete)
+    assert isinstance(waiting.exception(WAIT_S), OriginStatus)
 
 
 def test_a_signal_handler_may_close_the_cache_that_is_closing(
