@@ -6,7 +6,6 @@ It reads the arguments and wires the parts together; it decides nothing itself.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -40,6 +39,7 @@ from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Abandoned, Limits
 from .settling import News
+from .storage import bytes_free
 from .surroundings import Durability
 from .terms import Terms
 from .throttle import Throttle
@@ -336,7 +336,7 @@ class Cache:
             "directory": str(self.directory),
             **self._overview.stored(),
             "max_size": self.max_size,
-            "bytes_free": shutil.disk_usage(self.directory).free,
+            "bytes_free": bytes_free(self.directory),
             "bytes_from_origin": self.origin.received_bytes,
             **self._overview.in_use(),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -131,6 +132,16 @@ def test_so_many_items_of_a_playlist_cannot_be_prefetched(
     with pytest.raises(UsageError, match="no number of items"):
         cache.prefetch_playlist(origin.url("/list.m3u8"), items)
     assert origin.requests == []
+
+
+def test_events_too_are_waited_for_any_long_time(cache: Cache, film: Entry) -> None:
+    with cache.listen() as mailbox:
+        film.start()
+        event = mailbox.get(inf)
+        assert event is not None
+        assert event.event == "initialize"
+        with pytest.raises(UsageError, match="is no number of seconds"):
+            mailbox.get(nan)
 
 
 # -- closed files and caches -------------------------------------------------------
@@ -273,6 +284,15 @@ def test_a_fork_that_lives_on_does_not_keep_the_directory(open_cache: OpenCache)
         os.close(sending)
         os.close(receiving)
         os.waitpid(process_id, 0)
+
+
+# -- what goes away ----------------------------------------------------------------
+
+
+def test_a_directory_that_somebody_deleted_is_an_error_of_storage(cache: Cache) -> None:
+    shutil.rmtree(cache.directory)
+    with pytest.raises(StorageError, match="No such file"):
+        cache.stats()
 
 
 # -- removed meanwhile -------------------------------------------------------------
