@@ -117,6 +117,8 @@ class AllowList:
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
+        if isinstance(patterns, str):  # going through it would allow hosts of one letter
+            raise UsageError("the hosts to allow are a list; this is one")
         self._patterns = [check_pattern(pattern) for pattern in patterns]
         self._lock = threading.Lock()
         self._named: set[str] = set()

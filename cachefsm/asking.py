@@ -301,6 +301,8 @@ class AskingEntry(LinkedEntry):
         demand.moved_s = self._around.ticks()  # who asked is about to read
         # Without a grace, too: or the answer would be broken off before that.
         demand.expires_at_s = demand.moved_s + max(self._policy.grace_s, SAYS_SOON_S)
+        if self._removed:
+            return
         try:
             self._enqueue(Demand(READER, Priority.FILL))
         except StorageError as error:  # only the next start would have read it

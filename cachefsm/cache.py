@@ -6,13 +6,11 @@ It reads the arguments and wires the parts together; it decides nothing itself.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -21,13 +19,13 @@ from .catalogue import Catalogue
 from .claims import SpeedLimits
 from .credentials import Credentials
 from .demands import Fill
-from .dirlock import DirectoryLock, Holder
+from .dirlock import Holder, absolute, take
 from .engine import Engine, Parts
-from .errors import CacheClosed, EntryNotFound, StorageError, UsageError
+from .errors import CacheClosed, EntryNotFound, UsageError
 from .events import Event, EventHub, Mailbox
 from .fields import Fields
 from .handle import Entry
-from .keys import KeyRule, KeyRules
+from .keys import KeyRule, KeyRules, check_key
 from .origin import OriginClient, OriginOptions
 from .overview import Overview
 from .playlist_items import wanted_items
@@ -41,6 +39,7 @@ from .retries import RetryPolicy
 from .salvage import open_store
 from .scheduler import Abandoned, Limits
 from .settling import News
+from .storage import bytes_free
 from .surroundings import Durability
 from .terms import Terms
 from .throttle import Throttle
@@ -126,7 +125,7 @@ class Cache:
         restore: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.directory: Final = Path(directory).expanduser().absolute()
+        self.directory: Final = absolute(directory)
         self.max_size: Final = None if max_size is None else parse_size(max_size)
         self.clock: Final = clock
         options = reader_options(first_byte_timeout, stall_timeout, read_ahead, verify_reads)
@@ -149,10 +148,11 @@ class Cache:
         keys, credentials = KeyRules(key_rules), Credentials(secrets)
         self.origin: Final = OriginClient(origin, clock, self._throttle)
         self._events = EventHub()
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()  # a signal's handler may interrupt it, to close
         self._closed = False
+        self._owner = os.getpid()
         with ExitStack() as held:
-            self._dirlock = _lock(self.directory)
+            self._dirlock = take(self.directory)
             held.callback(self._dirlock.release)
             content = self.directory / "content"
             self._store = open_store(self.directory / "cache.sqlite3", content, now_s=clock())
@@ -217,8 +217,10 @@ class Cache:
         credentials.
 
         Raises:
-            UsageError: it is no http(s) URL.
+            UsageError: it is no http(s) URL, or *key* is no text.
         """
+        if key is not None:
+            check_key(key)
         return self._handle(self._catalogue.id_of(parse_url(url), key), url)
 
     def entries(self) -> list[Entry]:
@@ -256,6 +258,7 @@ class Cache:
 
     def outdate(self, url: str, reason: str) -> None:
         """Drop what is stored under *url*, for whatever credentials and fields."""
+        self._check_open()
         for record in self._catalogue.all_of(parse_url(url)):
             with suppress(EntryNotFound), self.registry.lease(record.id) as entry:
                 entry.outdate(reason)
@@ -298,7 +301,7 @@ class Cache:
         warning, unless *allow* names them; see :class:`cachefsm.access.AllowList`.
 
         Raises:
-            UsageError: it is no playlist, or *after* is not in it.
+            UsageError: it is no playlist, *after* is not in it, or *items* is no number.
             CacheError: the reason why the playlist cannot be read.
         """
 
@@ -333,7 +336,7 @@ class Cache:
             "directory": str(self.directory),
             **self._overview.stored(),
             "max_size": self.max_size,
-            "bytes_free": shutil.disk_usage(self.directory).free,
+            "bytes_free": bytes_free(self.directory),
             "bytes_from_origin": self.origin.received_bytes,
             **self._overview.in_use(),
         }
@@ -355,10 +358,12 @@ class Cache:
 
     def queued_urls(self) -> list[OriginUrl]:
         """Return the URLs that people and prefetches wait for, the most urgent first."""
+        self._check_open()
         return queued_urls(self._store)
 
     def restore_queue(self) -> None:
         """Go on with the downloads that earlier processes left in the queue."""
+        self._check_open()
         restore_queue(self._store, self.registry)
 
     # -- reading ---------------------------------------------------------------
@@ -430,6 +435,7 @@ class Cache:
 
     def serve(self, **options: Any) -> Server:
         """Return the proxy in a thread; see :class:`cachefsm.proxy.Server`."""
+        self._check_open()
         # The proxy is built on the cache; only this convenience looks the other way.
         from .proxy import Server
 
@@ -445,8 +451,11 @@ class Cache:
         """Stop every download, fail every wait, record everything; within two seconds.
 
         Downloads under way are paused and go on when the directory is opened
-        again. Safe to call twice and from any thread.
+        again. Safe to call twice, from any thread, and from a callback. In a fork it
+        changes nothing: threads and directory are the parent's.
         """
+        if os.getpid() != self._owner:
+            return
         with self._closing:
             if self._closed:
                 return
@@ -460,13 +469,3 @@ class Cache:
     def _check_open(self) -> None:
         if self._closed:
             raise CacheClosed("the cache is closed")
-
-
-def _lock(directory: Path) -> DirectoryLock:
-    """Make the directory, if it is not there, and take it for this process."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        reason = "it is no directory" if directory.exists() else error.strerror
-        raise StorageError(f"cannot use {directory}: {reason}") from error
-    return DirectoryLock(directory)

@@ -61,6 +61,7 @@ class CacheFile(io.RawIOBase):
 
     def readable(self) -> bool:
         """Return True."""
+        self._check_open()
         return True
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
@@ -70,14 +71,19 @@ class CacheFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         """Return True."""
+        self._check_open()
         return True
 
     def tell(self) -> int:
         """Return the position in bytes."""
+        self._check_open()
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; from the end, this waits for the length to be known."""
+        self._check_open()
+        if whence not in (io.SEEK_SET, io.SEEK_CUR, io.SEEK_END):
+            raise io.UnsupportedOperation("no holes are sought in a file that arrives in pieces")
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position}.get(whence)
         if base is None:
             base = self._length()
@@ -88,6 +94,7 @@ class CacheFile(io.RawIOBase):
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill *buffer* with what is here, at least one byte but at the end."""
+        self._check_open()
         view, position = memoryview(buffer).cast("B"), self._position
         if not len(view):
             return 0
@@ -103,6 +110,7 @@ class CacheFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         """Return all bytes from the position on."""
+        self._check_open()
         self.representation(self._position)
         data = b"".join(self._reader.pieces(self._position, END))
         self._position += len(data)
@@ -119,6 +127,10 @@ class CacheFile(io.RawIOBase):
         if not self.closed and hasattr(self, "_reader"):
             self._reader.close()
         super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("the file is closed")
 
     def _length(self) -> int:
         length = self.representation().complete_length

@@ -35,7 +35,7 @@ class Catalogue:
         It is fetched by *url* from now on. The key is that of *url* by default.
         """
         own_key = self._keys.key(url)
-        entry_id = self._registry.find_or_create(url, key or own_key)
+        entry_id = self._registry.find_or_create(url, own_key if key is None else key)
         if own_key != str(url):  # others have the same key
             with self._registry.lease(entry_id) as entry:
                 entry.name(url)

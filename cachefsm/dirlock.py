@@ -19,7 +19,7 @@ from typing import Final
 
 from .errors import CacheBusy, StorageError
 
-__all__ = ["DirectoryLock", "Holder", "in_use"]
+__all__ = ["DirectoryLock", "Holder", "absolute", "in_use", "take"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +66,8 @@ class DirectoryLock:
         except OSError as error:
             os.close(self._fd)
             raise StorageError(f"cannot lock {directory}: {error.strerror}") from error
-        self.announce(Holder(os.getpid()))
+        self._owner = os.getpid()
+        self.announce(Holder(self._owner))
 
     def announce(self, holder: Holder) -> None:
         """Write who holds the directory, for those who find it locked."""
@@ -79,10 +80,12 @@ class DirectoryLock:
             _log.warning("cannot write who holds the directory: %s", error.strerror)
 
     def release(self) -> None:
-        """Let the directory go; safe to call twice."""
+        """Let the directory go; safe to call twice. In a fork the lock stays its parent's."""
         if self._fd >= 0:
-            with contextlib.suppress(OSError):  # read-only by now: the next one finds our name
-                self._write("")
+            if os.getpid() == self._owner:
+                with contextlib.suppress(OSError):  # read-only by now: the next one finds our name
+                    self._write("")
+                fcntl.flock(self._fd, fcntl.LOCK_UN)  # for forks, too, which may live on
             os.close(self._fd)
             self._fd = -1
 
@@ -108,6 +111,35 @@ class DirectoryLock:
             return None
         finally:
             os.close(fd)
+
+
+def absolute(directory: str | os.PathLike[str]) -> Path:
+    """Return *directory* as a path that stays the same wherever the process goes.
+
+    Raises:
+        StorageError: it is in a home that nobody has.
+    """
+    try:
+        return Path(directory).expanduser().absolute()
+    except RuntimeError as error:
+        raise StorageError(f"cannot use {directory}: there is no such home") from error
+
+
+def take(directory: Path) -> DirectoryLock:
+    """Make the directory, if it is not there, and take it for this process.
+
+    Raises:
+        CacheBusy: another process has it.
+        StorageError: it cannot be used.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except ValueError as error:  # it holds a NUL
+        raise StorageError(f"cannot use {str(directory)!r}: {error}") from error
+    except OSError as error:
+        reason = "it is no directory" if isinstance(error, FileExistsError) else error.strerror
+        raise StorageError(f"cannot use {directory}: {reason}") from error
+    return DirectoryLock(directory)
 
 
 @contextlib.contextmanager

@@ -294,6 +294,8 @@ class LiveEntry(FillingEntry):
         expires_at_s = None if within_s is None else self._around.ticks() + within_s
         order = [Demand(asked_by, priority, *run, expires_at_s) for run in RangeSet(ranges)]
         with self._lock:
+            if self._closed is not None:
+                raise self._closed.again()
             state = self._lifecycle.state
             if all(demand.is_met(self._content) for demand in order):
                 return

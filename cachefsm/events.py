@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, Protocol
 
 from .surroundings import Transition
+from .units import patience_s
 
 __all__ = ["Event", "EventHub", "Mailbox", "Progress"]
 
@@ -113,8 +114,12 @@ class Mailbox:
         """Return the next event; None after *timeout_s* without one, or when it is closed.
 
         Transitions go first. Progress has the numbers of the moment in which it is returned.
+
+        Raises:
+            UsageError: *timeout_s* is no number.
         """
-        deadline_s = None if timeout_s is None else self._clock() + timeout_s
+        wait_s = patience_s(timeout_s)
+        deadline_s = None if wait_s is None else self._clock() + wait_s
         with self._condition:
             while True:
                 if self._moves:

@@ -16,7 +16,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
@@ -164,8 +164,8 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
     def cat_ranges(
         self,
         paths: list[str],
-        starts: int | list[int],
-        ends: int | list[int],
+        starts: int | Iterable[int | None] | None,
+        ends: int | Iterable[int | None] | None,
         max_gap: int | None = None,
         on_error: str = "return",
         **_options: Any,
@@ -175,8 +175,8 @@ class CacheFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has n
         With *on_error* ``"return"``, the place of what failed holds its error.
         """
         count = len(paths)
-        starts = starts if isinstance(starts, list) else [starts] * count
-        ends = ends if isinstance(ends, list) else [ends] * count
+        starts = list(starts) if isinstance(starts, Iterable) else [starts] * count
+        ends = list(ends) if isinstance(ends, Iterable) else [ends] * count
         if not len(starts) == len(ends) == count:
             raise ValueError("paths, starts and ends differ in number")
         with ThreadPoolExecutor(_PARALLEL_RANGES) as pool:

@@ -17,7 +17,7 @@ from .readers import Readers
 from .registry import Registry
 from .scheduler import Priority
 from .states import DownloadState
-from .units import parse_duration
+from .units import parse_duration, patience_s
 from .verify import Verification, verify
 
 __all__ = ["Entry", "parse_priority"]
@@ -36,7 +36,7 @@ def parse_priority(name: str) -> tuple[str, Priority]:
     """
     try:
         return _PRIORITIES[name]
-    except KeyError:
+    except (KeyError, TypeError):
         raise UsageError(
             f"{name!r} is no priority; use {' or '.join(map(repr, _PRIORITIES))}"
         ) from None
@@ -115,11 +115,13 @@ class Entry:
         """Return where the byte at *offset* is, when it will come, or why nobody fetches it.
 
         JSON values; docs/interface.md says what they mean.
+
+        Raises:
+            UsageError: no file has such a byte.
         """
-        if offset < 0:
-            raise UsageError(f"there is no byte {offset}")
+        position, _ = part_of(offset, None)
         with self._leased() as entry:
-            return entry.explain(offset)
+            return entry.explain(position)
 
     # -- waiting ---------------------------------------------------------------
 
@@ -127,22 +129,24 @@ class Entry:
         """Wait until ``[start, stop)`` is here, fetching it if need be; False on timeout.
 
         Raises:
-            UsageError: that is no range.
+            UsageError: that is no range, or no time.
             CacheError: the reason why the bytes will not come, as soon as that is known.
         """
-        part = part_of(start, stop)
+        part, timeout_s = part_of(start, stop), patience_s(timeout)
         with self._leased() as entry:
-            return entry.wait_for(*part, timeout)
+            return entry.wait_for(*part, timeout_s)
 
     def wait_playable(self, timeout: float | None = None) -> bool:
         """Wait until enough is here to start playing; as :meth:`wait_for`."""
+        timeout_s = patience_s(timeout)
         with self._leased() as entry:
-            return entry.wait_playable(timeout)
+            return entry.wait_playable(timeout_s)
 
     def wait_complete(self, timeout: float | None = None) -> bool:
         """Wait until every byte is here and durable; as :meth:`wait_for`."""
+        timeout_s = patience_s(timeout)
         with self._leased() as entry:
-            return entry.wait_complete(timeout)
+            return entry.wait_complete(timeout_s)
 
     def open(self) -> io.BufferedReader:
         """Return a seekable binary file; a read blocks until its bytes are here.

@@ -7,7 +7,7 @@ version's, to somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
 
@@ -16,7 +16,7 @@ from .addresses import host_matches
 from .errors import UsageError
 from .urls import OriginUrl
 
-__all__ = ["KeyRule", "KeyRules", "parse_key_rule"]
+__all__ = ["KeyRule", "KeyRules", "check_key", "parse_key_rule"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class KeyRule:
     """
 
     host: str
-    drop: tuple[str, ...]
+    drop: Sequence[str]
 
     def __post_init__(self) -> None:
         check_pattern(self.host)
+        if isinstance(self.drop, str):  # a tuple of it would be letters
+            raise UsageError(f"the key rule for {self.host} takes a list of parameters")
         object.__setattr__(self, "drop", tuple(self.drop))  # a list is as good
         if not self.drop or not all(name.strip("*") for name in self.drop):
             raise UsageError(f"the key rule for {self.host} names no parameter to leave out")
@@ -53,6 +55,16 @@ class KeyRule:
             name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
             for pattern in self.drop
         )
+
+
+def check_key(key: object) -> None:
+    """Return if *key* is one that an entry can be found by: text, which a database takes.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not isinstance(key, str) or any("\ud800" <= character <= "\udfff" for character in key):
+        raise UsageError(f"{key!r} is no key")
 
 
 class KeyRules:

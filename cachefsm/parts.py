@@ -40,7 +40,11 @@ def wanted_parts(
     Raises:
         UsageError: one of them has no byte in it.
     """
-    parts: list[tuple[int, int]] = [part_of(start, stop) for start, stop in ranges or ()]
+    try:
+        pairs = [(start, stop) for start, stop in ranges or ()]
+    except (TypeError, ValueError) as error:
+        raise UsageError("ranges are pairs of offsets, as (0, 1000) or (5000, None)") from error
+    parts: list[tuple[int, int]] = [part_of(start, stop) for start, stop in pairs]
     if head is not None:
         parts.append((0, parse_size(head)))
     elif ranges is None:

@@ -81,7 +81,7 @@ class Renewals:
                 raise UsageError("the resolver knows only the same")
             if entry.has_secrets and fresh.origin != old.origin:
                 raise UsageError("the fresh link leads to where the credentials are not for")
-        except Exception as failure:  # noqa: BLE001 - it is somebody else's code
+        except (Exception, SystemExit) as failure:  # noqa: BLE001 - it is somebody else's code
             told = hide_secrets(" ".join(str(failure).split())) or type(failure).__name__
             _log.warning("%s: %s, and the link is not renewed: %s", entry.shown_url, error, told)
             return None

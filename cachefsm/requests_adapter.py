@@ -34,6 +34,7 @@ from .errors import (
 )
 from .proxy import create_app
 from .serving import error_response
+from .units import patience_s
 from .urls import OriginUrl, parse_url
 from .web import Request
 
@@ -51,7 +52,7 @@ class CacheAdapter(HTTPAdapter):
     The cache follows redirects, so the response has no history. The read timeout counts;
     for connecting, the cache's own does. As with the ordinary adapter, whatever the origin
     answers is a response; no answer raises ``ConnectionError`` or ``ReadTimeout``, and a
-    body that breaks off ``ChunkedEncodingError``.
+    body that breaks off ``ChunkedEncodingError``. Cookies that an origin sets are left out.
 
     Other arguments are the ordinary adapter's, for requests that go past the cache.
     """
@@ -185,11 +186,20 @@ def _environ(request: requests.PreparedRequest, patience_s: float | None) -> dic
 
 
 def _read_timeout_s(timeout: Any) -> float | None:
+    """Return for how long to wait for bytes; None for as long as the cache does.
+
+    Raises:
+        ValueError: that makes no sense, to the ordinary adapter neither.
+    """
     if isinstance(timeout, Timeout):
-        timeout = timeout.read_timeout
-    elif isinstance(timeout, tuple):
-        timeout = timeout[1]
-    return None if timeout is None else float(timeout)
+        asked = timeout.clone()
+    else:
+        both = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+        if len(both) != 2:
+            raise ValueError(f"invalid timeout {timeout}: give (connect, read), or one number")
+        asked = Timeout(connect=both[0], read=both[1])
+    asked.start_connect()  # which takes no time here: all of a total is left
+    return patience_s(asked.read_timeout)
 
 
 def _raise_unless_said(error: CacheError, request: requests.PreparedRequest) -> None:

@@ -11,13 +11,21 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import threading
 from pathlib import Path
 
 from .errors import StorageError
 
-__all__ = ["ContentFile", "content_name", "disk_usage", "is_content_name", "remove_content"]
+__all__ = [
+    "ContentFile",
+    "bytes_free",
+    "content_name",
+    "disk_usage",
+    "is_content_name",
+    "remove_content",
+]
 
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has only fsync
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
@@ -62,6 +70,18 @@ def disk_usage(path: Path) -> int:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:
         return 0
+
+
+def bytes_free(directory: Path) -> int:
+    """Return how many bytes there is room for on the disk of *directory*.
+
+    Raises:
+        StorageError: the operating system refused, or the directory is gone.
+    """
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError as error:
+        raise _storage_error("look at", directory, error) from error
 
 
 class ContentFile:

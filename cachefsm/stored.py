@@ -51,6 +51,8 @@ class StoredEntry(MovingEntry):
     def check_file(self) -> None:
         """Drop ranges that lie beyond the end of the file, as when it was truncated."""
         with self._lock:
+            if self._removed:
+                return  # and so is its file
             content = self._content
             content.file.retain()
             stored = content.present.stop

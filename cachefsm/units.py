@@ -1,7 +1,7 @@
 """Sizes and durations as people write them: ``20G``, ``1.5GiB``, ``500ms``, ``1h30m``.
 
 Everything that reads or shows one, on the command line, in the environment, in
-Python and in the dashboard's text, goes through these three functions.
+Python and in the dashboard's text, goes through these functions.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from .errors import UsageError
 
-__all__ = ["format_size", "parse_duration", "parse_size"]
+__all__ = ["format_size", "parse_duration", "parse_size", "patience_s"]
 
 # A bare letter is a power of 1024, as in rclone, nginx, ls and dd: whoever gives
 # a cache 20G means what `du -h` shows as 20G. Powers of 1000 want their B.
@@ -84,13 +84,26 @@ def parse_duration(text: str | float) -> float:
     """
     if isinstance(text, str):
         duration_ms = _duration_ms(text)
-    elif isinstance(text, bool) or not 0 <= text <= _MAX_DURATION_MS / 1000:  # nan neither
+    elif type(text) not in (int, float) or not 0 <= text <= _MAX_DURATION_MS / 1000:  # nan neither
         raise _not_a_duration(text)
     else:
         return float(text)
     if duration_ms > _MAX_DURATION_MS:
         raise _not_a_duration(text)
     return float(duration_ms / 1000)
+
+
+def patience_s(timeout: object) -> float | None:
+    """Return for how many seconds to wait, None for no limit; no longer than clocks can.
+
+    Raises:
+        UsageError: *timeout* is no number.
+    """
+    if timeout is None:
+        return None
+    if not isinstance(timeout, (int, float)) or timeout != timeout:  # nan is no number either
+        raise UsageError(f"{_shown(timeout)} is no number of seconds to wait")
+    return min(timeout, _MAX_DURATION_MS / 1000)
 
 
 def _duration_ms(text: str) -> Decimal:

@@ -57,7 +57,8 @@ class Workers:
             for _ in range(self._waiting):
                 self._pieces.put(None)
             self._waiting = 0
-            threads = list(self._threads)
+            # Not this very thread: a resolver may close the cache.
+            threads = list(self._threads - {threading.current_thread()})
         for thread in threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
             if thread.is_alive():

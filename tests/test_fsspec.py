@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from array import array
 from pathlib import Path
 
 import fsspec
@@ -115,6 +116,14 @@ def test_parts_of_many_files_are_fetched_together(
         hold.release()
     reading.join(WAIT_S)
     assert found == [[content(5, 100), content(8, 101)]]
+
+
+def test_offsets_of_parts_come_in_whatever_can_be_gone_through(
+    fs: CacheFileSystem, film: str
+) -> None:
+    expected = [content(0, 5), content(10, 15)]
+    assert fs.cat_ranges([film, film], (0, 10), (5, 15)) == expected
+    assert fs.cat_ranges([film, film], range(0, 20, 10), array("q", [5, 15])) == expected
 
 
 def test_a_part_that_failed_is_told_in_its_place(fs: CacheFileSystem, film: str) -> None:

@@ -7,9 +7,11 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from math import inf
 
 import pytest
 import requests
+from urllib3 import Timeout
 
 from cachefsm import Cache
 from cachefsm.requests_adapter import CacheAdapter
@@ -175,6 +177,33 @@ def test_the_read_timeout_holds(open_cache: OpenCache, film: str, origin: Origin
             with pytest.raises(requests.ConnectionError):  # what requests makes of it
                 assert reply.content == b"never so"
         hold.release()
+
+
+@pytest.mark.parametrize(
+    "timeout", [inf, 1e300, (3, inf), Timeout(total=1e300), Timeout(connect=3), Timeout(read=None)]
+)
+def test_any_long_timeout_will_do(
+    session: requests.Session, origin: Origin, timeout: object
+) -> None:
+    origin.put("/film", Resource(SIZE))
+    assert session.get(origin.url("/film"), timeout=timeout).content == content(0, SIZE)
+
+
+def test_a_timeout_for_all_of_it_counts_for_the_answer(
+    session: requests.Session, origin: Origin
+) -> None:
+    origin.script(hold_before_headers())
+    with pytest.raises(requests.ReadTimeout):
+        session.get(origin.url("/film"), timeout=Timeout(total=0.05))
+
+
+@pytest.mark.parametrize("timeout", [0, -1, True, "soon", (1, 2, 3), (1,)])
+def test_a_timeout_that_makes_no_sense_is_refused_as_the_ordinary_adapter_does(
+    session: requests.Session, origin: Origin, timeout: object
+) -> None:
+    with pytest.raises(ValueError, match="imeout"):
+        session.get(origin.url("/film"), timeout=timeout)
+    assert origin.requests == []
 
 
 def test_a_redirect_is_followed_by_the_cache(

@@ -95,6 +95,7 @@ def test_a_duration_is_read_in_seconds(text: str | float, duration_s: float) -> 
         *("30m1h", "1h1h", "1h30", "5 0s", ".5s", "1,5s", "5s\n", "٣s", "9" * 5000, "9" * 90 + "d"),
         *("36501d", "20G"),
         *(-1, -0.5, math.nan, math.inf, -math.inf, 10**400, True),
+        *(None, b"5s", [], 1j),
     ],
 )
 def test_anything_else_is_not_a_duration(text: object) -> None:
