@@ -149,6 +149,15 @@ _TEXTS: Final = {
 _ORDINARY_URL: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,4})?/[!-~]*")
 """URLs that need no closer look; it would take most of the time."""
 
+_ORDINARY_FIELD: Final = (
+    r'\["(?:Date|Server|ETag|Age|Expires|Last-Modified|Content-(?:Type|Disposition|Language)'
+    r'|Cache-Control|Vary|Via|X-[A-Za-z0-9-]+)", "(?:[ !#-\[\]-~]|\\")*"\]'
+)
+_ORDINARY_FIELDS: Final = re.compile(
+    rf"\[(?:{_ORDINARY_FIELD}(?:, {_ORDINARY_FIELD})*)?\]", re.IGNORECASE
+)
+"""Response fields of which the same is true."""
+
 
 def reset_nonsense(store: Store, now_s: float) -> int:
     """Reset every entry with a row that makes no sense; return how many there were.
@@ -238,6 +247,8 @@ def _is_url(value: str | None) -> bool:
 
 def _are_stored_fields(value: str | None) -> bool:
     """Say whether they are such as could have been stored, and can be sent."""
+    if value is not None and _ORDINARY_FIELDS.fullmatch(value):
+        return True
     try:
         fields = fields_from_json(value or "")
         "".join(value for _, value in fields).encode("latin-1")
