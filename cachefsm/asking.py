@@ -199,7 +199,7 @@ class AskingEntry(LinkedEntry):
                 body, inquiry.open = inquiry.open, None
             elif claim is None:
                 self._inquiry = None
-            elif claim.content.representation is None:
+            elif claim.content.representation is None and self._closed is None:
                 self._linger(inquiry)  # the answer is still wanted for a while
             else:
                 self._claims.cancel(claim)

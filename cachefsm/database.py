@@ -224,6 +224,8 @@ class Database:
                 row[0]
                 for row in CacheSchema.select(CacheSchema.version).tuples().execute(self._database)
             ]
+            if not all(isinstance(version, int) for version in versions):
+                raise DatabaseDamaged("the version of the database is no number")
             version = max(versions, default=0)
             if version > SCHEMA_VERSION:
                 raise SchemaTooNew(

@@ -15,7 +15,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from types import NoneType
+from typing import Any, Final
 
 from .errors import CacheBusy, StorageError
 
@@ -158,9 +159,20 @@ def _nobody_looking(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
+_TYPES: Final[dict[str, Any]] = {
+    "pid": int,
+    "address": (str, NoneType),
+    "token": (str, NoneType),
+    "stays": bool,
+}
+_UNREADABLE: Final = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
+
+
 def _read(fd: int) -> Holder | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        return Holder(**json.loads(os.pread(fd, _LENGTH_BYTES, 0)))
+    with contextlib.suppress(*_UNREADABLE):
+        told: dict[str, Any] = json.loads(os.pread(fd, _LENGTH_BYTES, 0))
+        if all(isinstance(value, _TYPES[name]) for name, value in told.items()):
+            return Holder(**told)
     return None  # the holder is just writing it, or is another version
 
 

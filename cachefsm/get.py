@@ -18,7 +18,7 @@ from .access import AllowList
 from .backend import Backend, Facts, open_backend
 from .client import ServerGone
 from .display import format_stored
-from .errors import CacheError, StorageError, UsageError
+from .errors import CacheError, EntryNotFound, StorageError, UsageError
 from .logs import logging_to
 from .m3u import read_text, upcoming
 from .output import STDOUT, check_output, outputs_for, replaced
@@ -126,28 +126,28 @@ class _Downloads:
 
     def _run(self) -> None:
         for handover in range(HANDOVERS):
-            try:
-                with open_backend(
-                    self._options.cache_dir,
-                    downloads=True,
-                    max_size=self._options.max_size,
-                    key_rules=self._options.key_rule,
-                    resolver=self._options.resolver,
-                ) as backend:
-                    self._backend = backend
-                    try:
-                        self._run_with(backend, again=handover > 0)
-                    except KeyboardInterrupt:
-                        if self._now is not None and backend.address is None:
-                            with suppress(CacheError):  # say what there is, not what there was
-                                self._now = backend.find(self._now["id"])
-                        raise
-                    return
-            except ServerGone:
-                # Whoever held the directory has ended: go on by ourselves. But bytes
-                # that are out on stdout cannot be taken back.
-                if self._streamed_bytes or handover == HANDOVERS - 1:
+            with open_backend(
+                self._options.cache_dir,
+                downloads=True,
+                max_size=self._options.max_size,
+                key_rules=self._options.key_rule,
+                resolver=self._options.resolver,
+            ) as backend:
+                self._backend = backend
+                try:
+                    self._run_with(backend, again=handover > 0)
+                except KeyboardInterrupt:
+                    if self._now is not None and backend.address is None:
+                        with suppress(CacheError):  # say what there is, not what there was
+                            self._now = backend.find(self._now["id"])
                     raise
+                except ServerGone:
+                    # Whoever held the directory has ended: go on by ourselves. But bytes
+                    # that are out on stdout cannot be taken back.
+                    if self._streamed_bytes or handover == HANDOVERS - 1:
+                        raise
+                else:
+                    return
 
     def _run_with(self, backend: Backend, *, again: bool) -> None:
         if self._playlists:
@@ -155,8 +155,7 @@ class _Downloads:
         added = []
         for wish in self._wanted:
             with self._failing(wish):
-                facts = backend.find(wish.url) if again else None
-                if facts is None or not _is_held(facts):
+                if not again or (facts := _held(backend, wish.url)) is None:
                     facts = self._order(backend, wish)
                 added.append((wish, facts))
         for wish, facts in added:
@@ -331,6 +330,15 @@ def _is_over(facts: Facts, asked_by: str) -> bool:
         return False
     # Wanted by nobody and yet active, it is about to come to rest, and to say why.
     return bool(facts["asked_by"]) or facts["state"] not in ACTIVE
+
+
+def _held(backend: Backend, url: str) -> Facts | None:
+    """Return the facts of *url* if a person has paused it since it was ordered, else None."""
+    try:
+        facts = backend.find(url)
+    except EntryNotFound:  # whoever was to take the order had ended before that
+        return None
+    return facts if _is_held(facts) else None
 
 
 def _is_held(facts: Facts) -> bool:

@@ -77,4 +77,5 @@ class Loop(ABC):
                     left_s = due_s - time.monotonic()
                     if left_s <= 0:
                         break
-                    self._condition.wait(None if left_s == inf else left_s)
+                    # A moment beyond what a lock can wait for comes after many such waits.
+                    self._condition.wait(min(left_s, threading.TIMEOUT_MAX))

@@ -23,7 +23,7 @@ from .lifecycle import Lifecycle, Move
 from .models import Store
 from .ranges import END, ByteRange, RangeSet
 from .sanity import reset_nonsense
-from .storage import ContentFile, is_content_name, remove_content
+from .storage import ContentFile, is_content_name_of, remove_content
 
 __all__ = ["open_store"]
 
@@ -133,6 +133,8 @@ def _take_over(damaged: Path, store: Store, content: Path, now_s: float) -> int:
     try:
         with closing(sqlite3.connect(f"{damaged.as_uri()}?mode=ro", uri=True)) as old:
             old.row_factory = sqlite3.Row
+            # So that it makes do with what it understands of a damaged schema.
+            old.execute("PRAGMA writable_schema = ON")
             chunks = _chunks(old)
             for row in _entries(old):
                 taken += _take_entry(row, chunks[row["id"]], store, content, now_s)
@@ -188,7 +190,7 @@ def _take_entry(
     """
     try:
         length = END if row["complete_length"] is None else row["complete_length"]
-        if not is_content_name(row["content_file"]):
+        if not is_content_name_of(row["content_file"], row["key"]):
             return 0
         proven, digests = _prove(content / row["content_file"], chunks, length)
         if not proven:

@@ -17,10 +17,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .errors import CacheError
+from .errors import CacheError, StorageError
+from .integrity import BLOCK_BYTES
 from .models import CacheChunk, CacheDownloadQueue, CacheEntry, CacheOrigin, CacheUnsynced, Store
+from .representation import fields_from_json, storable_fields
 from .states import DownloadState
-from .storage import content_name, is_content_name
+from .storage import content_name, is_content_name, is_content_name_of
 from .urls import parse_url
 
 __all__ = ["reset_nonsense"]
@@ -49,7 +51,7 @@ _ENTRY: Final[Mapping[str, str]] = {
     "state": _one_of(*(state.value for state in DownloadState)),
     "state_reason": _or_null(_TEXT),
     "state_since": _NUMBER,
-    "error_status": _or_null(_COUNT),
+    "error_status": _or_null(f"{_COUNT} AND {{0}} BETWEEN 400 AND 599"),
     "retry_at": _or_null(_NUMBER),
     "complete_length": _or_null(_COUNT),
     "etag": _or_null(_TEXT),
@@ -68,10 +70,15 @@ _ENTRY: Final[Mapping[str, str]] = {
     "generation": _COUNT,
 }
 
+# How many blocks lie wholly within a chunk, but for a last, short one.
+_BLOCKS: Final = f"max(0, stop / {BLOCK_BYTES} - (start + {BLOCK_BYTES - 1}) / {BLOCK_BYTES})"
+
 _CHUNK: Final[Mapping[str, str]] = {
     "start": _COUNT,
     "stop": f"{_COUNT} AND {{0}} > start",
-    "checksum": "typeof({0}) IN ('blob', 'null')",
+    # One that proves nothing may be all that tells of a row over a hole in the file.
+    "checksum": f"CASE typeof({{0}}) WHEN 'null' THEN {_BLOCKS} = 0 WHEN 'blob' THEN "
+    f"length({{0}}) > 0 AND length({{0}}) IN (4 * {_BLOCKS}, 4 * {_BLOCKS} + 4) ELSE FALSE END",
 }
 
 _QUEUE: Final[Mapping[str, str]] = {
@@ -124,19 +131,32 @@ _CONTRADICTORY: Final = f"""id IN (
 reach past the end, that do not add up to what the entry claims, or are of nothing
 known."""
 
+_OF_NO_ENTRY: Final = "entry_id NOT IN (SELECT id FROM cache_entries)"
+"""Rows whose entry somebody has deleted without them, as SQLite's shell does."""
+
 # As bytes, because SQLite also keeps text that is no UTF-8.
 _TEXTS: Final = {
     "id": "id",
+    "key": "CAST(key AS BLOB)",
     "url": "CAST(url AS BLOB)",
     "content_file": "CAST(content_file AS BLOB)",
     "fields": "CAST(response_fields AS BLOB)",
     "vary": "CAST(vary AS BLOB)",
-    "others": "CAST(key || coalesce(state_reason, '') || coalesce(etag, '')"
+    "others": "CAST(coalesce(state_reason, '') || coalesce(etag, '')"
     " || coalesce(last_modified, '') AS BLOB)",
 }
 
 _ORDINARY_URL: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,4})?/[!-~]*")
 """URLs that need no closer look; it would take most of the time."""
+
+_ORDINARY_FIELD: Final = (
+    r'\["(?:Date|Server|ETag|Age|Expires|Last-Modified|Content-(?:Type|Disposition|Language)'
+    r'|Cache-Control|Vary|Via|X-[A-Za-z0-9-]+)", "(?:[ !#-\[\]-~]|\\")*"\]'
+)
+_ORDINARY_FIELDS: Final = re.compile(
+    rf"\[(?:{_ORDINARY_FIELD}(?:, {_ORDINARY_FIELD})*)?\]", re.IGNORECASE
+)
+"""Response fields of which the same is true."""
 
 
 def reset_nonsense(store: Store, now_s: float) -> int:
@@ -146,6 +166,9 @@ def reset_nonsense(store: Store, now_s: float) -> int:
         StorageError: the database refused.
     """
     with store.transaction():
+        for table in (CacheChunk, CacheDownloadQueue):
+            for row in store.raw_rows(table, _OF_NO_ENTRY, {"id": "id"}):
+                store.delete_raw(table, row["id"])
         for row_id in _bad_queue_rows(store):
             store.delete_raw(CacheDownloadQueue, row_id)
         for row_id in _bad_origins(store):
@@ -199,9 +222,9 @@ def _bad_entries(store: Store) -> Iterator[int]:
 def _reads_well(row: Mapping[str, Any]) -> bool:
     return (
         _is_url(_text(row["url"]))
-        and is_content_name(_text(row["content_file"]))
-        and _is_field_list(_text(row["fields"]))
-        and _is_field_list(_text(row["vary"]), or_null=True)
+        and is_content_name_of(_text(row["content_file"]), _text(row["key"]))
+        and _are_stored_fields(_text(row["fields"]))
+        and _are_selecting_fields(_text(row["vary"]))
         and _text(row["others"]) is not None
     )
 
@@ -222,8 +245,19 @@ def _is_url(value: str | None) -> bool:
         return False
 
 
-def _is_field_list(value: str | None, *, or_null: bool = False) -> bool:
-    values = (str, type(None)) if or_null else (str,)
+def _are_stored_fields(value: str | None) -> bool:
+    """Say whether they are such as could have been stored, and can be sent."""
+    if value is not None and _ORDINARY_FIELDS.fullmatch(value):
+        return True
+    try:
+        fields = fields_from_json(value or "")
+        "".join(value for _, value in fields).encode("latin-1")
+    except (StorageError, UnicodeEncodeError):
+        return False
+    return storable_fields(fields) == fields
+
+
+def _are_selecting_fields(value: str | None) -> bool:
     try:
         fields = json.loads(value) if value is not None else None
     except (ValueError, RecursionError):
@@ -232,17 +266,18 @@ def _is_field_list(value: str | None, *, or_null: bool = False) -> bool:
         isinstance(field, list)
         and len(field) == 2
         and isinstance(field[0], str)
-        and isinstance(field[1], values)
+        and isinstance(field[1], (str, type(None)))
         for field in fields
     )
 
 
 def _reset(store: Store, entry_id: int, now_s: float) -> None:
-    columns = {"key": "CAST(key AS BLOB)", "url": "CAST(url AS BLOB)"}
     where = f"id = {entry_id} AND typeof(key) = 'text'"
-    for row in store.raw_rows(CacheEntry, where, columns):
-        key = _text(row["key"])
-        if key is not None and _is_url(_text(row["url"])):
+    for row in store.raw_rows(CacheEntry, where, _TEXTS):
+        key, name = _text(row["key"]), _text(row["content_file"])
+        # The name of another key's file: who knows whose is the URL?
+        is_mixed_up = is_content_name(name) and not is_content_name_of(name, key)
+        if key is not None and _is_url(_text(row["url"])) and not is_mixed_up:
             _log.warning("entry %s of the database makes no sense and starts afresh", entry_id)
             store.start_afresh(entry_id, content_name(key), now_s)
             return

@@ -24,6 +24,7 @@ __all__ = [
     "content_name",
     "disk_usage",
     "is_content_name",
+    "is_content_name_of",
     "remove_content",
 ]
 
@@ -38,13 +39,24 @@ def content_name(key: str) -> str:
     A hash, so that no URL can name a path; and a random part, so that whoever
     still reads or writes an invalidated or removed file never meets its successor.
     """
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    return f"{digest[:2]}/{digest[2:34]}-{secrets.token_hex(4)}"
+    return f"{_stem(key)}-{secrets.token_hex(4)}"
 
 
 def is_content_name(name: object) -> bool:
     """Say whether *name* is one that :func:`content_name` may have given."""
     return isinstance(name, str) and _CONTENT_NAME.fullmatch(name) is not None
+
+
+def is_content_name_of(name: object, key: object) -> bool:
+    """Say whether *name* is one that :func:`content_name` may have given for *key*."""
+    if not isinstance(name, str) or not isinstance(key, str):
+        return False
+    return is_content_name(name) and name.startswith(f"{_stem(key)}-")
+
+
+def _stem(key: str) -> str:
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    return f"{digest[:2]}/{digest[2:34]}"
 
 
 _CONTENT_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{32}-[0-9a-f]{8}")

@@ -124,7 +124,7 @@ class StoredEntry(MovingEntry):
     ) -> None:
         # Takes the lock itself: called with only the flush lock held.
         with self._letting_go():
-            if content is not self._content:
+            if content is not self._content or self._removed:
                 return
             durable, present = content.without(ranges)
             if present == content.present:

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from cachefsm import Cache
 from cachefsm.arguments import COMMANDS, default_cache_dir, parse_arguments
 from cachefsm.cli import main
+from cachefsm.dirlock import DirectoryLock, Holder
 from cachefsm.reader import Reader
 from cachefsm.scheduler import Limits
 from cachefsm.serve import limits_from
@@ -33,6 +34,7 @@ from tests.support.faults import (
     status,
 )
 from tests.support.origin import Origin, Resource, content
+from tests.support.threads import in_thread
 
 SIZE = 300_000  # 293 KiB
 
@@ -288,6 +290,58 @@ def test_a_get_goes_on_alone_when_the_one_that_held_the_directory_ends(
             assert first.wait().status == 0
             assert second.wait().status == 0
     assert (cli.home / "other").read_bytes() == content(0, SIZE)
+
+
+def test_a_get_goes_on_alone_when_the_one_that_held_the_directory_ends_before_the_order(
+    cli: CommandLine, here: Run, film: str
+) -> None:
+    cli.cache_dir.mkdir(parents=True)
+    lock = DirectoryLock(cli.cache_dir)
+    with socket.create_server(("127.0.0.1", 0)) as dying:
+        host, port = dying.getsockname()
+        lock.announce(Holder(1, f"http://{host}:{port}/", "token"))
+
+        def end() -> None:
+            for answer in (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", b""):
+                connection, _ = dying.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                    if not answer:
+                        lock.release()
+
+        ending = in_thread(end)
+        got = here("get", film)
+        ending.result(10)
+    assert (got.status, got.stderr) == (0, "")
+
+
+def test_get_asks_a_server_that_does_not_answer_as_long_as_every_command_does(
+    cli: CommandLine, here: Run, film: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cachefsm.backend.PATIENCE_S", 0.0)
+    cli.cache_dir.mkdir(parents=True)
+    asked = 0
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        host, port = silent.getsockname()
+        lock = DirectoryLock(cli.cache_dir)
+        lock.announce(Holder(1, f"http://{host}:{port}/", "token"))
+
+        def refuse() -> None:
+            nonlocal asked
+            with suppress(OSError):  # the end of the test
+                while True:
+                    silent.accept()[0].close()
+                    asked += 1
+
+        refusing = in_thread(refuse)
+        got = here("get", film)
+        silent.shutdown(socket.SHUT_RDWR)
+        refusing.result(10)
+    lock.release()
+    assert got.status == 1
+    assert got.stderr == f"cachefsm: the server at http://{host}:{port}/ (process 1) has ended\n"
+    assert asked == 1
 
 
 def test_prefetch_returns_at_once_where_a_server_goes_on_with_it(

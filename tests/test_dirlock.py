@@ -137,7 +137,18 @@ def test_nothing_is_announced_after_the_release(tmp_path: Path, lock: DirectoryL
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"pid": 1, "colour": "red"}', b"\xff\xfe", b"[" * 4096]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"pid": 1, "colour": "red"}',
+        b'{"pid": "1"}',
+        b'{"pid": 1, "address": 5}',
+        b'{"pid": 1, "token": []}',
+        b"\xff\xfe",
+        b"[" * 4096,
+    ],
 )
 def test_a_holder_that_cannot_be_read_is_still_a_holder(
     tmp_path: Path, lock: DirectoryLock, content: bytes

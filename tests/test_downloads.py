@@ -28,6 +28,7 @@ from cachefsm.representation import Representation
 from cachefsm.scheduler import Limits, Open, Priority
 from cachefsm.semantics import Validator
 from tests.support.caches import HASTY, WAIT_S, Clock, OpenCache, eventually, fetch, rows
+from tests.support.disks import episodes
 from tests.support.entries import FIELDS
 from tests.support.faults import (
     cut_after,
@@ -772,6 +773,36 @@ def test_removing_an_entry_ends_its_transfer_and_its_readers(cache: Cache, origi
             held.result(WAIT_S)
     origin.wait_until(lambda: origin.open_connections == 0)
     assert [path for path in (cache.directory / "content").rglob("*") if path.is_file()] == []
+
+
+def test_removing_an_entry_that_is_asked_for_is_no_trouble_with_storage(
+    open_cache: OpenCache, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking, gate = threading.Event(), threading.Event()
+
+    def may_visit(_url: object) -> bool:
+        asking.set()
+        return gate.wait(WAIT_S)
+
+    cache = open_cache(origin=OriginOptions(may_visit=may_visit))
+    film = cache.entry(_serve(origin))
+    with film.open() as file:
+        reading = in_thread(file.read, 1)
+        assert asking.wait(WAIT_S)
+        film.remove()
+        with pytest.raises(EntryNotFound):
+            reading.result(WAIT_S)
+    gate.set()  # only now can the one that asks notice
+    assert episodes(caplog) == []
+
+
+def test_the_file_of_a_removed_entry_is_not_missed(cache: Cache, origin: Origin) -> None:
+    film = cache.entry(_serve(origin))
+    assert film.wait_complete(WAIT_S)
+    with cache.registry.lease(film.id) as live:
+        film.remove()
+        live.check_file()  # as the conductor does, which may have seen it just before
+        assert live.state is DownloadState.COMPLETE
 
 
 def test_an_entry_added_again_while_it_is_removed_starts_afresh(

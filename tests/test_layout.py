@@ -28,10 +28,10 @@ LAYERS: Final = """
     raw
     fields urls units integrity models quota readahead storage dirlock waiting transport wire
     metrics spread parts loop workers addresses
-    semantics freshness pages lifecycle sanity access settings client clientsocket display scheduler
-    resolvers values
-    representation preconditions multipart salvage web answer rules diagrams
-    playlists
+    semantics freshness pages lifecycle access settings client clientsocket display scheduler
+    resolvers values representation
+    preconditions multipart sanity web answer rules diagrams
+    playlists salvage
     acceptance terms credentials m3u keys dashboard
     getting
     pacing

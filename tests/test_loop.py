@@ -51,6 +51,14 @@ def started() -> Iterator[Callable[[Rounds], Rounds]]:
 Started = Callable[[Rounds], Rounds]
 
 
+def test_a_round_that_is_due_in_millions_of_years_is_waited_for(started: Started) -> None:
+    """As when a clock was set back, or a row was spoilt: longer than a lock can wait."""
+    rounds = started(Rounds(lambda _number: 1e18))
+    assert rounds.has_begun_another()
+    rounds.poke()
+    assert rounds.has_begun_another()
+
+
 def test_a_round_is_made_at_once_and_whenever_it_is_asked_for(started: Started) -> None:
     rounds = started(Rounds())
     for _ in range(100):

@@ -32,7 +32,7 @@ from tests.support.damage import (
 from tests.support.databases import execute
 from tests.support.disks import file_size_limit
 from tests.support.faults import hold_after
-from tests.support.origin import Origin, Resource, content
+from tests.support.origin import Origin, Resource, content, pattern
 
 MIB = BLOCK_BYTES
 SIZE = 5 * MIB + 1000
@@ -353,6 +353,33 @@ def test_a_bytes_rows_without_checksums_prove_nothing(
 
 
 @pytest.mark.fault("database", "pages of it hold something else")
+def test_what_is_said_of_an_index_costs_no_entry(
+    open_cache: OpenCache, origin: Origin, url: str, database: Path
+) -> None:
+    """Damage in a part of the schema that reading the rows does not need."""
+    _stored(open_cache, [url])
+    said = b"CREATE INDEX"
+    place = database.read_bytes().index(said)
+    flip(database, [place + len(said) - 1])
+    cache = open_cache()
+    assert cache.entry(url).state is DownloadState.COMPLETE
+    assert _kept_aside(database)
+    assert len(origin.requests) == 1
+
+
+@pytest.mark.fault("database", "pages of it hold something else")
+@pytest.mark.parametrize("version", ["'three'", "x'03'"])
+def test_a_version_that_is_no_number_is_damage(
+    open_cache: OpenCache, origin: Origin, url: str, database: Path, version: str
+) -> None:
+    _stored(open_cache, [url])
+    execute(database, f"UPDATE cache_schema SET version = {version}")
+    cache = open_cache()
+    assert cache.entry(url).state is DownloadState.COMPLETE
+    assert _kept_aside(database)
+
+
+@pytest.mark.fault("database", "pages of it hold something else")
 def test_what_lies_behind_a_damaged_page_is_taken_over_too(
     open_cache: OpenCache, origin: Origin, database: Path
 ) -> None:
@@ -502,6 +529,14 @@ _CONTRADICTIONS = {
     "text that is no text": "UPDATE cache_entries SET state_reason = CAST(x'ff22' AS TEXT)",
     "a name of another kind": "UPDATE cache_entries SET content_file = 'ab/cd'",
     "a time that is none": "UPDATE cache_entries SET last_accessed_at = 9e999",
+    "a status that is no error's": "UPDATE cache_entries SET error_status = 200",
+    "a field of framing": "UPDATE cache_entries SET response_fields = "
+    """'[["Transfer-Encoding", "chunked"]]'""",
+    "a field that is two lines": "UPDATE cache_entries SET response_fields = "
+    r"""'[["X-One", "1\r\nX-Two: 2"]]'""",
+    "a field beyond Latin-1": r"""UPDATE cache_entries SET response_fields = '[["X", "\u2603"]]'""",
+    "a checksum of another size": "UPDATE cache_chunks SET checksum = zeroblob(12)",
+    "checksums that are none": "UPDATE cache_chunks SET checksum = x''",
 }
 
 
@@ -534,6 +569,71 @@ def test_rows_that_contradict_each_other_start_afresh_with_one_line(
     cache.close()
     cache = open_cache()
     assert fetch(cache, cache.entry(url)) == content(0, SMALL)
+
+
+@pytest.mark.fault("database", "rows of one entry make no sense")
+def test_a_chunk_whose_blocks_have_no_checksums_is_not_believed(
+    open_cache: OpenCache, origin: Origin, url: str, database: Path
+) -> None:
+    """A row that was stretched over a hole: nothing but its checksums could tell."""
+    cache = open_cache(fill="requested", read_ahead=0)
+    with cache.entry(url).open() as film:
+        film.seek(2 * MIB)
+        assert film.read(MIB) == content(2 * MIB, 3 * MIB)
+    cache.close()
+    for checksum in ("checksum", "NULL"):
+        _spoil(
+            database,
+            f"UPDATE cache_chunks SET start = 0, checksum = {checksum};"
+            "UPDATE cache_entries SET bytes_present = (SELECT stop FROM cache_chunks)",
+        )
+        cache = open_cache(fill="requested", read_ahead=0, verify_reads="never")
+        with cache.entry(url).open() as film:
+            assert film.read(3 * MIB) == content(0, 3 * MIB)
+        cache.close()
+
+
+@pytest.mark.fault("database", "rows of one entry make no sense")
+@pytest.mark.parametrize("column", ["key", "content_file"])
+@pytest.mark.parametrize("salvaged", [False, True], ids=["sound", "damaged"])
+def test_bytes_of_one_url_are_never_served_under_another(
+    open_cache: OpenCache, origin: Origin, database: Path, column: str, salvaged: bool
+) -> None:
+    """Rows that have swapped a column: each block has its checksum."""
+    urls = _small_files(origin, 2)
+    _stored(open_cache, urls)
+    _spoil(
+        database,
+        "CREATE TEMP TABLE swapped AS SELECT * FROM cache_entries;"
+        f"UPDATE cache_entries SET {column} = id;"
+        f"UPDATE cache_entries SET {column} = "
+        f"(SELECT {column} FROM swapped WHERE swapped.id = 3 - cache_entries.id)",
+    )
+    if salvaged:
+        overwrite_page(database, root_page(database, "index", "cache_chunks"))
+    cache = open_cache()
+    for number, url in enumerate(urls):
+        assert fetch(cache, cache.entry(url)) == pattern(number)(0, SMALL)
+
+
+@pytest.mark.fault("database", "rows of one entry make no sense")
+def test_what_a_deleted_row_left_hinders_no_start_and_becomes_no_other_entrys(
+    open_cache: OpenCache, origin: Origin, url: str, database: Path
+) -> None:
+    """SQLite's own shell does not delete what hangs on a row."""
+    _stored(open_cache, [url])
+    execute(
+        database,
+        "INSERT INTO cache_download_queue (entry_id, asked_by, priority, start, attempts, "
+        "created_at) VALUES (1, 'person', 1, 0, 0, 0)",
+        "DELETE FROM cache_entries",
+        "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'cache_entries'",
+    )
+    cache = open_cache()
+    assert cache.queued_urls() == []
+    film = cache.entry(url)
+    assert (film.id, film.downloaded_bytes) == (1, 0)
+    assert fetch(cache, film) == content(0, SIZE)
 
 
 @pytest.mark.fault("database", "rows of one entry make no sense")
