@@ -76,8 +76,9 @@ _BLOCKS: Final = f"max(0, stop / {BLOCK_BYTES} - (start + {BLOCK_BYTES - 1}) / {
 _CHUNK: Final[Mapping[str, str]] = {
     "start": _COUNT,
     "stop": f"{_COUNT} AND {{0}} > start",
-    # One that proves nothing may be all that tells of a row over a hole in the file.
-    "checksum": f"CASE typeof({{0}}) WHEN 'null' THEN {_BLOCKS} = 0 WHEN 'blob' THEN "
+    # One of another length may be all that tells of a row that was stretched over a hole in
+    # the file. There is none where a block could not be read when it was recorded.
+    "checksum": f"CASE typeof({{0}}) WHEN 'null' THEN TRUE WHEN 'blob' THEN "
     f"length({{0}}) > 0 AND length({{0}}) IN (4 * {_BLOCKS}, 4 * {_BLOCKS} + 4) ELSE FALSE END",
 }
 
