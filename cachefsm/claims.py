@@ -147,7 +147,7 @@ class Inquiry:
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
     with ``error``, or ``passed`` to the asker, or taken note of by the entry; an error's
-    body that is ``open`` is the asker's, too; ``status``
+    body that is ``open`` is the asker's, too; it was asked at ``since_s``, monotonic; ``status``
     is the origin's where it said that what is stored is current, ``cookies`` are those
     that its answer sets, for the one who asked.
     """
@@ -157,6 +157,7 @@ class Inquiry:
     stop: int
     asker: object | None = None
     end: int = 0
+    since_s: float = 0.0
     waiting: int = 0
     claim: Claim | None = None
     done: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from http import HTTPStatus
+from math import inf
 from typing import Final, TypeGuard, cast
 
 from . import facts
@@ -110,6 +111,8 @@ class FillingEntry(AskingEntry):
             seekable=content.joinable,
             settled=content.representation is not None,
             ask=ask,
+            ask_since_s=0.0 if self._inquiry is None else self._inquiry.since_s,
+            ask_impatient=now_s >= self._impatient_s(),
             width=self._claims.width(now_s),
             skip_bytes=self._claims.skip_bytes(content.length),
             origin=self._claims.origin.view(),
@@ -190,6 +193,7 @@ class FillingEntry(AskingEntry):
                 self._demands.next_due_s(now_s, self._policy.limits.patience_s),
                 self._claims.next_look_s(now_s),
             ]
+            moments += [self._impatient_s()] if now_s < self._impatient_s() < inf else []
             not_before_s = self._attempts.not_before_s
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
@@ -481,11 +485,11 @@ def _falls_short(claim: Claim, answer: Answer) -> bool:
 
 
 def _is_of_the_file(claim: Claim, error: Exception) -> bool:
-    """Say whether *error* is that one file's: a 503 to a question about it, final as it is.
+    """Say whether *error* is that one file's: a 503 to a question that somebody waits for.
 
     Its origin may bear more connections all the same, which others wait for.
     """
-    is_question = claim.inquiry is not None or claim.content.representation is None
+    is_question = claim.inquiry is not None
     return is_question and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
