@@ -115,6 +115,7 @@ class FillingEntry(AskingEntry):
             ask_impatient=now_s >= self._impatient_s(),
             width=self._claims.width(now_s),
             skip_bytes=self._claims.skip_bytes(content.length),
+            rests=now_s < self._attempts.not_before_s,
             origin=self._claims.origin.view(),
         )
 

@@ -119,7 +119,8 @@ class EntryView:
     connections that it is to have, even if fewer could serve all wants; ``skip_bytes`` is
     the longest stored run that a stream may receive again. A question has been there
     since ``ask_since_s``, monotonic; ``ask_impatient``: somebody has waited for its answer
-    longer than ``Limits.patience_s``.
+    longer than ``Limits.patience_s``. While it ``rests``, as an attempt has failed, no
+    connection is begun for it.
     """
 
     id: int
@@ -135,6 +136,7 @@ class EntryView:
     ask_impatient: bool = False
     width: int = 1
     skip_bytes: int = 0
+    rests: bool = False
     origin: OriginView = OriginView()
 
 

@@ -145,6 +145,10 @@ def _plan_entry(view: EntryView, limits: Limits) -> Draft:
         draft.claims = [_undisturbed(stream) for stream in view.streams]
     if view.ask is Ask.WANTED:
         draft.claims.append(_question(view))
+    if view.rests:  # what is not begun takes nobody's place
+        for claim in draft.claims:
+            if claim.is_new:
+                draft.give_up(claim)
     return draft
 
 
