@@ -194,13 +194,11 @@ class FillingEntry(AskingEntry):
                 self._demands.next_due_s(now_s, self._policy.limits.patience_s),
                 self._claims.next_look_s(now_s),
             ]
-            moments += [self._impatient_s()] if now_s < self._impatient_s() < inf else []
-            not_before_s = self._attempts.not_before_s
+            later = (self._attempts.not_before_s, self._impatient_s())
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
             rests_s = self._claims.origin.rests_s()
-            if wanted and not_before_s > now_s:
-                moments.append(not_before_s)
+            moments += [moment_s for moment_s in later if wanted and now_s < moment_s < inf]
             if wanted and rests_s is not None:
                 moments.append(now_s + rests_s)
             due = min((moment for moment in moments if moment is not None), default=None)
@@ -374,7 +372,7 @@ class FillingEntry(AskingEntry):
         one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
         if claim.asks:
             self._question_over(claim, error)
-        elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
+        elif one_too_many and (self._claims.origin.knows_most or self._attempts.excuse()):
             _log.info("%s: goes on with fewer connections", self.shown_url)
         elif error is not None:
             self._after_error(claim, error)
@@ -490,8 +488,8 @@ def _is_of_the_file(claim: Claim, error: Exception) -> bool:
 
     Its origin may bear more connections all the same, which others wait for.
     """
-    is_question = claim.inquiry is not None
-    return is_question and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
+    is_asked = claim.inquiry is not None
+    return is_asked and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:

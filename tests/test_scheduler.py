@@ -484,6 +484,20 @@ def test_of_questions_and_readers_that_wait_the_oldest_is_first() -> None:
         assert {action.entry_id for action in actions} == opened
 
 
+@pytest.mark.parametrize("nature", [{}, {"seekable": False}, {"settled": False}])
+def test_what_rests_takes_no_place_and_begins_nothing(nature: dict[str, Any]) -> None:
+    resting, other = crowd(hosts="aa", priority=Priority.PERSON, running=False)
+    views = [replace(resting, rests=True, **nature), question(7), replace(other, id=8)]
+    views[1] = replace(views[1], rests=True)
+    assert plan(views, replace(LIMITS, total=1)) == [Open(8, 0, 10, Priority.PERSON)]
+
+
+def test_a_stream_of_what_rests_goes_on_and_gives_up_nothing_for_one_that_is_not_begun() -> None:
+    view = drawn("..........", ">=========", blocked="......w...", fill="wwwwwwwwww")
+    assert planned(view) == [">=====....", "......N==="]
+    assert planned(replace(view, rests=True)) == [">========="]
+
+
 @pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])
 def test_a_stream_that_could_not_be_taken_up_again_is_not_ended(nature: dict[str, Any]) -> None:
     (running,) = crowd(hosts="a", priority=Priority.FILL, running=True)
