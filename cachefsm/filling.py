@@ -194,13 +194,11 @@ class FillingEntry(AskingEntry):
                 self._demands.next_due_s(now_s, self._policy.limits.patience_s),
                 self._claims.next_look_s(now_s),
             ]
-            later = (self._attempts.not_before_s, self._impatient_s())
+            rests_s = now_s + (self._claims.origin.rests_s() or 0.0)
+            later = (self._attempts.not_before_s, self._impatient_s(), rests_s)
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
-            rests_s = self._claims.origin.rests_s()
             moments += [moment_s for moment_s in later if wanted and now_s < moment_s < inf]
-            if wanted and rests_s is not None:
-                moments.append(now_s + rests_s)
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
             return None if due is None else max(due, now_s + 0.05)
