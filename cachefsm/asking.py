@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
+from math import inf
 from typing import Final
 
 from .acceptance import Answer, read_not_modified
@@ -155,7 +156,8 @@ class AskingEntry(LinkedEntry):
                 to_the_end = self._policy.fill is not Fill.REQUESTED
                 start = start if start < END else 0
                 stop = END if to_the_end else max(stop, start + 1)
-                inquiry = self._inquiry = Inquiry(terms, start, stop, asker)
+                now_s = self._around.ticks()
+                inquiry = self._inquiry = Inquiry(terms, start, stop, asker, since_s=now_s)
                 if self._content.representation is None:
                     # Somebody is asking already, on a person's order.
                     inquiry.claim = next(iter(self._claims), None)
@@ -374,6 +376,13 @@ class AskingEntry(LinkedEntry):
         if self._inquiry is None:
             return Ask.NO
         return Ask.WANTED if self._inquiry.claim is None else Ask.UNDER_WAY
+
+    def _impatient_s(self) -> float:
+        """Return when somebody will have waited for long that a question goes out, else inf."""
+        inquiry = self._inquiry
+        if inquiry is None or inquiry.claim is not None or not inquiry.waiting:
+            return inf
+        return inquiry.since_s + self._policy.limits.patience_s
 
     def _is_asking(self) -> bool:
         return bool(self._claims) or self._ask() is Ask.UNDER_WAY

@@ -147,7 +147,7 @@ class Inquiry:
     ``asker`` is who gets an answer that cannot be shared, None where nobody waits.
     ``claim`` is the connection that asks, once there is one. It is over when ``done``:
     with ``error``, or ``passed`` to the asker, or taken note of by the entry; an error's
-    body that is ``open`` is the asker's, too; ``status``
+    body that is ``open`` is the asker's, too; it was asked at ``since_s``, monotonic; ``status``
     is the origin's where it said that what is stored is current, ``cookies`` are those
     that its answer sets, for the one who asked.
     """
@@ -157,6 +157,7 @@ class Inquiry:
     stop: int
     asker: object | None = None
     end: int = 0
+    since_s: float = 0.0
     waiting: int = 0
     claim: Claim | None = None
     done: bool = False
@@ -317,14 +318,16 @@ class Claims:
     def answered(self, claim: Claim, now_s: float, *, accepts_ranges: bool) -> None:
         """Note that the origin has answered."""
         latency_s = now_s - claim.heard_s
-        self.origin.answered(latency_s, accepts_ranges=accepts_ranges, file=self._file)
+        self.origin.answered(
+            latency_s, accepts_ranges=accepts_ranges, file=self._file, connection=claim.id
+        )
         claim.answered_s = claim.heard_s = now_s
         claim.meter = RateMeter(now_s)  # the wait for the answer is no part of its speed
 
     def refused(self, claim: Claim, error: Exception) -> bool:
         """Say whether *error* is of one connection too many, which the origin is known by."""
         others_come = any(other is not claim and _is_at_work(other) for other in self)
-        return self.origin.refused(error, self._file, others_come=others_come)
+        return self.origin.refused(error, self._file, others_come=others_come, connection=claim.id)
 
     def received(self, claim: Claim, stop: int, new_bytes: int, now_s: float) -> None:
         """Let *claim* go on at *stop*; of the bytes before, *new_bytes* had been missing."""

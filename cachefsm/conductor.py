@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .claims import Claim
 from .entry import LiveEntry
 from .errors import CacheError, OriginUnreachable, StorageError
 from .loop import Loop
-from .scheduler import Denied, EntryView, Leaving, Limits, Open, SetStop, decide
+from .picture import Limit
+from .ranges import END
+from .scheduler import Denied, EntryView, Leaving, Limits, Open, Priority, SetStop, decide
 
 __all__ = ["Conductor"]
 
@@ -43,27 +45,16 @@ class Conductor(Loop):
     def step(self) -> float | None:
         """Look at every live entry and apply the plan; return the time of the next look, if any."""
         live = list(self._entries())
+        limits = self._limits()
         # Dozens of those that were just read are in memory for each that is fetched.
-        entries = {entry.id: entry for entry in live if not entry.is_at_rest}
-        views = []
-        for entry in entries.values():
-            try:
-                view = entry.view()
-            except StorageError as error:
-                entry.refuse(error)  # it is looked at again after a rest
-                continue
-            except CacheError as error:
-                _log.warning("entry %s: %s", entry.id, error)
-                continue
-            if view is not None:
-                views.append(view)
+        active = [entry for entry in live if not entry.is_at_rest]
+        looked = list(_look(active, limits))
+        entries = {entry.id: entry for entry, _ in looked}
+        views = [view for _, view in looked if view is not None]
         # After the views: a stream that ends meanwhile is counted twice rather than not.
-        decision = decide(views, self._limits(), self._leaving(views))
-        denied: defaultdict[int, list[Denied]] = defaultdict(list)
-        for denial in decision.denied:
-            denied[denial.entry_id].append(denial)
-        for entry in live:
-            entry.denied = tuple(denied[entry.id])
+        decision = decide(views, limits, self._leaving(views))
+        behind = {entry.id for entry in active if entry.id not in entries}
+        _tell(live, views, behind, decision.denied)
         for action in decision.actions:
             entry = entries[action.entry_id]
             if isinstance(action, SetStop):
@@ -97,3 +88,57 @@ class Conductor(Loop):
             self._download(entry, claim)
         except RuntimeError as error:  # no thread to be had, at the moment
             entry.ended(claim, OriginUnreachable(f"the download cannot start: {error}"))
+
+
+def _look(
+    entries: Iterable[LiveEntry], limits: Limits
+) -> Iterator[tuple[LiveEntry, EntryView | None]]:
+    """Yield *entries* with their views, but for those whose turn cannot come yet.
+
+    Of thousands of orders to one origin, as many can be begun as it may have connections:
+    the first ones that there is something to decide about.
+    """
+    lines: defaultdict[str, list[tuple[tuple[Priority, float], int, LiveEntry]]]
+    lines = defaultdict(list)
+    for entry in entries:
+        place = entry.place_in_line
+        if place is None:
+            yield entry, _view(entry)
+        else:
+            lines[entry.url.origin].append((place, entry.id, entry))
+    for line in lines.values():
+        left = limits.per_host
+        for _, _, entry in sorted(line):
+            if not left:
+                break
+            view = _view(entry)
+            left -= view is not None
+            yield entry, view
+
+
+def _view(entry: LiveEntry) -> EntryView | None:
+    try:
+        return entry.view()
+    except StorageError as error:
+        entry.refuse(error)  # it is looked at again after a rest
+    except CacheError as error:
+        _log.warning("entry %s: %s", entry.id, error)
+    return None
+
+
+def _tell(
+    live: list[LiveEntry], views: list[EntryView], behind: set[int], denials: list[Denied]
+) -> None:
+    """Let each entry know for what it has no connection; so has none who is *behind* in line."""
+    denied: defaultdict[int, list[Denied]] = defaultdict(list)
+    for denial in denials:
+        denied[denial.entry_id].append(denial)
+    full = {
+        view.host: denied[view.id][0].limit
+        for view in views
+        if view.id in denied and denied[view.id][0].limit is not Limit.ENTRY
+    }
+    for entry in live:
+        limit = full.get(entry.url.origin) if entry.id in behind else None
+        own = denied.get(entry.id, ())
+        entry.denied = tuple(own) if limit is None else (Denied(entry.id, 0, END, limit),)

@@ -153,6 +153,17 @@ class Demands:
         """Whether nobody has ordered anything."""
         return not self._others
 
+    @property
+    def place_in_line(self) -> tuple[Priority, float] | None:
+        """Which orders go before: those with a smaller value. None if there are not only orders.
+
+        Nor has one of them a deadline: nothing changes while they wait.
+        """
+        others = self._others
+        if self._readers or self._rest or any(d.expires_at_s is not None for d in others):
+            return None
+        return min(((d.priority, d.ordered_s) for d in others), default=None)
+
     def wants(self, now_s: float, patience_s: float) -> tuple[Want, ...]:
         """Return what the scheduler should know."""
         return tuple(

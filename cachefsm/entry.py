@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from . import facts
 from .asking import NOT_STORED
@@ -32,6 +32,9 @@ from .surroundings import Surroundings
 from .terms import ANY_TERMS, Terms
 
 __all__ = ["LiveEntry"]
+
+
+_AT_REST: Final = (DownloadState.NOT_STARTED, DownloadState.PAUSED)
 
 
 class LiveEntry(FillingEntry):
@@ -66,6 +69,19 @@ class LiveEntry(FillingEntry):
             or self._content.dirty_bytes
             or self._lifecycle.state in ACTIVE
         )
+
+    @property
+    def place_in_line(self) -> tuple[Priority, float] | None:
+        """Which of the orders for which nothing is under way go before this one's, see
+        :attr:`cachefsm.demands.Demands.place_in_line`; None for all other entries."""
+        with self._lock:
+            if self._lifecycle.state not in _AT_REST or self._is_held():
+                return None
+            rests = self._around.ticks() < self._attempts.not_before_s
+            if self._claims or self._inquiry or self._renewing or rests:
+                return None
+            is_locked = self._around.secrets_of(self.key) is None
+            return None if is_locked else self._demands.place_in_line
 
     def is_playable(self) -> bool:
         """Say whether enough is here to start playing; see :func:`cachefsm.facts.is_playable`."""

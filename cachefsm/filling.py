@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from http import HTTPStatus
+from math import inf
 from typing import Final, TypeGuard, cast
 
 from . import facts
@@ -110,8 +111,11 @@ class FillingEntry(AskingEntry):
             seekable=content.joinable,
             settled=content.representation is not None,
             ask=ask,
+            ask_since_s=0.0 if self._inquiry is None else self._inquiry.since_s,
+            ask_impatient=now_s >= self._impatient_s(),
             width=self._claims.width(now_s),
             skip_bytes=self._claims.skip_bytes(content.length),
+            rests=now_s < self._attempts.not_before_s,
             origin=self._claims.origin.view(),
         )
 
@@ -190,14 +194,11 @@ class FillingEntry(AskingEntry):
                 self._demands.next_due_s(now_s, self._policy.limits.patience_s),
                 self._claims.next_look_s(now_s),
             ]
-            not_before_s = self._attempts.not_before_s
+            rests_s = now_s + (self._claims.origin.rests_s() or 0.0)
+            later = (self._attempts.not_before_s, self._impatient_s(), rests_s)
             # Or nobody is left, and only the move to rest was refused.
             wanted = self._demands or self._inquiry or self._lifecycle.state in ACTIVE
-            rests_s = self._claims.origin.rests_s()
-            if wanted and not_before_s > now_s:
-                moments.append(not_before_s)
-            if wanted and rests_s is not None:
-                moments.append(now_s + rests_s)
+            moments += [moment_s for moment_s in later if wanted and now_s < moment_s < inf]
             due = min((moment for moment in moments if moment is not None), default=None)
             # Whatever is overdue has just been looked at: never spin on it.
             return None if due is None else max(due, now_s + 0.05)
@@ -369,7 +370,7 @@ class FillingEntry(AskingEntry):
         one_too_many = refused and claim.inquiry is None  # else somebody is to hear it
         if claim.asks:
             self._question_over(claim, error)
-        elif one_too_many and (self._claims.at_work or self._attempts.excuse()):
+        elif one_too_many and (self._claims.origin.knows_most or self._attempts.excuse()):
             _log.info("%s: goes on with fewer connections", self.shown_url)
         elif error is not None:
             self._after_error(claim, error)
@@ -481,12 +482,12 @@ def _falls_short(claim: Claim, answer: Answer) -> bool:
 
 
 def _is_of_the_file(claim: Claim, error: Exception) -> bool:
-    """Say whether *error* is that one file's: a 503 to a question about it, final as it is.
+    """Say whether *error* is that one file's: a 503 to a question that somebody waits for.
 
     Its origin may bear more connections all the same, which others wait for.
     """
-    is_question = claim.inquiry is not None or claim.content.representation is None
-    return is_question and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
+    is_asked = claim.inquiry is not None
+    return is_asked and _is_an_answer(error) and error.status == HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _is_an_answer(error: Exception) -> TypeGuard[OriginStatus]:

@@ -10,7 +10,8 @@ apart by what else gets through. A 429, or the refusal of one connection of a fi
 connections bring, is about the number. If nothing comes of a file, too many connections
 are only suspected, for a second. If another file is refused as well, or if the same file
 comes with fewer connections and is refused with more, there were too many. If it is
-refused with fewer, too, the file is at fault, and the suspicion is forgotten.
+refused with fewer, too, the file is at fault, and the suspicion is forgotten. Once the number
+is known, whatever is refused beyond it is one too many.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from http import HTTPStatus
+from math import inf
 from typing import Final
 
 from .errors import OriginStatus, OriginUnreachable
@@ -44,7 +46,9 @@ twice as long each time."""
 LONGEST_REST_S: Final = 3600.0
 
 ONE_CAUSE_S: Final = 1.0
-"""Connections that break within this time have one cause: an outage cuts them all."""
+"""Connections that break within this time have one cause: an outage cuts them all. But it
+leaves none standing, so what is begun after one broke, and breaks beside others that the
+origin has answered, has a cause of its own."""
 
 BLAME_S: Final = 2.0
 """A connection that breaks within this time after another one was begun may have had
@@ -96,7 +100,9 @@ class OriginFacts:
         if clock() > record.updated_at + FORGOTTEN_S:
             record = replace(record, connections=1, most=None, rest_s=FIRST_REST_S)
         self._record = record
-        self._standing: set[int] = set()
+        self._standing: dict[int, float] = {}  # when each was begun
+        self._answered: set[int] = set()
+        self._suspected_until = -inf
         self._broken_at = 0.0
         self._begun_at = 0.0
         self._refusals: dict[int, _Refusal | None] = {}  # by file; None: it is the file
@@ -119,6 +125,12 @@ class OriginFacts:
             left_s = self._record.most_until - self._clock()
             return left_s if self._record.most is not None and left_s > 0 else None
 
+    @property
+    def knows_most(self) -> bool:
+        """Whether it is beyond suspicion that it bears so many connections and no more."""
+        with self._lock:
+            return self._record.most is not None and not self._is_suspicion
+
     def changes(self) -> OriginRecord | None:
         """Return the record if it differs from when it was last asked for, else None."""
         with self._lock:
@@ -130,17 +142,21 @@ class OriginFacts:
     def begin(self, connection: int) -> None:
         """Count a connection that is about to be made."""
         with self._lock:
-            self._standing.add(connection)
-            self._begun_at = self._clock()
+            self._standing[connection] = self._begun_at = self._clock()
 
     def end(self, connection: int) -> None:
         """Stop counting a connection."""
         with self._lock:
-            self._standing.discard(connection)
+            self._standing.pop(connection, None)
+            self._answered.discard(connection)
 
-    def answered(self, latency_s: float, *, accepts_ranges: bool, file: int = 0) -> None:
+    def answered(
+        self, latency_s: float, *, accepts_ranges: bool, file: int = 0, connection: int = 0
+    ) -> None:
         """Note that a connection has brought an acceptable answer of *file*, after *latency_s*."""
         with self._lock:
+            if connection in self._standing:
+                self._answered.add(connection)
             known = self._record
             refusal = self._refusals.get(file)
             if refusal is None or len(self._standing) > refusal.most:
@@ -153,8 +169,11 @@ class OriginFacts:
             }
             if known.most is not None and len(self._standing) > known.most:
                 # It bears one more after all; the next one is tried soon.
+                until = self._clock() + FIRST_REST_S
                 changes |= {"most": len(self._standing), "rest_s": FIRST_REST_S}
-                changes |= {"most_until": self._clock() + FIRST_REST_S}
+                changes |= {"most_until": until}
+                if self._is_suspicion:
+                    self._suspected_until = until
             self._note(**changes)
 
     def brought(self, rate_bytes_s: float) -> None:
@@ -167,7 +186,9 @@ class OriginFacts:
         with self._lock:
             self._note(connections=connections)
 
-    def refused(self, error: Exception, file: int, *, others_come: bool) -> bool:
+    def refused(
+        self, error: Exception, file: int, *, others_come: bool, connection: int = 0
+    ) -> bool:
         """Take note of an attempt's *error*; say whether it was one connection too many.
 
         To be called before the connection is counted out. *others_come* says that other
@@ -182,14 +203,16 @@ class OriginFacts:
             if standing < 2 or blame is _Blame.FILE:
                 return False  # it would have been refused alone, too
             if isinstance(error, OriginUnreachable):
-                last_s, self._broken_at = self._broken_at, now_s
-                if now_s > self._begun_at + BLAME_S or now_s < last_s + ONE_CAUSE_S:
+                is_known = self._has_known_cause(connection, now_s)
+                self._broken_at = now_s
+                if is_known or now_s > self._begun_at + BLAME_S:
                     return False
             before = self._record
             if blame is _Blame.NUMBER:
                 self._lower(standing - 1, now_s, _retry_after_s(error))
             else:
-                self._note(most=standing - 1, most_until=now_s + SUSPECTED_S)
+                self._suspected_until = now_s + SUSPECTED_S
+                self._note(most=standing - 1, most_until=self._suspected_until)
                 _log.info("%s: maybe no more than %d connections", before.origin, standing - 1)
             self._remember(file, _Refusal(before, standing - 1, self._record.most_until, now_s))
             return True
@@ -198,26 +221,45 @@ class OriginFacts:
 
     def _blame(self, file: int, standing: int, now_s: float) -> _Blame:
         """Return the probable cause of a refusal that may be about *file* alone."""
-        if file in self._refusals:
-            refusal = self._refusals[file]
-            if refusal is None:
-                return _Blame.FILE
+        refusal = self._refusals.get(file)
+        if file in self._refusals and refusal is None:
+            return _Blame.FILE
+        if self._is_beyond_known(standing) or self._are_others_refused(file, now_s - BLAME_S):
+            return _Blame.NUMBER
+        if refusal is not None:
             if standing <= refusal.most:
                 self._take_back(refusal)
                 self._remember(file, None)
                 return _Blame.FILE
             if now_s < refusal.at_s + ONE_REASON_S:
                 return _Blame.NUMBER if refusal.came else _Blame.FILE
-        return _Blame.NUMBER if self._are_others_refused(file, now_s) else _Blame.MAYBE_NUMBER
+        is_shared = self._are_others_refused(file, now_s - ONE_REASON_S)
+        return _Blame.NUMBER if is_shared else _Blame.MAYBE_NUMBER
+
+    def _has_known_cause(self, connection: int, now_s: float) -> bool:
+        """Say whether what broke another connection just before has broken this one, too."""
+        is_later = self._standing.get(connection, 0.0) > self._broken_at
+        is_alone = not self._answered - {connection}
+        return now_s < self._broken_at + ONE_CAUSE_S and (is_alone or not is_later)
+
+    def _is_beyond_known(self, standing: int) -> bool:
+        """Say whether more connections stand than the origin bore when it was last tried."""
+        most = self._record.most
+        return most is not None and standing > most and not self._is_suspicion
+
+    @property
+    def _is_suspicion(self) -> bool:
+        """Whether the limit is no more than what one file's refusal makes of it."""
+        return self._record.most_until == self._suspected_until
 
     def _take_back(self, refusal: _Refusal) -> None:
         known, before = self._record, refusal.before
         if (known.most, known.most_until) == (refusal.most, refusal.most_until):
             self._note(most=before.most, most_until=before.most_until, rest_s=before.rest_s)
 
-    def _are_others_refused(self, file: int, now_s: float) -> bool:
+    def _are_others_refused(self, file: int, since_s: float) -> bool:
         return any(
-            refusal is not None and other != file and now_s < refusal.at_s + ONE_REASON_S
+            refusal is not None and other != file and refusal.at_s > since_s
             for other, refusal in self._refusals.items()
         )
 

@@ -117,7 +117,10 @@ class EntryView:
     joined; if not, there is one stream, from the front. ``settled`` is False until the
     origin's first answer has told which of the two it is. ``width`` is the number of
     connections that it is to have, even if fewer could serve all wants; ``skip_bytes`` is
-    the longest stored run that a stream may receive again.
+    the longest stored run that a stream may receive again. A question has been there
+    since ``ask_since_s``, monotonic; ``ask_impatient``: somebody has waited for its answer
+    longer than ``Limits.patience_s``. While it ``rests``, as an attempt has failed, no
+    connection is begun for it.
     """
 
     id: int
@@ -129,8 +132,11 @@ class EntryView:
     seekable: bool = True
     settled: bool = True
     ask: Ask = Ask.NO
+    ask_since_s: float = 0.0
+    ask_impatient: bool = False
     width: int = 1
     skip_bytes: int = 0
+    rests: bool = False
     origin: OriginView = OriginView()
 
 

@@ -9,7 +9,7 @@ The words are explained in :mod:`cachefsm.picture`.
 
 The rules, in the order they are applied:
 
-0. A question about the file as a whole takes a connection before anything else, and
+0. A question about the file as a whole is given a connection as a blocked reader is, and
    while nothing is known of the file no other is opened for it.
 1. A byte is fetched only if it is wanted and missing.
 2. A stream whose next byte is no longer wanted stops, unless it is told to bring
@@ -144,8 +144,24 @@ def _plan_entry(view: EntryView, limits: Limits) -> Draft:
     else:  # its answer is waited for
         draft.claims = [_undisturbed(stream) for stream in view.streams]
     if view.ask is Ask.WANTED:
-        draft.claims.append(Planned(0, 1, 1, None, Priority.BLOCKED, asks=True))
+        draft.claims.append(_question(view))
+    if view.rests:  # what is not begun takes nobody's place
+        for claim in draft.claims:
+            if claim.is_new:
+                draft.give_up(claim)
     return draft
+
+
+def _question(view: EntryView) -> Planned:
+    return Planned(
+        position=0,
+        stop=1,
+        limit=1,
+        priority=Priority.BLOCKED,
+        impatient=view.ask_impatient,
+        since_s=view.ask_since_s,
+        asks=True,
+    )
 
 
 def _plan_streams(draft: Draft, limits: Limits) -> None:
@@ -215,7 +231,8 @@ def _plan_single(draft: Draft) -> None:
     if not view.settled:  # else it can only come from the front, and whole
         gap = missing.intersection(first.start, END)
         start, stop = next(iter(gap), None) or next(iter(missing))
-    draft.open(start, stop, first.priority).since_s = first.since_s
+    claim = draft.open(start, stop, first.priority)
+    claim.since_s, claim.impatient = first.since_s, first.impatient
 
 
 def _undisturbed(stream: StreamView) -> Planned:

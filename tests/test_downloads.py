@@ -660,6 +660,18 @@ def test_a_reader_that_waits_keeps_its_stream_from_other_readers(
     assert second.result(WAIT_S) == content(8 * MIB, SIZE)
 
 
+def test_a_reader_of_another_file_has_its_turn_though_nothing_is_known_of_it(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(total=1, turn_s=0.1, patience_s=0.1))
+    hold = origin.script(hold_after(MIB), path="/film")
+    first = in_thread(fetch, cache, cache.entry(_serve(origin)))
+    assert hold.reached.wait(WAIT_S)
+    other = cache.entry(_serve(origin, path="/other"))
+    assert fetch(cache, other) == content(0, SIZE)  # the film's connection stood still
+    assert first.result(WAIT_S) == content(0, SIZE)
+
+
 class Concurrency:
     """Counts the answers in progress: a script for answers that nobody breaks off."""
 

@@ -86,6 +86,51 @@ def test_an_outage_that_cuts_all_connections_is_one_refusal(clock: Clock) -> Non
     assert facts.view().most == 3
 
 
+def test_what_is_begun_after_another_broke_and_breaks_beside_others_is_one_too_many(
+    clock: Clock,
+) -> None:
+    facts = facts_with(4, clock)
+    for number in (0, 1):
+        facts.answered(0.1, accepts_ranges=True, connection=number)
+    assert facts.refused(RESET, FILM, others_come=True, connection=3)
+    clock.now_s += 0.1
+    assert not facts.refused(RESET, FILM, others_come=True, connection=2)
+    for number in (2, 3):
+        facts.end(number)
+    clock.now_s += 0.1
+    facts.begin(4)
+    assert facts.refused(RESET, FILM, others_come=True, connection=4)
+    assert facts.view().most == 2
+    # But an outage leaves none that brings anything.
+    for number in (0, 1, 4):
+        facts.end(number)
+    clock.now_s += 0.1
+    for number in (5, 6):
+        facts.begin(number)
+    assert not facts.refused(RESET, FILM, others_come=True, connection=5)
+    assert facts.view().most == 2
+
+
+@pytest.mark.parametrize("error", [UNAVAILABLE, RESET])
+def test_what_is_refused_beyond_the_number_that_is_known_is_no_fault_of_the_file(
+    clock: Clock, error: Exception
+) -> None:
+    """It was refused before, beside more than there are now: that tells nothing of it."""
+    facts = facts_with(6, clock)
+    assert facts.refused(error, OTHER, others_come=False)
+    assert not facts.knows_most
+    for number in range(5, 1, -1):
+        assert facts.refused(TOO_MANY, FILM, others_come=False)
+        facts.end(number)
+    for _ in range(3):
+        clock.now_s += LONGEST_REST_S
+        facts.begin(2)
+        assert facts.view().most == 3
+        assert facts.refused(error, OTHER, others_come=False)
+        assert facts.knows_most
+        facts.end(2)
+
+
 def test_each_of_several_refusals_counts(clock: Clock) -> None:
     facts = facts_with(4, clock)
     for number in (3, 2):
@@ -331,6 +376,30 @@ def test_who_is_refused_for_the_others_sake_tries_again_at_once(
         film = cache.entry(origin.url("/film"))
         assert fetch(cache, film) == content(0, 4 * MIB)
         assert later.wait_complete(WAIT_S)
+
+
+@pytest.mark.parametrize("refusal", [status(503), status(429)])
+def test_orders_beyond_what_the_origin_bears_wait_until_it_bears_them(
+    open_cache: OpenCache, origin: Origin, refusal: Script
+) -> None:
+    """As nginx's limit_conn answers: 503, without a word of when to come again."""
+    cache = open_cache()
+    first, *others = (cache.entry(origin.url(f"/{name}")) for name in "abcd")
+    for name in "abcd":
+        origin.put(f"/{name}", Resource(4 * MIB))
+    hold = origin.script(hold_after(MIB), path="/a")
+    first.start(priority="prefetch")
+    assert hold.reached.wait(WAIT_S)
+    origin.script(
+        refusal,
+        when=lambda asked: any(not each.ended for each in origin.requests if each is not asked),
+        times=None,
+    )
+    for other in others:
+        other.start(priority="prefetch")
+    origin.wait_until(lambda: {request.path for request in origin.requests} >= {"/b", "/c"})
+    hold.release()
+    assert all(entry.wait_complete(WAIT_S) for entry in (first, *others))
 
 
 def _await_rest(film: Entry) -> None:

@@ -105,6 +105,24 @@ def test_an_order_that_is_not_met_by_its_deadline_is_given_up(
     assert fetch(cache, entry, 0, SIZE) == content(0, SIZE)  # a reader goes on from there
 
 
+def test_orders_behind_many_others_say_so_and_come_in_turn(
+    open_cache: OpenCache, origin: Origin
+) -> None:
+    cache = open_cache(limits=Limits(per_host=1))
+    hold = origin.script(hold_after(MIB), path="/0")
+    first, *others = cache.prefetch([put(origin, f"/{number}") for number in range(8)])
+    assert hold.reached.wait(WAIT_S)
+    assert {other.explain(0)["status"] for other in others} <= {"waiting", "unsettled"}
+    eventually(lambda: {other.explain(0)["status"] for other in others} == {"waiting"})
+    full = "all connections that this origin may have for it are in use"
+    assert others[-1].explain(0)["why"] == full
+    others[-1].start()  # a person's goes before a prefetch's
+    hold.release()
+    assert all(entry.wait_complete(WAIT_S) for entry in (first, *others))
+    whole = [request.path for request in origin.requests if request.range == "bytes=0-"]
+    assert whole == [f"/{number}" for number in (0, 7, 1, 2, 3, 4, 5, 6)]
+
+
 def test_an_order_that_never_came_to_its_turn_is_given_up(
     open_cache: OpenCache, film: str, origin: Origin
 ) -> None:

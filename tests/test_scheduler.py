@@ -448,15 +448,54 @@ def reading(*, blocked: bool, served_s: float, active: bool = True, here: int = 
         (reading(blocked=False, served_s=0.0, here=2), False, False),
     ],
 )
+@pytest.mark.parametrize("nature", [{}, {"seekable": False}, {"settled": False}])
 def test_readers_take_turns_where_there_are_too_few_connections(
-    view: EntryView, patient: bool, impatient: bool
+    view: EntryView, patient: bool, impatient: bool, nature: dict[str, Any]
 ) -> None:
     (waiting,) = crowd(hosts="a", priority=Priority.BLOCKED, running=False)
     for is_impatient, gives_way in [(False, patient), (True, impatient)]:
         want = replace(waiting.wants[0], impatient=is_impatient)
-        other = replace(waiting, id=7, wants=(want,))
+        other = replace(waiting, id=7, wants=(want,), **nature)
         actions = plan([view, other], replace(LIMITS, total=1))
         assert (SetStop(view.id, 1, 4, may_wait=False) in actions) == gives_way
+
+
+def question(number: int, *, impatient: bool = False, since_s: float = 0.0) -> EntryView:
+    """An entry of which nothing is known, and that somebody wants to know."""
+    (view,) = crowd(hosts="a", priority=Priority.FILL, running=False)
+    asked: dict[str, Any] = {"ask_impatient": impatient, "ask_since_s": since_s}
+    return replace(view, id=number, wants=(), settled=False, ask=Ask.WANTED, **asked)
+
+
+def test_a_question_that_has_waited_for_long_ends_a_reader_s_turn() -> None:
+    one = replace(LIMITS, total=1)
+    for served_s, impatient, gives_way in [(1.9, True, 0), (2.0, False, 0), (2.0, True, 1)]:
+        view = reading(blocked=True, served_s=served_s)
+        actions = plan([view, question(7, impatient=impatient)], one)
+        assert actions == [SetStop(view.id, 1, 4, may_wait=False)][:gives_way]
+
+
+def test_of_questions_and_readers_that_wait_the_oldest_is_first() -> None:
+    (waiting,) = crowd(hosts="a", priority=Priority.BLOCKED, running=False)
+    waiting = replace(waiting, id=5, wants=(replace(waiting.wants[0], since_s=2.0),))
+    views = [question(7, since_s=3.0), question(8, since_s=1.0), waiting]
+    for most, opened in [(1, {8}), (2, {5, 8}), (3, {5, 7, 8})]:
+        actions = plan(views, replace(LIMITS, total=most))
+        assert {action.entry_id for action in actions} == opened
+
+
+@pytest.mark.parametrize("nature", [{}, {"seekable": False}, {"settled": False}])
+def test_what_rests_takes_no_place_and_begins_nothing(nature: dict[str, Any]) -> None:
+    resting, other = crowd(hosts="aa", priority=Priority.PERSON, running=False)
+    views = [replace(resting, rests=True, **nature), question(7), replace(other, id=8)]
+    views[1] = replace(views[1], rests=True)
+    assert plan(views, replace(LIMITS, total=1)) == [Open(8, 0, 10, Priority.PERSON)]
+
+
+def test_a_stream_of_what_rests_goes_on_and_gives_up_nothing_for_one_that_is_not_begun() -> None:
+    view = drawn("..........", ">=========", blocked="......w...", fill="wwwwwwwwww")
+    assert planned(view) == [">=====....", "......N==="]
+    assert planned(replace(view, rests=True)) == [">========="]
 
 
 @pytest.mark.parametrize("nature", [{"seekable": False}, {"settled": False}])
