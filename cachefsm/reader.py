@@ -243,7 +243,11 @@ class Reader:
             self._want(position, window, blocked=True)
             options = self._options
             self._wait(
-                lambda: content.present.run_stop(position) > position or position >= content.length,
+                lambda: (
+                    content.present.run_stop(position) > position
+                    or position >= content.length
+                    or self._is_calmed()
+                ),
                 options.stall_timeout_s if self._started else options.first_byte_timeout_s,
                 f"byte {position} has not arrived",
             )
@@ -358,6 +362,12 @@ class Reader:
         demand, self._demand = self._demand, None
         if demand is not None:
             self.entry.unwant(demand, linger=linger)
+
+    def _is_calmed(self) -> bool:
+        """Say whether the wait was called off, if only before it began: what is missing is to be
+        asked for anew, unless this version of it will never come."""
+        is_calm = self._demand is not None and self._demand.blocked_since_s is None
+        return is_calm and self._content.superseded is None
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float, what: str) -> None:
         def done() -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from cachefsm import Cache
 from cachefsm.errors import StorageError
+from cachefsm.origin import OriginClient
 from cachefsm.proxy import Server
-from tests.support.caches import WAIT_S, OpenCache, eventually, rows
+from cachefsm.reader import Reader, ReaderOptions
+from tests.support.caches import WAIT_S, OpenCache, eventually, fetch, rows
 from tests.support.clients import (
     ask,
     at_once,
@@ -25,6 +28,7 @@ from tests.support.faults import extra_headers, hold_after, hold_before_headers
 from tests.support.origin import Origin, Resource, content, pattern
 from tests.support.threads import in_thread
 
+BRIEF_S = 0.5  # for a wait that would end in vain
 SIZE = 3_000_000  # more than what is received rather than jumped over
 
 
@@ -230,6 +234,34 @@ def test_a_part_that_may_not_be_stored_joins_what_is_on_its_way_to_the_client(
         origin.put("/film", film("no-store"))
         assert ask(url).body == content(0, SIZE)
         assert cache.find(1).ranges == [(0, 1_000_000)]
+
+
+def test_who_is_about_to_wait_for_what_may_not_be_stored_gets_it_elsewhere(
+    origin, open_cache: OpenCache
+) -> None:
+    cache = open_cache(fill="requested")
+    origin.put("/film", film("max-age=60"))
+    held = cache.entry(origin.url("/film"))
+    assert fetch(cache, held, 0, 1_000_000) == content(0, 1_000_000)
+    eventually(lambda: held.describe()["streams"] == [])
+    origin.put("/film", film("no-store"))
+    hold = origin.script(hold_before_headers())
+
+    @contextmanager
+    def just_before_the_wait(_reader: Reader) -> Iterator[None]:
+        """Let the answer come after it was asked for, and before anybody waits for it."""
+        if not hold.gate.is_set():
+            assert hold.reached.wait(WAIT_S)
+            hold.release()
+            eventually(lambda: held.describe()["streams"] == [])
+        yield
+
+    live, client = cache.registry.acquire(held.id), OriginClient()
+    options = ReaderOptions(stall_timeout_s=BRIEF_S, first_byte_timeout_s=BRIEF_S)
+    reader = Reader(live, options, client, watch=just_before_the_wait, on_close=client.close)
+    with closing(reader):
+        assert reader.read(1_000_000, 1000) == content(1_000_000, 1_001_000)
+    cache.registry.release(live)
 
 
 def test_a_reader_of_the_old_version_has_nothing_of_the_new_one_fetched(
