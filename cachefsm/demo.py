@@ -21,6 +21,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -319,10 +320,8 @@ class _Server(HTTPServer):
         super().server_close()
         with self._lock:
             for client in self._sockets:
-                try:
+                with suppress(OSError):  # the client was quicker
                     client.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the client was quicker
         for thread in self._threads:
             thread.join()
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from .content import Content
@@ -148,12 +149,10 @@ class ProvenOrigin:
             except UnsatisfiedByOrigin as error:
                 raise RepresentationChanged("the fresh link leads to a shorter file") from error
 
-        try:
-            with ask(samples[0], held) as fetch:
-                _read(fetch, samples[0])  # so that the connection can be used again
-                return None
-        except RepresentationChanged:
-            pass  # by its validator, that is
+        # Changed by its validator, that is: its bytes may still be the same.
+        with suppress(RepresentationChanged), ask(samples[0], held) as fetch:
+            _read(fetch, samples[0])  # so that the connection can be used again
+            return None
         told: Representation | None = None
         for sample in samples:
             with ask(sample, told) as fetch:

@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -237,10 +237,8 @@ def _own_addresses(host: str) -> list[str]:
 
 
 def _print_lines(*lines: str) -> None:
-    try:
+    with suppress(OSError):  # nobody reads it; the proxy is of use all the same
         print("\n".join(lines), flush=True)
-    except OSError:
-        pass  # nobody reads it; the proxy is of use all the same
 
 
 def _hints(options: argparse.Namespace, address: str, mounts: list[Mount]) -> Iterator[str]:

@@ -79,7 +79,7 @@ class _Handler(WSGIRequestHandler):
         }
 
     def finish(self) -> None:
-        pass  # there are no rfile and wfile to close
+        """Close nothing: there are no rfile and wfile here."""
 
     def handle(self) -> None:
         client = self._client

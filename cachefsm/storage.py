@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import StorageError
@@ -69,9 +70,8 @@ def remove_content(path: Path) -> None:
         StorageError: the operating system refused.
     """
     try:
-        path.unlink(missing_ok=True)
-    except NotADirectoryError:
-        pass  # what it was in is gone
+        with suppress(NotADirectoryError):  # what it was in is gone
+            path.unlink(missing_ok=True)
     except OSError as error:
         raise _storage_error("remove", path, error) from error
 
@@ -143,9 +143,8 @@ class ContentFile:
             StorageError: the operating system refused.
         """
         try:
-            os.truncate(self.path, 0)
-        except (FileNotFoundError, NotADirectoryError):
-            pass  # it takes none
+            with suppress(FileNotFoundError, NotADirectoryError):  # it takes none
+                os.truncate(self.path, 0)
         except OSError as error:
             raise _storage_error("empty", self.path, error) from error
 

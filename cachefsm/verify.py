@@ -216,9 +216,8 @@ class Scrubber(Loop):
     def _tolerant(self, entry_id: int) -> Iterator[None]:
         """Log an error in the block about one entry, so that the others are still checked."""
         try:
-            yield
-        except EntryNotFound:
-            pass  # removed since the list was made
+            with suppress(EntryNotFound):  # removed since the list was made
+                yield
         except CacheClosed:
             raise
         except CacheError as error:
